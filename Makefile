@@ -1,0 +1,118 @@
+# Everything a user or a developer runs. `make` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+REPOSITORY ?= model_repository
+MODEL ?= minilm-l6-demo
+PRECISION ?= int8
+SHARED ?= ../shared
+DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
+DISTRIBUTIONS := client server export bench
+TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_bench
+
+.PHONY: help
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+# --- the main job -----------------------------------------------------------------------------------------------
+
+.PHONY: demo
+demo: $(VENV)/.demo $(REPOSITORY)/minilm-l6-demo/manifest.json ## rerank the examples in a real Triton; installs what it needs
+	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY)
+
+.PHONY: serve
+serve: $(VENV)/.demo $(REPOSITORY)/minilm-l6-demo/manifest.json ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
+	@PATH="$(abspath $(BIN)):$$PATH" exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
+
+.PHONY: export
+export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name or folder, PRECISION=fp32|int8, REPOSITORY=…)
+	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) --model-repository $(REPOSITORY)
+
+.PHONY: repository-check
+repository-check: $(VENV)/.demo ## is the model repository what was exported?
+	$(BIN)/triton-rerank-export check --model-repository $(REPOSITORY)
+
+.PHONY: demo-model
+demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes 60 …")
+	$(BIN)/triton-rerank-export demo-model $(ARGS)
+
+$(REPOSITORY)/minilm-l6-demo/manifest.json: $(DEMO_DELTA) | $(VENV)/.demo
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --model-repository $(REPOSITORY)
+	@touch $@
+
+# --- measurement ------------------------------------------------------------------------------------------------
+
+.cache/fp32/minilm-l6-demo/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision fp32 --model-repository .cache/fp32
+	@touch $@
+
+.cache/checkpoint/config.json: $(DEMO_DELTA) | $(VENV)/.test
+	$(BIN)/python -c 'from pathlib import Path; from triton_rerank_export.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
+	@touch $@
+
+.PHONY: eval
+eval: $(VENV)/.test $(REPOSITORY)/minilm-l6-demo/manifest.json .cache/fp32/minilm-l6-demo/manifest.json ## quality on the collections in SHARED/data
+	$(BIN)/triton-rerank-bench quality --data $(SHARED)/data/cisi --data $(SHARED)/data/cacm \
+	  --model-repository int8=$(REPOSITORY) --model-repository fp32=.cache/fp32 $(ARGS)
+
+.PHONY: speed
+speed: $(VENV)/.test $(REPOSITORY)/minilm-l6-demo/manifest.json .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
+	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
+
+# --- development ------------------------------------------------------------------------------------------------
+
+.PHONY: test
+test: lint types imports ## lint, types, import rules and every test, against a real Triton; installs what it needs
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.test ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.test ## mypy --strict
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/mypy examples tests
+
+.PHONY: imports
+imports: $(VENV)/.test ## imports go one way
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(VENV)/.test ## ruff format and its safe fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: lock
+lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
+	for version in 3.10 3.11 3.12; do uv pip compile --quiet --no-header --no-annotate --upgrade \
+	  --python-version $$version --python-platform x86_64-manylinux_2_35 \
+	  requirements/test.in -o requirements/constraints-$$version.txt; done
+
+.PHONY: clean
+clean: ## remove what was built, and the environment
+	rm -rf $(VENV) .cache $(REPOSITORY)/*/1 $(REPOSITORY)/*/manifest.json
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
+	  "Python %d.%d: 3.10 to 3.12 is needed; choose one with make PYTHON=python3.12 …" % v)'
+	@test "$$(uname -sm)" = "Linux x86_64" || { echo "$$(uname -sm): the wheel of Triton is for Linux x86_64 only"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# Each stamp is written last, so that an interrupted installation goes on where it stopped.
+$(VENV)/.demo: requirements/demo.in $(wildcard requirements/constraints-*.txt) $(DISTRIBUTIONS:%=%/pyproject.toml) | $(VENV)/bin/python
+	$(call install,requirements/demo.in)
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(DISTRIBUTIONS:%=-e %)
+	@touch $@
+
+$(VENV)/.test: requirements/test.in $(VENV)/.demo | $(VENV)/bin/python
+	$(call install,requirements/test.in)
+	@touch $@
+
+install = version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	$(BIN)/python -m pip install --disable-pip-version-check -c requirements/constraints-$$version.txt -r $(1)

@@ -1,0 +1,62 @@
+"""gRPC status and Triton's message -> error class, in one table. Pure.
+
+Triton answers UNAVAILABLE for several things that only the message tells apart. First match wins; an empty fragment
+matches every message.
+"""
+
+from __future__ import annotations
+
+from triton_rerank.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    InferenceError,
+    InvalidRequestError,
+    ModelNotReadyError,
+    OverloadedError,
+    RequestTooLargeError,
+    RerankError,
+    ServerUnavailableError,
+)
+
+# (status, fragment of the message in lower case, error, what to do)
+TABLE: tuple[tuple[str, str, type[RerankError], str], ...] = (
+    ("UNAVAILABLE", "exceeds maximum queue size", OverloadedError, "send it again later, or add servers"),
+    ("UNAVAILABLE", "request timeout expired", OverloadedError, "send it again later, or add servers"),
+    ("UNAVAILABLE", "not at ready state", ModelNotReadyError, "see the server's log for why it did not load"),
+    ("UNAVAILABLE", "is not ready", ModelNotReadyError, "see the server's log for why it did not load"),
+    ("UNAVAILABLE", "", ServerUnavailableError, "check the address and that the server runs"),
+    ("DEADLINE_EXCEEDED", "", DeadlineExceededError, "raise timeout_s, or send fewer documents"),
+    ("CANCELLED", "", ServerUnavailableError, "the server ended the call, it may be shutting down; send it again"),
+    ("NOT_FOUND", "", ConfigurationError, "check the model's name against the server's repository"),
+    ("INVALID_ARGUMENT", "", InvalidRequestError, "change the request"),
+    ("OUT_OF_RANGE", "", InvalidRequestError, "change the request"),
+    ("FAILED_PRECONDITION", "", ConfigurationError, "check that client and server fit together"),
+    ("ALREADY_EXISTS", "", ConfigurationError, "check that client and server fit together"),
+    ("UNIMPLEMENTED", "", ConfigurationError, "check that the address is Triton's gRPC port"),
+    ("UNAUTHENTICATED", "", ConfigurationError, "check the credentials"),
+    ("PERMISSION_DENIED", "", ConfigurationError, "check the credentials"),
+    ("RESOURCE_EXHAUSTED", "message larger than max", RequestTooLargeError, "send fewer or shorter documents"),
+    ("RESOURCE_EXHAUSTED", "", OverloadedError, "send it again later, or add servers"),
+    ("ABORTED", "", ServerUnavailableError, "send it again"),
+    ("INTERNAL", "", InferenceError, "see the server's log"),
+    ("DATA_LOSS", "", InferenceError, "see the server's log"),
+    ("UNKNOWN", "", InferenceError, "see the server's log"),
+)
+
+
+def error_for(status: str, message: str, *, target: str, model: str, request_id: str | None = None) -> RerankError:
+    """Make the error for an RPC that failed.
+
+    Args:
+        status: gRPC status name, with or without the prefix ``StatusCode.``.
+        message: the server's or the channel's words.
+        target: ``host:port`` that was called.
+        model: model that was asked for.
+        request_id: id of the request.
+    """
+    name = status.removeprefix("StatusCode.")
+    lowered = message.lower()
+    for code, fragment, error, advice in TABLE:
+        if code == name and fragment in lowered:
+            return error(f"{model!r} at {target}: {message} [{name}]; {advice}", request_id=request_id)
+    return InferenceError(f"{model!r} at {target}: {message} [{name}]; see the server's log", request_id=request_id)

@@ -1,0 +1,1 @@
+"""What scores pairs: one Protocol, one file an implementation."""

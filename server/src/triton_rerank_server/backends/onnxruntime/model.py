@@ -1,0 +1,88 @@
+"""Triton backend ``onnxruntime`` where NVIDIA's native one is absent: same config.pbtxt, same keys.
+
+Triton prefers ``libtriton_onnxruntime.so`` where it exists; this file is used only without it. It takes all requests
+of an execution together and computes them in micro-batches (engine.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - Triton does not put it there
+
+import numpy as np
+import numpy.typing as npt
+import triton_python_backend_utils as pb_utils
+from engine import Engine, EngineError, EngineOptions, cuda_available
+
+
+class TritonPythonModel:
+    """Triton's interface to `engine.Engine`; one object an instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Open the session of this version and hold its graph against config.pbtxt."""
+        config = json.loads(args["model_config"])
+        filename = config.get("default_model_filename") or "model.onnx"
+        path = Path(args["model_repository"]) / args["model_version"] / filename
+        self._engine = Engine(path, _options(config, args))
+        _check_names(path, "inputs", self._engine.input_names, config["input"])
+        _check_names(path, "outputs", self._engine.output_names, config["output"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request of one execution, in order."""
+        names = self._engine.input_names
+        inputs = [
+            {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
+            for request in requests
+        ]
+        try:
+            return [_response(logits) for logits in self._engine.logits(inputs)]
+        except EngineError:
+            return [self._alone(request) for request in inputs]  # the bad one gets its error, the others their answers
+
+    def _alone(self, inputs: dict[str, npt.NDArray[np.int64]]) -> Any:
+        try:
+            return _response(self._engine.logits([inputs])[0])
+        except EngineError as exc:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG))
+
+
+def _response(logits: npt.NDArray[np.float32]) -> Any:
+    return pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)])
+
+
+def _options(config: dict[str, Any], args: dict[str, str]) -> EngineOptions:
+    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+    counts = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode")
+    switches = ("enable_mem_arena", "enable_mem_pattern")
+    on_gpu = args["model_instance_kind"] == "GPU"
+    if on_gpu and not cuda_available():
+        raise EngineError(
+            f"{args['model_name']}: instance_group asks for a GPU, but this onnxruntime has no CUDA provider; "
+            "install onnxruntime-gpu, or set the kind to KIND_CPU"
+        )
+    return EngineOptions(
+        **{key: _whole(key, parameters[key]) for key in counts if key in parameters},
+        **{key: bool(_whole(key, parameters[key])) for key in switches if key in parameters},
+        graph_level=int(config.get("optimization", {}).get("graph", {}).get("level", 0)),
+        device_id=int(args["model_instance_device_id"]) if on_gpu else None,
+    )
+
+
+def _whole(key: str, value: str) -> int:
+    if not value.isdecimal():
+        raise EngineError(f"parameter {key} is {value!r}: it must be a whole number, 0 or more")
+    return int(value)
+
+
+def _check_names(path: Path, what: str, graph: list[str], declared: list[dict[str, Any]]) -> None:
+    names = [tensor["name"] for tensor in declared]
+    if sorted(graph) != sorted(names):
+        raise EngineError(
+            f"{path}: the graph's {what} are {sorted(graph)}, config.pbtxt declares {sorted(names)}; "
+            "the config belongs to another model, export it again"
+        )

@@ -1,0 +1,1 @@
+"""Triton backend: text pairs to tensors."""

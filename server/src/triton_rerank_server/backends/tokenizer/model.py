@@ -1,0 +1,82 @@
+"""Triton backend ``tokenizer``: the ensemble's first step, one backend for every model.
+
+query, document (BYTES, (n, 1)) -> input_ids, attention_mask[, token_type_ids], token_count, truncated. All requests
+of an execution are tokenised in one call; a bad request gets its own error and its neighbours their answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - Triton does not put it there
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+import triton_python_backend_utils as pb_utils
+from pairs import PairError, PairLimits, PairTensors, PairTokenizer, TextTokens
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One request, decoded."""
+
+    queries: list[str]
+    documents: list[str]
+    limits: PairLimits
+
+
+class TritonPythonModel:
+    """Triton's interface to `pairs.PairTokenizer`."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the tokenizer file of this version and the lengths from config.pbtxt."""
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
+        try:
+            self._tokenizer = PairTokenizer(
+                Path(args["model_repository"]) / args["model_version"] / "tokenizer.json",
+                max_length=int(parameters["max_length"]),
+                length_ladder=[int(rung) for rung in parameters["length_ladder"].split(",")],
+                pad_token_id=int(parameters["pad_token_id"]),
+            )
+        except KeyError as exc:
+            raise PairError(f"{args['model_name']}: config.pbtxt has no parameter {exc}; export it again") from exc
+        self._outputs = [output["name"] for output in config["output"]]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer every request of one execution, in order."""
+        parsed = [self._read(request) for request in requests]
+        tokens = self._tokenizer.tokenize(
+            text for pairs in parsed if isinstance(pairs, Pairs) for text in (*pairs.queries, *pairs.documents)
+        )
+        return [self._respond(pairs, tokens) for pairs in parsed]
+
+    def _read(self, request: Any) -> Pairs | str:
+        if request.is_cancelled():
+            return "the caller cancelled the request"
+        try:
+            parameters = json.loads(request.parameters() or "{}")
+            limits = self._tokenizer.limits(parameters.get("max_length"), parameters.get("max_query_tokens"))
+            return Pairs(_texts(request, "query"), _texts(request, "document"), limits)
+        except PairError as exc:
+            return str(exc)
+
+    def _respond(self, pairs: Pairs | str, tokens: dict[str, TextTokens]) -> Any:
+        if isinstance(pairs, str):
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(pairs, pb_utils.TritonError.INVALID_ARG))
+        tensors: PairTensors = self._tokenizer.assemble(
+            [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
+        )
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, getattr(tensors, name)) for name in self._outputs])
+
+
+def _texts(request: Any, name: str) -> list[str]:
+    array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()  # (n, 1) bytes
+    try:
+        return [value.decode("utf-8") for value in array.reshape(-1)]
+    except UnicodeDecodeError as exc:
+        raise PairError(f"{name} is not UTF-8: {exc.reason} at byte {exc.start}; send UTF-8 text") from exc

@@ -1,0 +1,88 @@
+"""A child process that cannot outlive us, with its whole group ended at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+from triton_rerank_server.errors import ServerStartError
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Child:
+    """A process in a group of its own, so that Ctrl-C reaches us first and stubs can be ended with it.
+
+    Linux sends the parent-death signal when the *thread* that forked ends, so a thread of ours starts the process
+    and waits for it; even a killed parent leaves no orphan.
+
+    Args:
+        arguments: program and arguments.
+        environment: the whole environment.
+        log_file: standard output and error are appended here.
+
+    Raises:
+        ServerStartError: the program or the log file cannot be opened.
+    """
+
+    def __init__(self, arguments: list[str], *, environment: dict[str, str], log_file: Path) -> None:
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._exit_code: int | None = None
+        self._error: OSError | None = None
+        self.pid = 0
+        thread = threading.Thread(target=self._run, args=(arguments, environment, log_file), daemon=True)
+        thread.start()
+        self._started.wait()
+        if self._error is not None:
+            raise ServerStartError(f"{arguments[0]} cannot be started: {self._error}") from self._error
+
+    def wait(self, timeout_s: float | None) -> int | None:
+        """Exit code, or None if it still runs after ``timeout_s`` seconds."""
+        self._ended.wait(timeout_s)
+        return self._exit_code
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process itself, not to its group."""
+        if not self._ended.is_set():
+            os.kill(self.pid, number)
+
+    def stop(self, timeout_s: float, *, kill: bool) -> int | None:
+        """SIGTERM, wait, SIGKILL if it must be; then the rest of its group."""
+        if not kill:
+            self.send_signal(signal.SIGTERM)
+            self.wait(timeout_s)
+        with contextlib.suppress(ProcessLookupError):  # the group is empty when all went well
+            os.killpg(self.pid, signal.SIGKILL)
+        return self.wait(timeout_s)
+
+    def _run(self, arguments: list[str], environment: dict[str, str], log_file: Path) -> None:
+        try:
+            with log_file.open("ab") as log:
+                process = subprocess.Popen(
+                    arguments,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,  # one libc call, no locks
+                )
+            self.pid = process.pid
+        except OSError as exc:
+            self._error = exc
+            return
+        finally:
+            self._started.set()
+        self._exit_code = process.wait()
+        self._ended.set()

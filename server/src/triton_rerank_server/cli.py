@@ -1,0 +1,115 @@
+"""``triton-rerank-serve``: start Triton on a model repository and stay until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from triton_rerank_server.errors import ServerStartError
+from triton_rerank_server.process import ServerConfig, TritonServer
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0 after SIGTERM or SIGINT and a clean drain, 1 if Triton did not start or died.
+    """
+    options = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="triton-rerank-serve: %(message)s", stream=sys.stderr)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _raise_stop)
+    server = TritonServer(_config(options), on_progress=lambda step: print(f"triton-rerank-serve: {step}", flush=True))
+    try:
+        server.start()
+        _announce(server)
+        return _died(server)
+    except ServerStartError as exc:
+        print(f"triton-rerank-serve: {exc}", file=sys.stderr)
+        return 1
+    except _Stop as stop:
+        print(f"triton-rerank-serve: {stop}, letting running requests finish", flush=True)
+        return 0
+    finally:
+        _ignore_further_terms()
+        server.stop()
+
+
+class _Stop(BaseException):
+    """SIGTERM or SIGINT arrived."""
+
+
+def _raise_stop(number: int, _frame: object) -> None:
+    raise _Stop(signal.Signals(number).name)
+
+
+def _ignore_further_terms() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the drain has a bound of its own (--exit-timeout-s)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _died(server: TritonServer) -> int:
+    code = server.wait()
+    print(f"triton-rerank-serve: tritonserver died with code {code}:\n{server.log_tail()}", file=sys.stderr)
+    return 1
+
+
+def _announce(server: TritonServer) -> None:
+    host = server.grpc_target.rsplit(":", 1)[0]
+    models = sorted(path.parent.name for path in server.config.model_repository.glob("*/manifest.json"))
+    print(
+        f"""
+serving {", ".join(models) or "the repository"}  (Ctrl-C stops it)
+  gRPC     {server.grpc_target}
+  HTTP     http://{host}:{server.http_port}/v2
+  metrics  http://{host}:{server.metrics_port}/metrics
+  log      {server.log_file}
+
+call it:
+  triton-rerank rerank --target {server.grpc_target} --model {models[0] if models else "MODEL"} \\
+    --query 'how do I compress a file?' --documents documents.txt --top-k 3
+""",
+        flush=True,
+    )
+
+
+def _config(options: argparse.Namespace) -> ServerConfig:
+    return ServerConfig(
+        model_repository=options.model_repository,
+        address=options.address,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        metrics_port=options.metrics_port,
+        exit_timeout_s=options.exit_timeout_s,
+        start_timeout_s=options.start_timeout_s,
+        log_file=options.log_file,
+        extra_args=tuple(options.extra_args),
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = ServerConfig(Path())
+    parser = argparse.ArgumentParser(prog="triton-rerank-serve", description=__doc__)
+    parser.add_argument("--model-repository", type=Path, required=True, help="folder written by triton-rerank-export")
+    parser.add_argument(
+        "--address", default=defaults.address, help="address to bind (default %(default)s: this machine)"
+    )
+    for service in ("grpc", "http", "metrics"):
+        port = getattr(defaults, f"{service}_port")
+        parser.add_argument(f"--{service}-port", type=int, default=port, help="default %(default)s; 0 takes a free one")
+    parser.add_argument(
+        "--exit-timeout-s", type=int, default=defaults.exit_timeout_s, help="seconds that running requests get"
+    )
+    parser.add_argument(
+        "--start-timeout-s", type=float, default=defaults.start_timeout_s, help="seconds until it must be ready"
+    )
+    parser.add_argument("--log-file", type=Path, help="Triton's output; else a temporary file")
+    parser.add_argument("extra_args", nargs="*", help="after --, passed to tritonserver as they are")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""Finds tritonserver and lays out the backend directory that it is started with."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton_rerank_server.errors import ServerStartError
+
+OUR_BACKENDS = Path(__file__).parent / "backends"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver on this machine.
+
+    Attributes:
+        binary: the executable.
+        backends: its own backend directory; holds ``python`` and, in NVIDIA's images, ``onnxruntime``.
+        libraries: folder of shared libraries that it needs, or None where the system has them.
+        stub: Python-backend stub for this interpreter, or None where ``backends/python`` has one.
+    """
+
+    binary: Path
+    backends: Path
+    libraries: Path | None = None
+    stub: Path | None = None
+
+
+def find_installation() -> Installation:
+    """Find tritonserver: on PATH (NVIDIA's image), else in the PyPI wheel ``nvidia-pytriton``.
+
+    Raises:
+        ServerStartError: neither is there, or the wheel has no stub for this Python.
+    """
+    on_path = shutil.which("tritonserver")
+    if on_path:
+        binary = Path(on_path).resolve()
+        return Installation(binary, binary.parent.parent / "backends")
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerStartError(
+            "no tritonserver: it is not on PATH and the wheel nvidia-pytriton is not installed; "
+            "run inside NVIDIA's Triton image, or `pip install 'triton-rerank-server[tritonserver]'`"
+        )
+    package = Path(spec.submodule_search_locations[0])
+    root, libraries = package / "tritonserver", package.parent / "nvidia_pytriton.libs"
+    return Installation(root / "bin" / "tritonserver", root / "backends", libraries, _wheel_stub(root))
+
+
+def _wheel_stub(root: Path) -> Path:
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        have = ", ".join(sorted(folder.name for folder in stub.parent.parent.iterdir()))
+        raise ServerStartError(f"nvidia-pytriton has no Python-backend stub for Python {version}; it has {have}")
+    return stub
+
+
+def lay_out_backends(installation: Installation, directory: Path) -> Path:
+    """Fill ``directory`` with Triton's backends and ours.
+
+    NVIDIA's native ONNX Runtime backend is kept where it exists; ours stands in where it does not.
+    """
+    directory.mkdir(parents=True)
+    for backend in sorted(installation.backends.iterdir()):
+        if backend.name != "python":
+            (directory / backend.name).symlink_to(backend)
+    _lay_out_python(installation, directory / "python")
+    for name in ("tokenizer", "onnxruntime"):
+        if not (directory / name / f"libtriton_{name}.so").exists():
+            shutil.copytree(OUR_BACKENDS / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return directory
+
+
+def _lay_out_python(installation: Installation, directory: Path) -> None:
+    source = installation.backends / "python"
+    if installation.stub is None:
+        directory.symlink_to(source)
+        return
+    shutil.copytree(source, directory)  # Triton refuses a library that is a link out of its backend's folder
+    shutil.copy2(installation.stub, directory)
