@@ -77,7 +77,7 @@ lint: $(VENV)/.test ## ruff
 .PHONY: types
 types: $(VENV)/.test ## mypy --strict
 	$(BIN)/mypy $(TYPED)
-	$(BIN)/mypy examples tests
+	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases examples tests
 
 .PHONY: imports
 imports: $(VENV)/.test ## imports go one way

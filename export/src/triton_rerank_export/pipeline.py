@@ -14,7 +14,7 @@ from triton_rerank_export.checkpoint import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.reference import Reference
 from triton_rerank_export.triton_config import Precision, ServedModel, encoder_inputs, length_ladder
-from triton_rerank_server.backends.onnxruntime.engine import Engine
+from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineError
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
@@ -91,7 +91,10 @@ def run_parity(checkpoint: Checkpoint, staged: Path, served: ServedModel, on_ste
         done += 1
         on_step(f"comparing with PyTorch, query {done} of {len(queries)}")
 
-    return parity.compare(queries, reference.logits, scorer.logits, on_query=count)
+    try:
+        return parity.compare(queries, reference.logits, scorer.logits, on_query=count)
+    except EngineError as exc:
+        raise ExportError(f"{checkpoint.name}: the exported graph does not take its tokenizer's tokens: {exc}") from exc
 
 
 class ServedScorer:

@@ -1,0 +1,145 @@
+"""``triton-rerank-bench``: quality and speed of served rerankers."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from triton_rerank import RerankError
+from triton_rerank_bench import report
+from triton_rerank_bench.bi_encoder import BiEncoder, default_model
+from triton_rerank_bench.collections import load_collection
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.quality import Reranker, measure_quality
+from triton_rerank_bench.speed import measure_speed
+from triton_rerank_server import ServerStartError
+
+DEFAULT_CACHE = Path(".cache/triton-rerank-bench")
+DEFAULT_ROUNDS = 7
+DEFAULT_SEED = 1
+WIDTH = 110  # of a report that goes to a file or a pipe
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Returns:
+        0; 1 if ``speed --check`` missed a target; 2 if nothing could be measured.
+    """
+    options = _parser().parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    try:
+        document, code = _speed(options, console) if options.command == "speed" else _quality(options, console)
+        if options.output:
+            options.output.write_text(report.indented(document), encoding="utf-8")
+    except (BenchError, RerankError, ServerStartError, OSError) as exc:
+        print(f"triton-rerank-bench: {exc}", file=sys.stderr)
+        return 2
+    print(report.compact(document))
+    return code
+
+
+def _quality(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
+    rerankers = name_rerankers(options.model_repository, options.model)
+    collections = [load_collection(folder) for folder in options.data]
+    encoder = None if options.no_bi_encoder else BiEncoder(options.bi_encoder or default_model(), options.cache)
+    with _progress() as progress:
+        figures, version = measure_quality(collections, rerankers, encoder, seed=options.seed, progress=progress)
+    report.print_quality(console, figures)
+    return report.quality_json(figures, version, {"seed": options.seed}), 0
+
+
+def _speed(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
+    (reranker,) = name_rerankers([options.model_repository], options.model)
+    with _progress() as progress:
+        figures = measure_speed(
+            reranker.model_repository,
+            reranker.model,
+            options.checkpoint,
+            n_rounds=options.rounds,
+            seed=options.seed,
+            progress=progress,
+        )
+    report.print_speed(console, figures)
+    missed = any(target.passed is False for target in figures.targets)
+    return report.speed_json(figures, {"seed": options.seed}), int(options.check and missed)
+
+
+def name_rerankers(values: list[str], model: str | None) -> list[Reranker]:
+    """Read ``NAME=PATH`` or ``PATH``, whose name is then the folder's.
+
+    Args:
+        values: as given to ``--model-repository``.
+        model: public model name, or None.
+
+    Raises:
+        BenchError: a folder is not there, or two have one name.
+    """
+    rerankers = []
+    for value in values:
+        name, separator, path = value.rpartition("=")
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BenchError(f"--model-repository {value}: looked for the folder {folder}; `make export` builds one")
+        rerankers.append(Reranker(name if separator else folder.resolve().name, folder, model))
+    names = [reranker.label for reranker in rerankers]
+    if len(set(names)) < len(names):
+        raise BenchError(f"--model-repository: the names {', '.join(names)} must differ; give them as NAME=PATH")
+    return rerankers
+
+
+def _progress() -> Progress:
+    # On stderr: stdout carries the report, whose last line is JSON.
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), refresh_per_second=2)  # it must not cost what is timed
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="triton-rerank-bench", description="Quality and speed of served rerankers.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_quality(commands.add_parser("quality", help="nDCG@10 and MRR@10 on collections in BEIR form"))
+    _add_speed(commands.add_parser("speed", help="seconds and memory, against sentence-transformers"))
+    return parser
+
+
+def _add_quality(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=Path, action="append", required=True, help="folder in BEIR form; repeatable")
+    parser.add_argument(
+        "--model-repository",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="serve and measure the model in it; repeatable; none measures BM25 and the bi-encoder only",
+    )
+    parser.add_argument("--bi-encoder", type=Path, help="sentence-transformers folder (default: all-MiniLM-L6-v2)")
+    parser.add_argument("--no-bi-encoder", action="store_true", help="leave the bi-encoder out")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help=f"for embeddings (default {DEFAULT_CACHE})")
+    _add_common(parser, "of the bootstrap")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-repository", required=True, metavar="PATH", help="serve and time the model in it")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
+    parser.add_argument("--rounds", type=_positive, default=DEFAULT_ROUNDS, help="counted rounds (default %(default)s)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    _add_common(parser, "of the texts and of the turns")
+
+
+def _add_common(parser: argparse.ArgumentParser, seed_of: str) -> None:
+    parser.add_argument("--model", help="public model name, if the repository holds more than one")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help=f"{seed_of} (default %(default)s)")
+    parser.add_argument("--output", type=Path, help="write the report there as JSON")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

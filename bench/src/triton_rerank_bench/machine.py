@@ -1,0 +1,127 @@
+"""What a figure was measured on: processor, threads, versions, date."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+# Instructions that decide how fast matrix products run in fp32, bf16 and int8.
+RELEVANT_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
+DISTRIBUTIONS = (
+    "triton-rerank",
+    "triton-rerank-server",
+    "triton-rerank-bench",
+    "tritonclient",
+    "onnxruntime",
+    "tokenizers",
+    "sentence-transformers",
+    "transformers",
+    "torch",
+    "bm25s",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a measurement ran.
+
+    Attributes:
+        cpu: model name.
+        cpu_flags: those of `RELEVANT_FLAGS` that this processor has.
+        cores: cores that this process may run on.
+        memory_gib: of the machine.
+        system: kernel and architecture.
+    """
+
+    cpu: str
+    cpu_flags: list[str]
+    cores: int
+    memory_gib: float
+    system: str
+
+
+def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+    """Describe this machine; what cannot be read is "unknown"."""
+    info = _read_cpuinfo(cpuinfo)
+    flags = info.get("flags", "").split()
+    return Machine(
+        cpu=info.get("model name") or platform.processor() or "unknown",
+        cpu_flags=[flag for flag in RELEVANT_FLAGS if flag in flags],
+        cores=usable_cores(),
+        memory_gib=round(psutil.virtual_memory().total / 2**30, 1),
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def usable_cores() -> int:
+    """Physical cores that this process may run on, which is what ONNX Runtime and torch start threads for."""
+    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else physical
+    return min(physical, allowed)
+
+
+class OtherLoad:
+    """Measures how busy everyone else keeps this machine, from its creation on.
+
+    A figure taken beside other work says little: threads that wait for each other suffer more from it than others do.
+    Ours are this process and its children; one that ends meanwhile counts as another's.
+    """
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def share(self) -> float:
+        """Share of all cores' time that others used since the start, 0 to 1; time stolen by a hypervisor included."""
+        total, busy, ours = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return min(1.0, max(0.0, (busy - ours) / total)) if total > 0 else 0.0
+
+    def _read(self) -> tuple[float, float, float]:
+        """Seconds of all cores together: in all, not idle, and ours."""
+        times = psutil.cpu_times()
+        # guest time is part of user time, so it is not added again
+        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return total, total - idle, _our_cpu_seconds()
+
+
+def _our_cpu_seconds() -> float:
+    root = psutil.Process()
+    seconds = 0.0
+    for process in (root, *root.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+    return seconds
+
+
+def installed_versions() -> dict[str, str]:
+    """Python's version and those of the installed `DISTRIBUTIONS`."""
+    versions = {"python": platform.python_version()}
+    for name in DISTRIBUTIONS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def today() -> str:
+    """Date in UTC, as 2026-11-21."""
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+
+
+def _read_cpuinfo(path: Path) -> dict[str, str]:
+    """Keys and values of the first processor."""
+    try:
+        first = path.read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

@@ -1,0 +1,110 @@
+"""Memory of the server's processes, summed so that shared pages count once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import psutil
+
+from triton_rerank_bench.errors import BenchError
+
+INTERVAL_S = 0.05
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """One process.
+
+    Attributes:
+        name: as the kernel calls it.
+        pss_bytes: proportional set size: its own pages, and of each shared page its share.
+    """
+
+    name: str
+    pss_bytes: int
+
+
+@dataclass
+class PeakMemory:
+    """The largest sum of PSS over a process and all its children that was seen.
+
+    Attributes:
+        pss_bytes: sum over the processes.
+        processes: of that sum.
+        samples: how often it was looked at.
+    """
+
+    pss_bytes: int = 0
+    processes: list[ProcessMemory] = field(default_factory=list)
+    samples: int = 0
+
+    def take(self, processes: list[ProcessMemory]) -> None:
+        """Take in one sample."""
+        self.samples += 1
+        total = sum(process.pss_bytes for process in processes)
+        if total > self.pss_bytes:
+            self.pss_bytes, self.processes = total, processes
+
+
+def sample(pid: int) -> list[ProcessMemory]:
+    """Read the PSS of a process and its children, grandchildren and so on.
+
+    Args:
+        pid: of tritonserver; the backends' stubs are its children.
+
+    Raises:
+        BenchError: the process is gone, or the system has no PSS (it is Linux's).
+    """
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+        found = [_read(process) for process in processes]
+    except psutil.Error as exc:
+        raise BenchError(f"memory of process {pid} cannot be read ({exc}); the server has ended") from exc
+    return [memory for memory in found if memory is not None]
+
+
+@contextmanager
+def watching(pid: int, peak: PeakMemory, *, interval_s: float = INTERVAL_S) -> Iterator[None]:
+    """Sample in a thread while the block runs.
+
+    Reading PSS walks the page tables of every process, which costs milliseconds: never time anything inside.
+
+    Args:
+        pid: of tritonserver.
+        peak: takes the samples.
+        interval_s: seconds between samples.
+
+    Raises:
+        BenchError: at the end of the block, if the server has ended meanwhile.
+    """
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(interval_s):
+            try:
+                peak.take(sample(pid))
+            except BenchError:
+                return  # told by the last sample below
+
+    thread = threading.Thread(target=loop, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    peak.take(sample(pid))
+
+
+def _read(process: psutil.Process) -> ProcessMemory | None:
+    try:
+        memory = process.memory_full_info()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return None  # a helper that ended between the listing and the reading
+    if not hasattr(memory, "pss"):
+        raise BenchError("this system does not tell a process's PSS; measure memory on Linux")
+    return ProcessMemory(process.name(), int(memory.pss))

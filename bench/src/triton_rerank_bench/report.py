@@ -1,0 +1,156 @@
+"""Turns measurements into tables for people and one JSON object for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from triton_rerank_bench import first_stage
+from triton_rerank_bench.machine import describe_machine, installed_versions, today
+from triton_rerank_bench.metrics import RESAMPLES
+from triton_rerank_bench.quality import CANDIDATES, CollectionQuality
+from triton_rerank_bench.rounds import WorkloadSpeed
+from triton_rerank_bench.speed import SpeedReport, Target
+
+QUIET = 0.05  # share of the cores that others may use before times mean little
+
+Json = dict[str, object]
+_VERDICTS = {True: "[green]pass[/green]", False: "[red]MISS[/red]", None: "not measured here"}
+
+
+def quality_json(collections: Sequence[CollectionQuality], triton_version: str | None, settings: Json) -> Json:
+    """The quality report as plain data: date, machine, versions, settings, collections."""
+    bm25: Json = {"k1": first_stage.K1, "b": first_stage.B, "method": first_stage.METHOD}
+    settings = {**settings, "bm25": bm25, "candidates": CANDIDATES, "resamples": RESAMPLES}
+    return {
+        **_header("quality", triton_version, settings),
+        "collections": [dataclasses.asdict(collection) for collection in collections],
+    }
+
+
+def speed_json(report: SpeedReport, settings: Json) -> Json:
+    """The speed report as plain data: date, machine, versions, settings, figures, targets."""
+    return {**_header("speed", report.triton_version, settings), **dataclasses.asdict(report)}
+
+
+def compact(document: Mapping[str, object]) -> str:
+    """One line of JSON."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+def indented(document: Mapping[str, object]) -> str:
+    """JSON for a file that people read too, with a newline at the end."""
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+
+
+def print_quality(console: Console, collections: Sequence[CollectionQuality]) -> None:
+    """Write a table of systems and one of differences for each collection."""
+    for collection in collections:
+        _print_systems(console, collection)
+        if collection.comparisons:
+            _print_comparisons(console, collection)
+
+
+def print_speed(console: Console, report: SpeedReport) -> None:
+    """Write the figures of each workload, the server's memory and the targets."""
+    machine = describe_machine()
+    console.print(
+        f"{report.model} {report.precision}, max_length {report.max_length}, Triton {report.triton_version}; "
+        f"{machine.cpu}, {report.n_threads} threads each, {report.n_rounds} rounds"
+    )
+    quiet = report.other_load <= QUIET
+    console.print(
+        f"Other processes used {report.other_load:.0%} of the cores meanwhile"
+        + ("" if quiet else "; [red]do not rely on the times: measure again on a quiet machine[/red]")
+    )
+    for workload in report.workloads:
+        _print_timings(console, workload)
+    _print_memory(console, report)
+    console.print(_targets_table(report.targets))
+
+
+def _header(kind: str, triton_version: str | None, settings: Json) -> Json:
+    versions = installed_versions() | ({"tritonserver": triton_version} if triton_version else {})
+    return {
+        "kind": kind,
+        "date": today(),
+        "machine": dataclasses.asdict(describe_machine()),
+        "versions": versions,
+        "settings": settings,
+    }
+
+
+def _print_systems(console: Console, collection: CollectionQuality) -> None:
+    title = (
+        f"{collection.collection}: {collection.n_documents:,} documents, "
+        f"{collection.n_judged} judged of {collection.n_queries} queries"
+    )
+    rows = ((s.system, f"{s.ndcg_at_10:.4f}", f"{s.mrr_at_10:.4f}") for s in collection.systems)
+    console.print(_table(title, ["system", "nDCG@10", "MRR@10"], rows))
+
+
+def _print_comparisons(console: Console, collection: CollectionQuality) -> None:
+    rows = (
+        (
+            f"{c.first} − {c.second}",
+            c.metric,
+            f"{c.difference.mean:+.4f}",
+            f"{c.difference.low:+.4f} to {c.difference.high:+.4f}",
+        )
+        for c in collection.comparisons
+    )
+    title = f"{collection.collection}: differences, 95 % interval over queries"
+    console.print(_table(title, ["systems", "metric", "mean", "interval"], rows))
+
+
+def _print_timings(console: Console, workload: WorkloadSpeed) -> None:
+    tokens = workload.tokens
+    title = (
+        f"{workload.workload}: {tokens.pairs} pairs, {tokens.total:,} tokens (mean {tokens.mean:.1f}, "
+        f"longest {tokens.longest}, {tokens.tokens_per_word:.2f} a word)"
+    )
+    rows = (
+        (
+            t.contestant,
+            f"{t.median_s:.4f}",
+            f"{t.min_s:.4f}",
+            f"{t.max_s:.4f}",
+            f"{t.pairs_per_s:,.1f}",
+            f"{t.tokens_per_s:,.0f}",
+        )
+        for t in workload.timings
+    )
+    console.print(_table(title, ["contestant", "median s", "min s", "max s", "pairs/s", "tokens/s"], rows))
+    for ratio in workload.ratios:
+        console.print(
+            f"  {ratio.numerator} / {ratio.denominator}: {ratio.median:.3f} ({ratio.min:.3f} to {ratio.max:.3f})"
+        )
+    for agreement in workload.agreements:
+        console.print(f"  order of {agreement.first} and {agreement.second}: Kendall tau {agreement.kendall_tau:.4f}")
+
+
+def _print_memory(console: Console, report: SpeedReport) -> None:
+    memory = report.server_memory
+    parts = ", ".join(f"{process.name} {process.pss_bytes / 1e6:.0f}" for process in memory.processes)
+    console.print(
+        f"Peak server memory: {memory.pss_bytes / 1e6:.0f} MB = {parts}; sum of PSS (shared pages counted once) of "
+        f"tritonserver and its children, largest of {memory.samples} samples"
+    )
+
+
+def _targets_table(targets: Sequence[Target]) -> Table:
+    rows = ((target.text, f"{target.value:.3f}", _VERDICTS[target.passed]) for target in targets)
+    return _table("targets", ["target", "measured", "verdict"], rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,157 @@
+"""Rounds of turns: times every contestant on every workload, and sums up. Knows nothing of who they are."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from triton_rerank_bench.contestants import Contestant
+from triton_rerank_bench.metrics import kendall_tau
+from triton_rerank_bench.workloads import TokenStatistics, Workload
+
+WARM_UP_ROUNDS = 2
+# Thread pools spin for a moment after a call, and would take cores from the next contestant's first milliseconds.
+PAUSE_S = 0.1
+
+
+@dataclass
+class Rounds:
+    """What was measured, workload by workload.
+
+    Attributes:
+        seconds: workload -> contestant -> seconds a call, one a round.
+        scores: workload -> contestant -> the scores of its last call.
+    """
+
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant on one workload, over the counted rounds."""
+
+    contestant: str
+    median_s: float
+    min_s: float
+    max_s: float
+    pairs_per_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Seconds of one contestant over those of another, paired within each round."""
+
+    numerator: str
+    denominator: str
+    median: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two contestants give the same order; they cannot be compared in speed if they do not."""
+
+    first: str
+    second: str
+    kendall_tau: float
+
+
+@dataclass(frozen=True)
+class WorkloadSpeed:
+    """Figures of one workload."""
+
+    workload: str
+    tokens: TokenStatistics
+    timings: list[Timing]
+    ratios: list[Ratio]
+    agreements: list[Agreement]
+
+
+def run_rounds(
+    contestants: Sequence[Contestant],
+    workloads: Sequence[Workload],
+    *,
+    n_rounds: int,
+    seed: int,
+    on_call: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
+    pause_s: float = PAUSE_S,
+) -> Rounds:
+    """Time every contestant on every workload, in a new seeded order each round.
+
+    Args:
+        contestants: at least one.
+        workloads: texts.
+        n_rounds: counted rounds; `WARM_UP_ROUNDS` go before them.
+        seed: of the order.
+        on_call: told the contestant's name before each of its turns.
+        clock: seconds.
+        pause_s: seconds between turns.
+    """
+    rounds = Rounds(
+        seconds={workload.name: {contestant.name: [] for contestant in contestants} for workload in workloads},
+        scores={workload.name: {} for workload in workloads},
+    )
+    shuffler = random.Random(seed)  # noqa: S311 - an order, no secret
+    for number in range(WARM_UP_ROUNDS + n_rounds):
+        for workload in workloads:
+            for contestant in shuffler.sample(contestants, len(contestants)):
+                on_call(contestant.name)
+                time.sleep(pause_s)
+                seconds, rounds.scores[workload.name][contestant.name] = _turn(contestant, workload, clock)
+                if number >= WARM_UP_ROUNDS:
+                    rounds.seconds[workload.name][contestant.name].append(seconds)
+    return rounds
+
+
+def turns(n_contestants: int, n_workloads: int, n_rounds: int) -> int:
+    """How often `run_rounds` calls ``on_call``."""
+    return n_contestants * n_workloads * (WARM_UP_ROUNDS + n_rounds)
+
+
+def summarise(
+    workload: Workload, rounds: Rounds, tokens: TokenStatistics, *, ratios: Sequence[tuple[str, str]]
+) -> WorkloadSpeed:
+    """Medians, ratios and agreements of one workload.
+
+    Args:
+        workload: which.
+        rounds: from `run_rounds`.
+        tokens: of the workload.
+        ratios: of which two contestants' seconds, numerator and denominator.
+    """
+    seconds, scores = rounds.seconds[workload.name], rounds.scores[workload.name]
+    pairs = itertools.combinations(seconds, 2) if tokens.pairs > 1 else ()
+    return WorkloadSpeed(
+        workload=workload.name,
+        tokens=tokens,
+        timings=[_timing(name, of_rounds, tokens) for name, of_rounds in seconds.items()],
+        ratios=[_ratio(top, bottom, seconds) for top, bottom in ratios],
+        agreements=[Agreement(a, b, kendall_tau(scores[a], scores[b])) for a, b in pairs],
+    )
+
+
+def _turn(contestant: Contestant, workload: Workload, clock: Callable[[], float]) -> tuple[float, list[float]]:
+    """Seconds a call, and the last call's scores."""
+    scores: list[float] = []
+    start = clock()
+    for _ in range(workload.calls):
+        scores = contestant.scores(workload.query, workload.documents)
+    return (clock() - start) / workload.calls, scores
+
+
+def _timing(contestant: str, seconds: Sequence[float], tokens: TokenStatistics) -> Timing:
+    median = statistics.median(seconds)
+    return Timing(contestant, median, min(seconds), max(seconds), tokens.pairs / median, tokens.total / median)
+
+
+def _ratio(numerator: str, denominator: str, seconds: Mapping[str, Sequence[float]]) -> Ratio:
+    ratios = [top / bottom for top, bottom in zip(seconds[numerator], seconds[denominator], strict=True)]
+    return Ratio(numerator, denominator, statistics.median(ratios), min(ratios), max(ratios))

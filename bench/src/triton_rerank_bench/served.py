@@ -1,0 +1,89 @@
+"""Starts the served model that is measured: a real Triton, reached by the real client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.grpc as triton
+
+from triton_rerank import RerankClient
+from triton_rerank_bench.first_stage import Candidates
+from triton_rerank_server import ServerConfig, TritonServer
+
+CALL_TIMEOUT_S = 600.0  # 100 long pairs on a busy core take seconds, not minutes
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A running server and a client connected to it.
+
+    Attributes:
+        client: for one model.
+        pid: process id of tritonserver; its children are the backends' stubs.
+        triton_version: as the server says.
+    """
+
+    client: RerankClient
+    pid: int
+    triton_version: str
+
+
+@contextmanager
+def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], None]) -> Iterator[ServedModel]:
+    """Start Triton on free ports and stop it afterwards.
+
+    Args:
+        model_repository: folder that holds the model.
+        model: public model name.
+        on_progress: called with a short text at each step of the start.
+
+    Raises:
+        ServerStartError: Triton did not start.
+    """
+    config = ServerConfig(model_repository=model_repository, grpc_port=0, http_port=0, metrics_port=0)
+    with (
+        TritonServer(config, on_progress=on_progress) as server,
+        RerankClient(server.grpc_target, model=model, timeout_s=CALL_TIMEOUT_S) as client,
+    ):
+        yield ServedModel(client, server.pid, _triton_version(server.grpc_target))
+
+
+def score_candidates(
+    client: RerankClient,
+    queries: Sequence[str],
+    documents: Sequence[str],
+    candidates: Candidates,
+    *,
+    on_query: Callable[[], None],
+) -> npt.NDArray[np.float64]:
+    """Logits of each query with each of its candidates.
+
+    Args:
+        client: of a running server.
+        queries: q texts.
+        documents: the whole collection.
+        candidates: of the same queries.
+        on_query: called after each query.
+
+    Returns:
+        float64 ``(q, k)`` of the float32 logits, in the candidates' order.
+
+    Raises:
+        RerankError: the server did not answer, or not as the contract says.
+    """
+    logits = np.empty(candidates.indexes.shape, dtype=np.float64)
+    for row, (query, indexes) in enumerate(zip(queries, candidates.indexes, strict=True)):
+        for ranked in client.rerank(query, [documents[index] for index in indexes]):
+            logits[row, ranked.index] = ranked.logit
+        on_query()
+    return logits
+
+
+def _triton_version(target: str) -> str:
+    with triton.InferenceServerClient(target) as client:
+        return str(client.get_server_metadata(client_timeout=10.0).version)

@@ -1,0 +1,179 @@
+"""Measures speed: served, in process and sentence-transformers in one run, with the server's memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.progress import Progress, TaskID
+
+from triton_rerank_bench import workloads
+from triton_rerank_bench.contestants import (
+    IN_PROCESS,
+    PEER,
+    PEER_BATCH_SIZE,
+    PEER_SMALL_BATCHES,
+    SERVED,
+    SMALL_BATCH_SIZE,
+    Contestant,
+    InProcess,
+    Peer,
+    Served,
+    engine_options,
+    load_cross_encoder,
+)
+from triton_rerank_bench.machine import OtherLoad, usable_cores
+from triton_rerank_bench.memory import PeakMemory, sample, watching
+from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.rounds import Rounds, WorkloadSpeed, run_rounds, summarise, turns
+from triton_rerank_bench.served import serve
+from triton_rerank_bench.workloads import Workload, token_statistics
+
+RATIOS = ((SERVED, IN_PROCESS), (PEER, SERVED), (PEER_SMALL_BATCHES, SERVED))
+MEMORY_CALLS = 5  # untimed calls of the longest workload, watched closely
+
+MAX_OVERHEAD = 1.05  # served over in process, 100 pairs
+MIN_SPEEDUP = 2.0  # sentence-transformers fp32 over served int8
+MAX_MEMORY_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that the project set itself.
+
+    Attributes:
+        text: what, with the bound.
+        value: measured.
+        passed: whether it holds; None where this run cannot tell.
+    """
+
+    text: str
+    value: float
+    passed: bool | None
+
+
+@dataclass(frozen=True)
+class SpeedReport:
+    """Everything that one run measured.
+
+    Attributes:
+        model: public model name.
+        precision: of the served model.
+        max_length: tokens a pair, the same for all contestants.
+        n_threads: threads that each contestant computes with.
+        n_rounds: counted rounds.
+        triton_version: as the server says.
+        other_load: share of all cores' time that other processes used during the rounds, 0 to 1.
+        workloads: figures.
+        server_memory: of tritonserver and its stub processes.
+        targets: met or missed.
+    """
+
+    model: str
+    precision: str
+    max_length: int
+    n_threads: int
+    n_rounds: int
+    triton_version: str
+    other_load: float
+    workloads: list[WorkloadSpeed]
+    server_memory: PeakMemory
+    targets: list[Target]
+
+
+def measure_speed(
+    model_repository: Path, model: str | None, checkpoint: Path, *, n_rounds: int, seed: int, progress: Progress
+) -> SpeedReport:
+    """Time all contestants in one run.
+
+    Args:
+        model_repository: where Triton finds the served model.
+        model: public model name; None means the only one there.
+        checkpoint: PyTorch folder that the served model was exported from.
+        n_rounds: counted rounds.
+        seed: of the texts and of the turns.
+        progress: where progress is shown.
+
+    Raises:
+        BenchError: the repository or the checkpoint is not there, or the server ended.
+        ServerStartError: Triton did not start.
+        RerankError: the served model did not answer.
+    """
+    files = read_model(model_repository, model)
+    n_threads = engine_options(files).intra_op_thread_count or usable_cores()
+    texts = [workloads.passages(seed), workloads.single(seed)]
+    task = progress.add_task("loading sentence-transformers", total=turns(4, len(texts), n_rounds))
+    predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=n_threads)
+    in_process = InProcess(files)
+    peak = PeakMemory()
+    with serve(model_repository, files.name, on_progress=lambda step: _show(progress, task, step)) as server:
+
+        def between_turns(name: str) -> None:
+            peak.take(sample(server.pid))  # here, where nothing is timed
+            progress.update(task, description=name, advance=1)
+
+        contestants: list[Contestant] = [
+            Served(server.client),
+            in_process,
+            Peer(predict, name=PEER, batch_size=PEER_BATCH_SIZE),
+            Peer(predict, name=PEER_SMALL_BATCHES, batch_size=SMALL_BATCH_SIZE),
+        ]
+        load = OtherLoad()
+        rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns)
+        others = load.share()
+        _watch_memory(contestants[0], texts[0], server.pid, peak)
+        version = server.triton_version
+    figures = [_summarise(workload, rounds, in_process) for workload in texts]
+    return SpeedReport(
+        model=files.name,
+        precision=files.precision,
+        max_length=files.max_length,
+        n_threads=n_threads,
+        n_rounds=n_rounds,
+        triton_version=version,
+        other_load=others,
+        workloads=figures,
+        server_memory=peak,
+        targets=judge(figures[0], files.precision, peak),
+    )
+
+
+def judge(passages: WorkloadSpeed, precision: str, memory: PeakMemory) -> list[Target]:
+    """Hold the figures against the targets.
+
+    Args:
+        passages: figures of the 100 pairs.
+        precision: of the served model; the speed-up is a target for int8 only.
+        memory: of the server.
+    """
+    ratios = {(ratio.numerator, ratio.denominator): ratio.median for ratio in passages.ratios}
+    overhead, speedup = ratios[SERVED, IN_PROCESS], ratios[PEER, SERVED]
+    int8 = precision == "int8"
+    return [
+        Target(f"served / in process, 100 pairs: at most {MAX_OVERHEAD:g}", overhead, overhead <= MAX_OVERHEAD),
+        Target(
+            f"sentence-transformers fp32 / served int8, 100 pairs: at least {MIN_SPEEDUP:g}",
+            speedup,
+            speedup >= MIN_SPEEDUP if int8 else None,
+        ),
+        Target(
+            f"peak server memory, MB: under {MAX_MEMORY_BYTES // 10**6}",
+            memory.pss_bytes / 1e6,
+            memory.pss_bytes < MAX_MEMORY_BYTES,
+        ),
+    ]
+
+
+def _show(progress: Progress, task: TaskID, step: str) -> None:
+    progress.update(task, description=step)
+
+
+def _watch_memory(served: Contestant, workload: Workload, pid: int, peak: PeakMemory) -> None:
+    with watching(pid, peak):
+        for _ in range(MEMORY_CALLS):
+            served.scores(workload.query, workload.documents)
+
+
+def _summarise(workload: Workload, rounds: Rounds, in_process: InProcess) -> WorkloadSpeed:
+    counts = in_process.token_counts(workload.query, workload.documents)
+    return summarise(workload, rounds, token_statistics(workload, counts), ratios=RATIOS)

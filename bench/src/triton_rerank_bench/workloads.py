@@ -1,0 +1,151 @@
+"""Texts to time: seeded, the same on every machine, with lengths and words like those of real passages.
+
+words.txt holds the running-text words of Python's own language reference (``pydoc_data.topics`` of 3.11) that occur
+three times or more, each with its count. Drawn by count, they come in natural proportion, so that tokens per word
+are natural too.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+MEAN_WORDS = 67  # with the query and special tokens about 90 tokens a pair
+SPREAD = 0.37  # of the logarithm: the longest of 100 is 2.4 times the mean
+N_DOCUMENTS = 100
+QUERY_WORDS = 12
+SENTENCE_WORDS = 16
+SINGLE_WORDS = 60  # about 80 tokens with the query
+MOST_QUERY_WORDS = 0.3  # share of a document's words that may come from the query
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One query with its documents.
+
+    Attributes:
+        name: as the report calls it.
+        query: the text.
+        documents: the texts.
+        calls: how often a round makes the call; short calls are repeated, since one is too short to time.
+    """
+
+    name: str
+    query: str
+    documents: list[str]
+    calls: int
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Tokens of a workload's pairs, special tokens included, padding not."""
+
+    pairs: int
+    total: int
+    mean: float
+    median: float
+    longest: int
+    tokens_per_word: float
+
+
+class TextMaker:
+    """Makes texts from words drawn by their frequency.
+
+    Args:
+        seed: same seed, same texts.
+    """
+
+    def __init__(self, seed: int) -> None:
+        # Random.random() is the one method whose sequence Python promises to keep, so all draws go through it.
+        self._random = random.Random(seed)  # noqa: S311 - texts to time, no secret
+        self._words, self._cumulative = load_words()
+
+    def words(self, n: int) -> list[str]:
+        """Draw n words."""
+        return [self._word() for _ in range(n)]
+
+    def document(self, n_words: int, query: Sequence[str]) -> str:
+        """Write sentences of n words in all, a seeded share of which are the query's.
+
+        The share differs from document to document: without it all documents would score alike, and the order that
+        contestants must agree on would be noise.
+        """
+        share = MOST_QUERY_WORDS * self._random.random()
+        words = [self._pick(query) if self._random.random() < share else self._word() for _ in range(n_words)]
+        sentences = [words[start : start + SENTENCE_WORDS] for start in range(0, n_words, SENTENCE_WORDS)]
+        return " ".join(" ".join(sentence).capitalize() + "." for sentence in sentences)
+
+    def shuffled(self, values: Sequence[int]) -> list[int]:
+        """The values in seeded order."""
+        keys = [self._random.random() for _ in values]
+        return [value for _, value in sorted(zip(keys, values, strict=True))]
+
+    def _word(self) -> str:
+        place = self._random.random() * self._cumulative[-1]
+        return self._words[bisect.bisect_right(self._cumulative, place)]
+
+    def _pick(self, words: Sequence[str]) -> str:
+        return words[int(self._random.random() * len(words))]
+
+
+def passages(seed: int) -> Workload:
+    """100 passages of log-normal length for one query of 12 words."""
+    maker = TextMaker(seed)
+    query = maker.words(QUERY_WORDS)
+    lengths = maker.shuffled(lognormal_lengths(N_DOCUMENTS, mean=MEAN_WORDS, spread=SPREAD))
+    return Workload("passages", " ".join(query), [maker.document(length, query) for length in lengths], calls=1)
+
+
+def single(seed: int) -> Workload:
+    """One pair of about 80 tokens."""
+    maker = TextMaker(seed)
+    query = maker.words(QUERY_WORDS)
+    return Workload("single", " ".join(query), [maker.document(SINGLE_WORDS, query)], calls=20)
+
+
+def lognormal_lengths(n: int, *, mean: float, spread: float) -> list[int]:
+    """The n middle quantiles of a log-normal distribution, ascending.
+
+    Quantiles, not draws: every seed gives the same total and the same longest text.
+
+    Args:
+        n: how many.
+        mean: of the distribution.
+        spread: standard deviation of the logarithm.
+
+    Returns:
+        Whole numbers, 1 or more.
+    """
+    logarithm = statistics.NormalDist(math.log(mean) - spread**2 / 2, spread)
+    return [max(1, round(math.exp(logarithm.inv_cdf((i + 0.5) / n)))) for i in range(n)]
+
+
+def token_statistics(workload: Workload, token_counts: Sequence[int]) -> TokenStatistics:
+    """Describe a workload by the tokens of its pairs.
+
+    Args:
+        workload: what was tokenised.
+        token_counts: one a pair, special tokens included.
+    """
+    words = sum(len(f"{workload.query} {document}".split()) for document in workload.documents)
+    return TokenStatistics(
+        pairs=len(token_counts),
+        total=sum(token_counts),
+        mean=statistics.fmean(token_counts),
+        median=statistics.median(token_counts),
+        longest=max(token_counts),
+        tokens_per_word=sum(token_counts) / words,
+    )
+
+
+def load_words() -> tuple[list[str], list[int]]:
+    """Words, most frequent first, and the running sum of their counts."""
+    text = resources.files("triton_rerank_bench").joinpath("words.txt").read_text(encoding="utf-8")
+    rows = [line.split() for line in text.splitlines()]
+    return [word for word, _ in rows], list(itertools.accumulate(int(count) for _, count in rows))

@@ -1,0 +1,169 @@
+"""Bad input against a real server: each gets a message that a stranger can act on, and harms nobody else."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from support.raw import infer_raw
+
+from triton_rerank import ConfigurationError, InvalidRequestError, RerankClient, ServerUnavailableError
+from triton_rerank_server import TritonServer
+
+DEMO = "minilm-l6-demo"
+OUTPUTS = ["logits", "token_count", "truncated"]
+
+
+def message(error: pytest.ExceptionInfo[BaseException]) -> str:
+    return str(error.value)
+
+
+def test_no_documents_is_an_empty_result_without_a_call() -> None:
+    with RerankClient("127.0.0.1:1", model=DEMO) as client:  # nobody listens there
+        result = client.rerank("a query", [])
+        assert client.score("a query", []) == []
+    assert (len(result), result.usage.pairs, result.timings.requests) == (0, 0, 0)
+
+
+def test_an_empty_document_keeps_its_place(demo_client: RerankClient) -> None:
+    result = demo_client.rerank("how do I make a file smaller?", ["", "gzip shrinks files", ""])
+    assert sorted(ranked.index for ranked in result) == [0, 1, 2]
+    assert result[0].index == 1
+    assert [ranked.document for ranked in result if ranked.index != 1] == ["", ""]
+
+
+def test_a_document_of_a_million_characters_is_cut_and_says_so(demo_client: RerankClient) -> None:
+    result = demo_client.rerank("heap sort", ["sorts in place", "a binary heap " * 71_429])
+    short, long = sorted(result, key=lambda ranked: ranked.index)
+    assert len(long.document) >= 1_000_000
+    assert (short.truncated, long.truncated) == (False, True)
+
+
+def test_nul_characters_are_text_like_any_other(demo_client: RerankClient) -> None:
+    result = demo_client.rerank("nul\0query", ["a\0b", "\0", "plain"])
+    assert len(result) == 3
+
+
+def test_a_lone_surrogate_is_refused_by_name(demo_client: RerankClient) -> None:
+    with pytest.raises(InvalidRequestError) as error:
+        demo_client.rerank("a query", ["fine", "broken \ud800 text"])
+    assert "documents[1] has a lone surrogate (U+D800) at character 7" in message(error)
+
+
+def test_five_thousand_documents_come_back_whole(demo_client: RerankClient) -> None:
+    documents = [f"document number {number}" for number in range(5000)]
+    result = demo_client.rerank("number 77", documents, timeout_s=240)
+    assert sorted(ranked.index for ranked in result) == list(range(5000))
+    assert result.timings.requests >= 5000 // demo_client.model_info().max_batch_size
+
+
+def test_top_k_larger_than_the_list_gives_the_list(demo_client: RerankClient) -> None:
+    assert len(demo_client.rerank("q", ["a", "b"], top_k=99)) == 2
+
+
+def test_an_unknown_model_is_named(server: TritonServer) -> None:
+    with RerankClient(server.grpc_target, model="no-such-model") as client:
+        assert not client.is_ready()
+        with pytest.raises(ConfigurationError) as error:
+            client.rerank("q", ["a"])
+    assert "'no-such-model'" in message(error)
+    assert "check the model's name" in message(error)
+
+
+def test_a_step_of_the_ensemble_is_not_a_reranker(server: TritonServer) -> None:
+    with (
+        RerankClient(server.grpc_target, model=f"{DEMO}-encoder") as client,
+        pytest.raises(ConfigurationError) as error,
+    ):
+        client.rerank("q", ["a"])
+    assert "ask for the ensemble, not for its steps" in message(error)
+
+
+def test_a_server_that_is_not_there_is_said_so() -> None:
+    with RerankClient("127.0.0.1:1", model=DEMO) as client:
+        assert not client.is_ready()
+        with pytest.raises(ServerUnavailableError) as error:
+            client.rerank("q", ["a"])
+    assert "127.0.0.1:1" in message(error)
+    assert "check the address" in message(error)
+    assert error.value.retryable
+
+
+def test_a_target_with_a_scheme_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="without a scheme"):
+        RerankClient("http://127.0.0.1:8001", model=DEMO)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "fragment"),
+    [
+        ({"question": ["q"], "document": ["d"]}, "question"),
+        ({"query": ["q"]}, "expected 2 inputs"),
+        ({"query": ["q"], "document": np.zeros((1, 1), np.int64)}, "document"),
+        ({"query": ["q"], "document": ["a", "b"]}, "batch"),
+        ({"query": ["q"] * 257, "document": ["d"] * 257}, "batch-size must be <= 256"),
+    ],
+    ids=["wrong name", "one input missing", "wrong dtype", "rows differ", "too many rows"],
+)
+def test_raw_tensors_that_do_not_fit_are_refused(server: TritonServer, inputs: dict[str, Any], fragment: str) -> None:
+    with pytest.raises(triton.InferenceServerException) as error:
+        infer_raw(server.grpc_target, DEMO, inputs, OUTPUTS)
+    assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert fragment in message(error)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fragment"),
+    [
+        ({"max_length": 513}, "max_length is 513: it must be a whole number from 5 to 512"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_length": "64"}, "max_length is '64'"),
+        ({"max_length": 64, "max_query_tokens": 61}, "max_query_tokens is 61: it must be a whole number from 1 to 60"),
+        ({"max_query_tokens": True}, "max_query_tokens is True"),
+    ],
+)
+def test_request_parameters_out_of_bounds_are_refused(
+    server: TritonServer, parameters: dict[str, Any], fragment: str
+) -> None:
+    with pytest.raises(triton.InferenceServerException) as error:
+        infer_raw(server.grpc_target, DEMO, {"query": ["q"], "document": ["d"]}, OUTPUTS, parameters)
+    assert fragment in message(error)
+
+
+def test_bytes_that_are_not_utf8_are_refused(server: TritonServer) -> None:
+    with pytest.raises(triton.InferenceServerException) as error:
+        infer_raw(server.grpc_target, DEMO, {"query": ["q"], "document": [b"ab\xff"]}, OUTPUTS)
+    assert "document is not UTF-8: invalid start byte at byte 2; send UTF-8 text" in message(error)
+
+
+def test_token_ids_outside_the_vocabulary_are_refused(server: TritonServer) -> None:
+    ids = np.full((1, 32), 10**6, dtype=np.int64)
+    with pytest.raises(triton.InferenceServerException) as error:
+        infer_raw(
+            server.grpc_target,
+            f"{DEMO}-encoder",
+            {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)},
+            ["logits"],
+        )
+    assert "ONNX Runtime cannot score these tensors" in message(error)
+
+
+def test_a_bad_request_leaves_its_neighbours_their_answers(server: TritonServer) -> None:
+    good = infer_raw(server.grpc_target, "tiny-bert", {"query": ["q"], "document": ["d"]}, OUTPUTS)["logits"]
+
+    def send(number: int) -> str:
+        bad = number % 3 == 0
+        try:
+            answer = infer_raw(
+                server.grpc_target, "tiny-bert", {"query": ["q"], "document": [b"\xff" if bad else "d"]}, OUTPUTS
+            )
+        except triton.InferenceServerException as exc:
+            return "refused" if "not UTF-8" in str(exc) else str(exc)
+        return "right" if np.allclose(answer["logits"], good, atol=1e-4) else "wrong"
+
+    with ThreadPoolExecutor(16) as pool:
+        outcomes = list(pool.map(send, range(96)))
+    assert outcomes == ["refused" if number % 3 == 0 else "right" for number in range(96)]

@@ -1,0 +1,273 @@
+"""Start, drain, death: real processes, real signals, nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from triton_rerank import RerankClient, ServerUnavailableError
+from triton_rerank_server import ServerConfig, ServerStartError, TritonServer
+
+SHARED_MEMORY = Path("/dev/shm")
+
+
+def start(repository: Path, **settings: object) -> TritonServer:
+    ports = {"grpc_port": 0, "http_port": 0, "metrics_port": 0}
+    return TritonServer(ServerConfig(repository, **{**ports, **settings}))  # type: ignore[arg-type]
+
+
+def family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def gone(processes: list[psutil.Process], timeout_s: float = 20.0) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture
+def no_leftovers() -> Iterator[None]:
+    before = {path.name for path in SHARED_MEMORY.iterdir()}
+    yield
+    left = {path.name for path in SHARED_MEMORY.iterdir()} - before
+    assert not [name for name in left if name.startswith("triton_rerank_")]
+
+
+@pytest.fixture
+def repository(tiny_repository: Path, tmp_path: Path) -> Path:
+    """A copy that a test may break."""
+    return Path(shutil.copytree(tiny_repository, tmp_path / "model_repository"))
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_stop_leaves_no_process_no_shared_memory_and_no_files(tiny_repository: Path) -> None:
+    server = start(tiny_repository)
+    with server:
+        processes = family(server.pid)
+        runtime = server.log_file.parent
+        assert len(processes) >= 5  # tritonserver and two stubs a model
+    assert gone(processes, timeout_s=0.1)
+    assert not runtime.exists()
+    assert server.stop() is None  # a second time is harmless
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_requests_in_flight_are_answered_before_it_stops(model_repository: Path) -> None:
+    batch = ["a binary heap keeps its largest element at the root " * 10] * 200  # half a second at least
+    answers: list[int] = []
+    with start(model_repository) as server, RerankClient(server.grpc_target, model="minilm-l6-demo") as client:
+        client.rerank("heap", ["warm"])
+        request = threading.Thread(target=lambda: answers.append(len(client.rerank("heap", batch, timeout_s=60))))
+        request.start()
+        time.sleep(0.1)
+        assert answers == []
+        server.stop()
+        request.join(60)
+    assert answers == [len(batch)]
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_a_server_killed_in_mid_request_is_unavailable_at_once(tiny_repository: Path) -> None:
+    documents = ["a binary heap keeps its largest element at the root " * 10] * 20_000
+    with start(tiny_repository) as server, RerankClient(server.grpc_target, model="tiny-bert") as client:
+        processes = family(server.pid)
+        killer = threading.Timer(0.7, server.send_signal, [signal.SIGKILL])
+        client.rerank("heap", documents[:10])
+        killer.start()
+        begin = time.monotonic()
+        with pytest.raises(ServerUnavailableError) as error:
+            client.rerank("heap", documents, timeout_s=120)
+        assert time.monotonic() - begin < 30
+        assert error.value.falls_back
+        assert wait_for(lambda: server.wait(0) == -signal.SIGKILL, 10)
+        assert "triton" in server.log_tail().lower()
+    assert gone(processes)
+
+
+@pytest.mark.parametrize(
+    ("service", "port"), [("grpc", "grpc_port"), ("http", "http_port"), ("metrics", "metrics_port")]
+)
+def test_a_port_that_is_taken_is_named(tiny_repository: Path, service: str, port: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        taken = holder.getsockname()[1]
+        with pytest.raises(ServerStartError, match=f"{service} port {taken} on 127.0.0.1 cannot be bound") as error:
+            start(tiny_repository, **{port: taken}).start()
+    assert f"--{service}-port" in str(error.value)
+
+
+def break_missing_graph(repository: Path) -> None:
+    (repository / "tiny-bert-encoder" / "1" / "model.onnx").unlink()
+
+
+def break_missing_tokenizer(repository: Path) -> None:
+    (repository / "tiny-bert-tokenizer" / "1" / "tokenizer.json").unlink()
+
+
+def break_graph(repository: Path) -> None:
+    path = repository / "tiny-bert-encoder" / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def break_tokenizer(repository: Path) -> None:
+    (repository / "tiny-bert-tokenizer" / "1" / "tokenizer.json").write_text('{"version": "1.0"}')
+
+
+def swap_graphs(repository: Path) -> None:
+    shutil.copyfile(
+        repository / "tiny-xlmr-encoder" / "1" / "model.onnx", repository / "tiny-bert-encoder" / "1" / "model.onnx"
+    )
+
+
+def swap_configs(repository: Path) -> None:
+    shutil.copyfile(
+        repository / "tiny-xlmr-encoder" / "config.pbtxt", repository / "tiny-bert-encoder" / "config.pbtxt"
+    )
+
+
+def swap_canaries(repository: Path) -> None:
+    path = repository / "tiny-bert" / "manifest.json"
+    manifest = path.read_text()
+    first, second = manifest.split('"documents": [\n      ', 1)[1].split("\n    ]", 1)[0].split(",\n      ")
+    path.write_text(manifest.replace(f"{first},\n      {second}", f"{second},\n      {first}"))
+
+
+def break_manifest(repository: Path) -> None:
+    (repository / "tiny-bert" / "manifest.json").write_text("{")
+
+
+@pytest.mark.usefixtures("no_leftovers")
+@pytest.mark.parametrize(
+    ("damage", "fragment"),
+    [
+        (break_missing_graph, "model.onnx: no such file; export the model again"),
+        (break_missing_tokenizer, "tokenizer.json: cannot be read"),
+        (break_graph, "ONNX Runtime cannot load it"),
+        (break_tokenizer, "not a tokenizer file"),
+        (swap_graphs, "the config belongs to another model"),
+        (swap_configs, "tiny-xlmr-encoder"),
+        (swap_canaries, "orders its canary [1, 0] instead of [0, 1]"),
+        (break_manifest, "not a manifest"),
+    ],
+)
+def test_a_broken_repository_does_not_start_and_says_why(
+    repository: Path, damage: Callable[[Path], None], fragment: str
+) -> None:
+    damage(repository)
+    server = start(repository, start_timeout_s=60.0)
+    with pytest.raises(ServerStartError) as error:
+        server.start()
+    assert fragment in str(error.value)
+
+
+def test_a_repository_that_is_not_there_is_said_so(tmp_path: Path) -> None:
+    with pytest.raises(ServerStartError, match="no such model repository"):
+        start(tmp_path / "nothing").start()
+
+
+def serve(repository: Path, *arguments: str) -> subprocess.Popen[str]:
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    return subprocess.Popen(
+        [
+            str(Path(sys.executable).parent / "triton-rerank-serve"),
+            "--model-repository",
+            str(repository),
+            *ports,
+            *arguments,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], fragment: str) -> str:
+    assert process.stdout is not None
+    text = ""
+    for line in process.stdout:
+        text += line
+        if fragment in line:
+            return text
+    raise AssertionError(f"ended without {fragment!r}: {text}")
+
+
+@pytest.mark.usefixtures("no_leftovers")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_serve_command_stops_cleanly_on_a_signal(tiny_repository: Path, number: signal.Signals) -> None:
+    process = serve(tiny_repository)
+    text = read_until(process, "--top-k")
+    children = family(process.pid)[1:]
+    target = text.split("gRPC")[1].split()[0]
+    assert target.startswith("127.0.0.1:")
+    with RerankClient(target, model="tiny-xlmr") as client:
+        assert client.is_ready()
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, rest
+    assert f"{number.name}, letting running requests finish" in rest
+    assert gone(children, timeout_s=1)
+
+
+@pytest.mark.usefixtures("no_leftovers")
+def test_the_serve_command_reports_the_death_of_triton_with_its_log(tiny_repository: Path) -> None:
+    process = serve(tiny_repository)
+    read_until(process, "--top-k")
+    children = family(process.pid)[1:]
+    os.kill(next(child.pid for child in children if child.name() == "tritonserver"), signal.SIGKILL)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "tritonserver died with code -9" in rest
+    assert "Started GRPCInferenceService" in rest
+    assert gone(children)
+
+
+def test_killing_the_launcher_leaves_no_orphans(tiny_repository: Path) -> None:
+    process = serve(tiny_repository)
+    read_until(process, "--top-k")
+    children = family(process.pid)[1:]
+    process.kill()
+    process.communicate(timeout=60)
+    assert gone(children, timeout_s=45)
+
+
+def test_a_dynamic_batcher_that_really_merges(server: TritonServer) -> None:
+    import tritonclient.grpc as triton
+
+    def counts() -> tuple[int, int]:
+        with triton.InferenceServerClient(server.grpc_target) as raw:
+            stats = raw.get_inference_statistics("tiny-bert-encoder").model_stats[0]
+        return stats.inference_count, stats.execution_count
+
+    before = counts()
+    with RerankClient(server.grpc_target, model="tiny-bert", timeout_s=60) as client:
+        threads = [
+            threading.Thread(target=lambda: [client.score("heap", ["short text"]) for _ in range(30)]) for _ in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    after = counts()
+    pairs, executions = after[0] - before[0], after[1] - before[1]
+    assert pairs == 240
+    assert pairs / executions > 1.2, f"{pairs} pairs in {executions} executions"

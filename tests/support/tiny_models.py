@@ -1,0 +1,91 @@
+"""Cross-encoders of both families, made in seconds: random weights, tokenizers trained on the spot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaTokenizerFast,
+)
+
+from triton_rerank_export.parity import PARITY_SET
+
+MAX_LENGTH = 128
+_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def write_tiny_bert(folder: Path, *, labels: int = 1) -> Path:
+    """BERT type: segment ids change the logit."""
+    fast = BertTokenizerFast(tokenizer_object=_wordpiece(), model_max_length=MAX_LENGTH)
+    config = BertConfig(
+        vocab_size=len(fast), max_position_embeddings=MAX_LENGTH, num_labels=labels, initializer_range=0.2, **_SHAPE
+    )
+    return _write(folder, BertForSequenceClassification, config, fast)
+
+
+def write_tiny_xlmr(folder: Path, *, labels: int = 1) -> Path:
+    """XLM-R type: no segment ids, pad id 1, positions from 2."""
+    fast = XLMRobertaTokenizerFast(tokenizer_object=_unigram(), model_max_length=MAX_LENGTH)
+    config = XLMRobertaConfig(
+        vocab_size=len(fast),
+        max_position_embeddings=MAX_LENGTH + 2,
+        num_labels=labels,
+        initializer_range=0.2,
+        pad_token_id=fast.pad_token_id,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        type_vocab_size=1,
+        **_SHAPE,
+    )
+    return _write(folder, XLMRobertaForSequenceClassification, config, fast)
+
+
+def _write(folder: Path, architecture: Any, config: Any, tokenizer: Any) -> Path:
+    torch.manual_seed(0)
+    architecture(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _texts() -> list[str]:
+    entries = [json.loads(line) for line in PARITY_SET.read_text(encoding="utf-8").splitlines()]
+    return [text for entry in entries for text in (entry["query"], *entry["documents"])]
+
+
+def _wordpiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(_texts(), trainer)
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    return tokenizer
+
+
+def _unigram() -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=900,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", bos), ("</s>", eos)]
+    )
+    return tokenizer

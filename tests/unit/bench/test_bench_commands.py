@@ -1,0 +1,175 @@
+"""The commands on a tiny model, with a real Triton, client and sentence-transformers; and ways to call them wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triton_rerank_bench.cli import main, name_rerankers
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.memory import PeakMemory
+from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
+from triton_rerank_bench.speed import judge
+from triton_rerank_bench.workloads import TokenStatistics
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    lines = capsys.readouterr().out.splitlines()
+    document: dict[str, Any] = json.loads(lines[-1])
+    assert len(lines) > 1  # tables come first
+    return document
+
+
+def test_quality_measures_a_served_model_and_prints_json_last(
+    collection_folder: Path, tiny_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "quality.json"
+    code = main(
+        [
+            *("quality", "--data", str(collection_folder), "--no-bi-encoder", "--output", str(output)),
+            *("--model-repository", f"a={tiny_repository}", "--model-repository", f"b={tiny_repository}"),
+            *("--model", "tiny-bert"),
+        ]
+    )
+    document = last_line(capsys)
+    assert code == 0
+    assert document == json.loads(output.read_text(encoding="utf-8"))
+    assert document["versions"]["tritonserver"]
+    (collection,) = document["collections"]
+    assert (collection["n_documents"], collection["n_queries"], collection["n_judged"]) == (4, 3, 2)
+    systems = {system.pop("system"): system for system in collection["systems"]}
+    assert list(systems) == ["BM25", "a", "0.7 a + 0.3 BM25", "b", "0.7 b + 0.3 BM25"]
+    assert systems["a"] == systems["b"]  # one model, two servers
+    same = [c["difference"] for c in collection["comparisons"] if (c["first"], c["second"]) == ("a", "b")]
+    assert same == [{"mean": 0.0, "low": 0.0, "high": 0.0}] * 2
+
+
+def test_speed_times_all_contestants_and_they_agree(
+    tiny_repository: Path, checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "speed.json"
+    code = main(
+        [
+            *("speed", "--model-repository", str(tiny_repository), "--model", "tiny-bert", "--rounds", "2"),
+            *("--checkpoint", str(checkpoints["tiny-bert"]), "--output", str(output)),
+        ]
+    )
+    document = last_line(capsys)
+    assert code == 0
+    assert document == json.loads(output.read_text(encoding="utf-8"))
+    passages, single = document["workloads"]
+    assert [timing["contestant"] for timing in passages["timings"]] == [
+        *("served", "in process", "sentence-transformers", "sentence-transformers, batch 8")
+    ]
+    assert all(agreement["kendall_tau"] > 0.99 for agreement in passages["agreements"])
+    assert all(timing["min_s"] <= timing["median_s"] <= timing["max_s"] for timing in single["timings"])
+    assert (passages["tokens"]["pairs"], single["tokens"]["pairs"]) == (100, 1)
+    assert len(document["server_memory"]["processes"]) == 5  # tritonserver, and two stubs a model
+    assert document["server_memory"]["pss_bytes"] > 10**7
+    assert [target["passed"] for target in document["targets"]][1:] == [None, True]  # no int8 here; memory is small
+
+
+def test_quality_without_a_model_measures_the_first_stage(
+    collection_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quality", "--data", str(collection_folder), "--no-bi-encoder"]) == 0
+    assert [system["system"] for system in last_line(capsys)["collections"][0]["systems"]] == ["BM25"]
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_missing_data_folder_ends_with_2_and_says_what_was_looked_for(
+    served: bool, tiny_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repository = ["--model-repository", str(tiny_repository)] if served else []
+    assert main(["quality", "--data", str(tmp_path / "absent"), *repository]) == 2
+    captured = capsys.readouterr()
+    assert "absent: looked for corpus.jsonl" in captured.err
+    assert captured.out == ""
+
+
+def test_missing_checkpoint_ends_with_2(
+    tiny_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["speed", "--model-repository", str(tiny_repository), "--model", "tiny-bert"]
+    assert main([*command, "--checkpoint", str(tmp_path)]) == 2
+    assert "looked for config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rounds", ["0", "-1", "many"])
+def test_rounds_must_be_a_whole_number_from_one(rounds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["speed", "--model-repository", ".", "--checkpoint", ".", "--rounds", rounds])
+    assert "whole number from 1" in capsys.readouterr().err
+
+
+def test_repository_may_have_a_name_or_take_its_folders(tmp_path: Path) -> None:
+    named, unnamed = name_rerankers([f"int8={tmp_path}", str(tmp_path)], None)
+    assert (named.label, named.model_repository) == ("int8", tmp_path)
+    assert unnamed.label == tmp_path.name
+
+
+def test_two_repositories_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match="must differ"):
+        name_rerankers([str(tmp_path), str(tmp_path)], None)
+
+
+def test_missing_repository_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"looked for the folder .*absent"):
+        name_rerankers([f"int8={tmp_path / 'absent'}"], None)
+
+
+def test_model_is_read_from_its_three_configs(tiny_repository: Path) -> None:
+    model = read_model(tiny_repository, "tiny-bert")
+    assert (model.name, model.precision) == ("tiny-bert", "fp32")
+    assert model.length_ladder[-1] == model.max_length
+    assert model.tokenizer_file.is_file()
+    assert model.encoder_file.is_file()
+
+
+def test_repository_with_several_models_asks_which(tiny_repository: Path) -> None:
+    with pytest.raises(BenchError, match=r"holds tiny-bert, tiny-xlmr; say which by --model"):
+        read_model(tiny_repository)
+
+
+def test_repository_whose_weights_are_not_built_is_told(tiny_repository: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_repository, tmp_path / "copy")
+    for weights in copy.glob("*/1/model.onnx"):
+        weights.unlink()
+    with pytest.raises(BenchError, match=r"looked for a built model .* `make export`"):
+        read_model(copy)
+    with pytest.raises(BenchError, match=r"model.onnx: looked for this file"):
+        read_model(copy, "tiny-bert")
+
+
+def test_unknown_model_is_told(tiny_repository: Path) -> None:
+    with pytest.raises(BenchError, match=r"absent/config.pbtxt: looked for a model config"):
+        read_model(tiny_repository, "absent")
+
+
+def figures(overhead: float, speedup: float) -> WorkloadSpeed:
+    tokens = TokenStatistics(100, 9000, 90.0, 88.0, 200, 1.15)
+    ratios = [
+        Ratio("served", "in process", overhead, overhead, overhead),
+        Ratio("sentence-transformers", "served", speedup, speedup, speedup),
+    ]
+    return WorkloadSpeed("passages", tokens, [], ratios, [])
+
+
+@pytest.mark.parametrize(
+    ("overhead", "speedup", "memory", "precision", "passed"),
+    [
+        (1.05, 2.0, 10**9 - 1, "int8", [True, True, True]),
+        (1.06, 1.99, 10**9, "int8", [False, False, False]),
+        (1.0, 1.5, 0, "fp32", [True, None, True]),
+    ],
+)
+def test_targets_hold_at_their_bounds(
+    overhead: float, speedup: float, memory: int, precision: str, passed: list[bool | None]
+) -> None:
+    targets = judge(figures(overhead, speedup), precision, PeakMemory(memory))
+    assert [target.passed for target in targets] == passed

@@ -1,0 +1,158 @@
+"""The repository on disk: same bytes twice, all or nothing, and a check that finds what is wrong."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from triton_rerank_export import parity, repository
+from triton_rerank_export.cli import main
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.pipeline import export_model
+from triton_rerank_export.repository import check_repository, install
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def copy(tiny_repository: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_repository, tmp_path / "model_repository"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlmr"])
+def test_exporting_twice_gives_the_same_bytes(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "check", lambda report, precision: None)  # int8 of random weights
+    for folder in ("one", "two"):
+        export_model(str(checkpoints[name]), tmp_path / folder, precision=precision, on_step=lambda _: None)  # type: ignore[arg-type]
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+    assert check_repository(tmp_path / "one") == [name]
+
+
+def test_an_export_that_fails_the_gate_leaves_the_repository_as_it_was(
+    checkpoints: dict[str, Path], copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = fingerprint(copy.parent)
+    monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bounds(1e-12, 1.0, 1.0))
+    arguments = ["--model", str(checkpoints["tiny-bert"]), "--model-repository", str(copy), "--precision", "fp32"]
+    assert main(["export", *arguments]) == 1
+    assert "does not agree with PyTorch" in capsys.readouterr().err
+    assert fingerprint(copy.parent) == before
+
+
+def test_a_full_disk_leaves_the_repository_as_it_was(checkpoints: dict[str, Path], copy: Path) -> None:
+    """A limit on the size of any file stands in for the disk; the kernel answers with an error instead of a signal."""
+    before = fingerprint(copy.parent)
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    command = [str(Path(sys.executable).parent / "triton-rerank-export"), "export", "--precision", "fp32"]
+    done = subprocess.run(
+        [*command, "--model", str(checkpoints["tiny-bert"]), "--model-repository", str(copy)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "the repository is as it was" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert fingerprint(copy.parent) == before
+
+
+def test_a_rename_that_fails_half_way_is_rolled_back(copy: Path, tmp_path: Path) -> None:
+    before = fingerprint(copy)
+    staged = tmp_path / "staged"
+    shutil.copytree(copy / "tiny-bert-encoder", staged / "tiny-bert-encoder")
+    (staged / "tiny-bert-encoder" / "config.pbtxt").write_text("new")
+    with pytest.raises(ExportError, match="it is as it was"):
+        install(staged, copy, ["tiny-bert-encoder", "tiny-bert"])  # the second was never staged
+    assert fingerprint(copy) == before
+
+
+def test_nothing_is_left_beside_the_repository(copy: Path) -> None:
+    with repository.staging(copy) as staged:
+        (staged / "file").touch()
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
+def delete_graph(folder: Path) -> None:
+    (folder / "tiny-bert-encoder" / "1" / "model.onnx").unlink()
+
+
+def truncate_graph(folder: Path) -> None:
+    path = folder / "tiny-bert-encoder" / "1" / "model.onnx"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def edit_activation(folder: Path) -> None:
+    path = folder / "tiny-bert" / "config.pbtxt"
+    path.write_text(path.read_text().replace('"sigmoid"', '"identity"'))
+
+
+def swap_config(folder: Path) -> None:
+    shutil.copyfile(folder / "tiny-xlmr" / "config.pbtxt", folder / "tiny-bert" / "config.pbtxt")
+
+
+def break_config(folder: Path) -> None:
+    (folder / "tiny-bert" / "config.pbtxt").write_text("name: {{{")
+
+
+def swap_manifest(folder: Path) -> None:
+    shutil.copyfile(folder / "tiny-xlmr" / "manifest.json", folder / "tiny-bert" / "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "fragment"),
+    [
+        (delete_graph, "tiny-bert-encoder/1/model.onnx: missing"),
+        (truncate_graph, "tiny-bert-encoder/1/model.onnx: its sha256 is not the manifest's"),
+        (edit_activation, "tiny-bert/config.pbtxt: it is not the config that the manifest's data give"),
+        (swap_config, "its name is 'tiny-xlmr'"),
+        (break_config, "tiny-bert/config.pbtxt: not a model config"),
+        (swap_manifest, "it is the manifest of 'tiny-xlmr'"),
+    ],
+)
+def test_the_check_finds_the_fault(
+    copy: Path, damage: Callable[[Path], None], fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", "--model-repository", str(copy)]) == 0
+    capsys.readouterr()
+    damage(copy)
+    assert main(["check", "--model-repository", str(copy)]) == 1
+    assert fragment in capsys.readouterr().err
+
+
+def test_an_empty_repository_is_not_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--model-repository", str(tmp_path)]) == 1
+    assert "no model with a manifest.json" in capsys.readouterr().err
+
+
+def test_a_broken_checkpoint_is_one_message(
+    tmp_path: Path, checkpoints: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(checkpoints["tiny-bert"], tmp_path / "broken"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    assert main(["export", "--model", str(folder), "--model-repository", str(tmp_path / "r")]) == 1
+    assert "the checkpoint cannot be loaded" in capsys.readouterr().err
+    assert not list((tmp_path / "r").iterdir())

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import shutil
+import socket
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from triton_rerank_server import ServerStartError
+from triton_rerank_server.cli import main
+from triton_rerank_server.installation import Installation, find_installation, lay_out_backends
+from triton_rerank_server.ports import resolve_port
+
+
+def executable(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def nvidia_image(root: Path, *, native: bool) -> Installation:
+    """The parts of NVIDIA's image that matter here."""
+    binary = executable(root / "bin" / "tritonserver")
+    (root / "backends" / "python").mkdir(parents=True)
+    (root / "backends" / "tensorrt").mkdir()
+    if native:
+        (root / "backends" / "onnxruntime").mkdir()
+        (root / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
+    return Installation(binary, root / "backends")
+
+
+def test_tritonserver_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = nvidia_image(tmp_path, native=True)
+    monkeypatch.setenv("PATH", str(image.binary.parent))
+    assert find_installation() == image
+
+
+def test_without_one_on_path_the_wheels_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    found = find_installation()
+    assert found.binary.name == "tritonserver"
+    assert found.stub is not None
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in str(found.stub)
+
+
+def test_with_neither_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ServerStartError, match=r"pip install 'triton-rerank-server\[tritonserver\]'"):
+        find_installation()
+
+
+def test_a_native_onnxruntime_backend_is_kept(tmp_path: Path) -> None:
+    backends = lay_out_backends(nvidia_image(tmp_path / "image", native=True), tmp_path / "backends")
+    assert (backends / "onnxruntime" / "libtriton_onnxruntime.so").exists()
+    assert (backends / "tokenizer" / "model.py").is_file()
+    assert (backends / "tensorrt").is_dir()
+
+
+def test_ours_stands_in_where_there_is_no_native_one(tmp_path: Path) -> None:
+    backends = lay_out_backends(nvidia_image(tmp_path / "image", native=False), tmp_path / "backends")
+    assert (backends / "onnxruntime" / "model.py").is_file()
+
+
+def test_port_0_is_a_free_one() -> None:
+    port = resolve_port("grpc", "127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_out_of_range_is_refused(port: int) -> None:
+    with pytest.raises(ServerStartError, match=f"--http-port is {port}: it must be from 0"):
+        resolve_port("http", "127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ServerStartError, match=r"grpc port 0 on 192\.0\.2\.1 cannot be bound"):
+        resolve_port("grpc", "192.0.2.1", 0)
+
+
+def test_equal_ports_are_refused(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    port = str(resolve_port("grpc", "127.0.0.1", 0))
+    arguments = ["--grpc-port", port, "--http-port", port, "--metrics-port", "0"]
+    assert main(["--model-repository", str(tiny_repository), *arguments]) == 1
+    assert "they must differ" in capsys.readouterr().err
+
+
+def test_the_command_ends_with_1_and_a_message_without_a_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--model-repository", str(tmp_path / "nothing")]) == 1
+    assert "no such model repository" in capsys.readouterr().err
+
+
+def test_a_binary_that_cannot_run_is_said_so(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = nvidia_image(tmp_path, native=False)
+    image.binary.write_bytes(b"\x7fELF broken")
+    monkeypatch.setenv("PATH", str(image.binary.parent))
+    assert shutil.which("tritonserver")
+    ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
+    assert main(["--model-repository", str(tiny_repository), *ports]) == 1
+    assert "cannot be started" in capsys.readouterr().err
