@@ -26,7 +26,7 @@ demo: $(VENV)/.demo $(REPOSITORY)/minilm-l6-demo/manifest.json ## rerank the exa
 
 .PHONY: serve
 serve: $(VENV)/.demo $(REPOSITORY)/minilm-l6-demo/manifest.json ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
-	@PATH="$(abspath $(BIN)):$$PATH" exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
+	@exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: export
 export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name or folder, PRECISION=fp32|int8, REPOSITORY=…)

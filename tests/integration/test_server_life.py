@@ -215,7 +215,7 @@ def read_until(process: subprocess.Popen[str], fragment: str) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_serve_command_stops_cleanly_on_a_signal(tiny_repository: Path, number: signal.Signals) -> None:
     process = serve(tiny_repository)
-    text = read_until(process, "--top-k")
+    text = read_until(process, "--documents -")
     children = family(process.pid)[1:]
     target = text.split("gRPC")[1].split()[0]
     assert target.startswith("127.0.0.1:")
@@ -231,7 +231,7 @@ def test_the_serve_command_stops_cleanly_on_a_signal(tiny_repository: Path, numb
 @pytest.mark.usefixtures("no_leftovers")
 def test_the_serve_command_reports_the_death_of_triton_with_its_log(tiny_repository: Path) -> None:
     process = serve(tiny_repository)
-    read_until(process, "--top-k")
+    read_until(process, "--documents -")
     children = family(process.pid)[1:]
     os.kill(next(child.pid for child in children if child.name() == "tritonserver"), signal.SIGKILL)
     rest, _ = process.communicate(timeout=60)
@@ -243,7 +243,7 @@ def test_the_serve_command_reports_the_death_of_triton_with_its_log(tiny_reposit
 
 def test_killing_the_launcher_leaves_no_orphans(tiny_repository: Path) -> None:
     process = serve(tiny_repository)
-    read_until(process, "--top-k")
+    read_until(process, "--documents -")
     children = family(process.pid)[1:]
     process.kill()
     process.communicate(timeout=60)

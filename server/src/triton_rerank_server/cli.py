@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -69,11 +70,17 @@ serving {", ".join(models) or "the repository"}  (Ctrl-C stops it)
   log      {server.log_file}
 
 call it:
-  triton-rerank rerank --target {server.grpc_target} --model {models[0] if models else "MODEL"} \\
-    --query 'how do I compress a file?' --documents documents.txt --top-k 3
+  printf 'gzip shrinks files\\na file cabinet\\n' | {_client_command()} rerank --target {server.grpc_target} \\
+    --model {models[0] if models else "MODEL"} --query 'how do I compress a file?' --documents -
 """,
         flush=True,
     )
+
+
+def _client_command() -> str:
+    """The client's command as this shell can run it."""
+    command = Path(sys.executable).parent / "triton-rerank"
+    return os.path.relpath(command) if command.is_file() else "triton-rerank"
 
 
 def _config(options: argparse.Namespace) -> ServerConfig:

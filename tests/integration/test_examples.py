@@ -1,0 +1,102 @@
+"""The demo, the command line and the README's code, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triton_rerank.cli import main
+from triton_rerank_server import TritonServer
+
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+DEFAULT_TARGET = "127.0.0.1:8001"
+
+
+def content_words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}
+
+
+def test_word_overlap_misleads_in_at_least_two_examples(
+    passages: list[str], example_queries: list[dict[str, Any]]
+) -> None:
+    misled = [
+        example
+        for example in example_queries
+        if len(content_words(example["query"]) & content_words(passages[example["misleading"]]))
+        > len(content_words(example["query"]) & content_words(passages[example["answer"]]))
+    ]
+    assert len(misled) >= 2
+    assert 20 <= len(passages) <= 25
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_ranks_every_answer_first_and_ends_with_0(
+    root: Path, model_repository: Path, passages: list[str], example_queries: list[dict[str, Any]]
+) -> None:
+    command = [sys.executable, str(root / "examples" / "demo.py"), "--model-repository", str(model_repository)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    for example in example_queries:
+        table = done.stdout.split(example["query"], 1)[1].splitlines()
+        assert table[1].split() == ["rank", "score", "before", "document"]
+        rank, _, before, *_ = table[2].split()
+        assert (rank, before) == ("1", str(example["answer"]))
+        assert passages[example["answer"]].startswith(table[2].split(maxsplit=3)[3].rstrip("…"))
+    assert " ms (1 request to minilm-l6-demo)" in done.stdout
+
+
+def test_the_demo_without_a_repository_says_what_to_do(root: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(root / "examples" / "demo.py"), "--model-repository", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "`make export` builds one" in done.stderr
+
+
+def test_the_command_prints_a_table_or_json(
+    root: Path, server: TritonServer, capsys: pytest.CaptureFixture[str], example_queries: list[dict[str, Any]]
+) -> None:
+    example = example_queries[0]
+    arguments = ["rerank", "--target", server.grpc_target, "--model", "minilm-l6-demo", "--query", example["query"]]
+    arguments += ["--documents", str(root / "examples" / "passages.txt"), "--top-k", "3"]
+    assert main(arguments) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5  # head, three ranks, foot
+    assert main([*arguments, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["documents"][0]["index"] == example["answer"]
+    assert set(result) == {"documents", "model", "usage", "timings"}
+
+
+def readme_blocks(root: Path, language: str) -> list[str]:
+    text = (root / "README.md").read_text(encoding="utf-8")
+    return [body for kind, body in BLOCK.findall(text) if kind == language]
+
+
+def test_the_readmes_python_runs(root: Path, server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = readme_blocks(root, "python")
+    assert blocks
+    for block in blocks:
+        exec(compile(block.replace(DEFAULT_TARGET, server.grpc_target), "README.md", "exec"), {})
+    assert "gzip" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_the_readmes_commands_exist(root: Path, server: TritonServer) -> None:
+    lines = [line.split("#")[0].strip() for block in readme_blocks(root, "bash") for line in block.splitlines()]
+    assert {"make demo", "make test"} <= set(lines)
+    for line in filter(None, lines):
+        if line.startswith("make "):
+            subprocess.run([*line.split(), "--dry-run"], cwd=root, check=True, capture_output=True, timeout=60)
+        elif line.startswith("triton-rerank "):
+            command = f"PATH={Path(sys.executable).parent}:$PATH {line.replace(DEFAULT_TARGET, server.grpc_target)}"
+            subprocess.run(["bash", "-c", command], cwd=root, check=True, capture_output=True, timeout=60)
+        else:
+            assert line.startswith(("git clone", "cd ", "pip install")), line
+
+
+def test_the_readme_is_short(root: Path) -> None:
+    assert len((root / "README.md").read_text(encoding="utf-8").splitlines()) < 200
