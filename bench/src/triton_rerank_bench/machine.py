@@ -6,9 +6,11 @@ import contextlib
 import datetime
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 
 import psutil
 
@@ -69,27 +71,40 @@ def usable_cores() -> int:
 
 
 class OtherLoad:
-    """Measures how busy everyone else keeps this machine, from its creation on.
+    """Measures how busy everyone else keeps this machine while blocks under ``with`` run.
 
     A figure taken beside other work says little: threads that wait for each other suffer more from it than others do.
-    Ours are this process and its children; one that ends meanwhile counts as another's.
+    Ours are this process and its children; one that ends inside a block counts as another's.
+
+    Args:
+        read: seconds of all cores together: in all, not idle, and ours; None reads this system's.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], tuple[float, float, float]] | None = None) -> None:
+        self._read = read or _read_seconds
+        self._total = self._others = 0.0
+        self._start = (0.0, 0.0, 0.0)
+
+    def __enter__(self) -> OtherLoad:
         self._start = self._read()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        total, busy, ours = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        self._total += total
+        self._others += busy - ours
 
     def share(self) -> float:
-        """Share of all cores' time that others used since the start, 0 to 1; time stolen by a hypervisor included."""
-        total, busy, ours = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return min(1.0, max(0.0, (busy - ours) / total)) if total > 0 else 0.0
+        """Share of all cores' time that others used inside the blocks, 0 to 1; a hypervisor's steal is others' use."""
+        return min(1.0, max(0.0, self._others / self._total)) if self._total > 0 else 0.0
 
-    def _read(self) -> tuple[float, float, float]:
-        """Seconds of all cores together: in all, not idle, and ours."""
-        times = psutil.cpu_times()
-        # guest time is part of user time, so it is not added again
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        return total, total - idle, _our_cpu_seconds()
+
+def _read_seconds() -> tuple[float, float, float]:
+    times = psutil.cpu_times()
+    # guest time is part of user time, so it must not be counted again
+    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    return total, total - idle, _our_cpu_seconds()
 
 
 def _our_cpu_seconds() -> float:

@@ -7,6 +7,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from triton_rerank_bench.contestants import Contestant
@@ -81,6 +82,7 @@ def run_rounds(
     n_rounds: int,
     seed: int,
     on_call: Callable[[str], None],
+    during: AbstractContextManager[object],
     clock: Callable[[], float] = time.perf_counter,
     pause_s: float = PAUSE_S,
 ) -> Rounds:
@@ -92,6 +94,7 @@ def run_rounds(
         n_rounds: counted rounds; `WARM_UP_ROUNDS` go before them.
         seed: of the order.
         on_call: told the contestant's name before each of its turns.
+        during: entered for each turn, outside its clock.
         clock: seconds.
         pause_s: seconds between turns.
     """
@@ -105,7 +108,9 @@ def run_rounds(
             for contestant in shuffler.sample(contestants, len(contestants)):
                 on_call(contestant.name)
                 time.sleep(pause_s)
-                seconds, rounds.scores[workload.name][contestant.name] = _turn(contestant, workload, clock)
+                with during:
+                    seconds, scores = _turn(contestant, workload, clock)
+                rounds.scores[workload.name][contestant.name] = scores
                 if number >= WARM_UP_ROUNDS:
                     rounds.seconds[workload.name][contestant.name].append(seconds)
     return rounds

@@ -63,7 +63,7 @@ class SpeedReport:
         n_threads: threads that each contestant computes with.
         n_rounds: counted rounds.
         triton_version: as the server says.
-        other_load: share of all cores' time that other processes used during the rounds, 0 to 1.
+        other_load: share of all cores' time that other processes used during the turns, 0 to 1.
         workloads: figures.
         server_memory: of tritonserver and its stub processes.
         targets: met or missed.
@@ -119,8 +119,7 @@ def measure_speed(
             Peer(predict, name=PEER_SMALL_BATCHES, batch_size=SMALL_BATCH_SIZE),
         ]
         load = OtherLoad()
-        rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns)
-        others = load.share()
+        rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns, during=load)
         _watch_memory(contestants[0], texts[0], server.pid, peak)
         version = server.triton_version
     figures = [_summarise(workload, rounds, in_process) for workload in texts]
@@ -131,7 +130,7 @@ def measure_speed(
         n_threads=n_threads,
         n_rounds=n_rounds,
         triton_version=version,
-        other_load=others,
+        other_load=load.share(),
         workloads=figures,
         server_memory=peak,
         targets=judge(figures[0], files.precision, peak),

@@ -12,17 +12,17 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from triton_rerank_export.demo_model import check_replaceable, staged_folder
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.finetune_config import FinetuneConfig, FinetuneReport, Quality
 from triton_rerank_export.training_data import FloatArray, Group, Sample, sample, split, training_order
+from triton_rerank_export.training_meter import Meter, bar
 
 if TYPE_CHECKING:
     import torch
@@ -30,94 +30,6 @@ if TYPE_CHECKING:
 MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
 HELD_OUT_DOCUMENTS = 24  # of a held-out query, at most: enough to tell two models apart, few enough to be quick
 WARM_UP = 0.05  # share of the run in which the learning rates rise
-LOG_EVERY_S = 30.0  # where the output is a file, a line now and then replaces the bar
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """The knobs of fine-tuning; the defaults suit a small BERT on a CPU.
-
-    Attributes:
-        group_size: documents a query in one step, the positive included; at least 2.
-        groups_per_step: queries a step; ``group_size * groups_per_step`` pairs are behind each update.
-        epochs: passes over the training groups.
-        steps: updates; None means as many as ``epochs`` asks for.
-        minutes: wall-clock budget of the training loop; the learning rate has fallen to zero when it is spent, so
-            the result depends on the machine's speed. None means no budget.
-        max_length: tokens a pair, special tokens included; a longer document is cut.
-        max_query_tokens: tokens kept of a query, so that the document has room; at most ``max_length - 16``.
-        learning_rate: of the encoder, at its highest; it rises over the first 5 % and then falls linearly to zero.
-        head_learning_rate: of the classifier, likewise.
-        weight_decay: AdamW's; 0 keeps the difference to the start of low rank, which a delta needs.
-        info_nce_weight: weight of InfoNCE beside margin-MSE; without a teacher InfoNCE stands alone at weight 1.
-        clip_norm: largest norm of the gradient.
-        freeze_word_embeddings: leave the word embeddings as they are.
-        held_out_fraction: share of the queries that is measured and never trained on; 0 for none.
-        held_out_limit: most queries held out.
-        seed: of data order, sampling, split and new parameters.
-        precision: ``auto`` is bf16 where the machine is fast at it, else fp32; weights are fp32 always.
-        device: ``auto`` is CUDA where there is one, else the CPU.
-
-    Raises:
-        ExportError: a value out of its range.
-    """
-
-    group_size: int = 8
-    groups_per_step: int = 4
-    epochs: int = 1
-    steps: int | None = None
-    minutes: float | None = None
-    max_length: int = 160
-    max_query_tokens: int = 96
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    info_nce_weight: float = 0.2
-    clip_norm: float = 1.0
-    freeze_word_embeddings: bool = True
-    held_out_fraction: float = 0.05
-    held_out_limit: int = 200
-    seed: int = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        least = {"group_size": 2, "groups_per_step": 1, "epochs": 1, "held_out_limit": 1, "seed": 0, "steps": 1}
-        least |= {"max_query_tokens": 1, "max_length": self.max_query_tokens + 16}
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and value < bound:
-                raise ExportError(f"{name} is {value}; it must be at least {bound}")
-        for name in ("minutes", "learning_rate", "head_learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ExportError(f"{name} is {value}; it must be above 0")
-        if not 0 <= self.held_out_fraction < 1:
-            raise ExportError(f"held_out_fraction is {self.held_out_fraction}; it must be at least 0 and below 1")
-
-
-@dataclass(frozen=True)
-class Quality:
-    """How well a model orders held-out groups: means over them, 0 to 1, higher is better.
-
-    ``ndcg_at_10`` takes one positive as the only relevant document; ``pairwise_accuracy`` is the share of pairs of
-    documents in the teacher's order (without a teacher: positive above negative).
-    """
-
-    ndcg_at_10: float
-    pairwise_accuracy: float
-    n_groups: int
-
-
-@dataclass(frozen=True)
-class FinetuneReport:
-    """What a run did; ``before`` and ``after`` are None where nothing was held out."""
-
-    steps: int
-    pairs: int
-    duration_s: float
-    before: Quality | None
-    after: Quality | None
 
 
 class _Engine(NamedTuple):
@@ -286,7 +198,7 @@ def _train(engine: _Engine, groups: Sequence[Group], console: Console | None) ->
     config, optimizer = engine.config, _optimizer(engine)
     total = config.steps or config.epochs * math.ceil(len(groups) / config.groups_per_step)
     started, steps, pairs = time.monotonic(), 0, 0
-    with _Meter(console, total, config.minutes) as meter:
+    with Meter(console, total, config.minutes) as meter:
         for samples in _batches(groups, config, total):
             spent = (time.monotonic() - started) / (60 * (config.minutes or math.inf))
             if spent >= 1:
@@ -396,7 +308,7 @@ def _measure(engine: _Engine, groups: Sequence[Group], console: Console | None) 
     import torch
 
     ndcg, accuracy = [], []
-    with torch.no_grad(), _bar(console) as progress:
+    with torch.no_grad(), bar(console) as progress:
         for number, group in enumerate(progress.track(groups, description="measuring the held-out queries")):
             rng = np.random.default_rng((engine.config.seed, number))
             drawn = sample(group, size=HELD_OUT_DOCUMENTS, rng=rng)
@@ -417,38 +329,3 @@ def _save(engine: _Engine, checkpoint: Path, folder: Path, report: FinetuneRepor
     tokenizer.save_pretrained(folder)
     record = {"config": dataclasses.asdict(engine.config), "report": dataclasses.asdict(report)}
     (folder / "finetune.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def _bar(console: Console | None) -> Progress:
-    return Progress(console=console, disable=console is None or not console.is_terminal, transient=True)
-
-
-class _Meter:
-    """Shows the running loss, pairs a second and time left: a bar on a terminal, a line now and then in a file."""
-
-    def __init__(self, console: Console | None, total: int, minutes: float | None) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._console = console
-        self._progress = Progress(*columns, console=console, disable=console is None or not console.is_terminal)
-        self._task = self._progress.add_task("training", total=total)
-        self._total, self._minutes = total, minutes
-        self._loss = math.nan
-        self._started = self._logged = time.monotonic()
-
-    def __enter__(self) -> _Meter:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, step: int, pairs: int, loss: float) -> None:
-        self._loss = loss if math.isnan(self._loss) else 0.98 * self._loss + 0.02 * loss
-        now = time.monotonic()
-        text = f"loss {self._loss:.3f}, {pairs / max(now - self._started, 1e-9):.0f} pairs/s"
-        # With a budget of minutes the bar shows the steps that fit into it at this speed.
-        fits = math.inf if self._minutes is None else math.ceil(step * 60 * self._minutes / (now - self._started))
-        self._progress.update(self._task, completed=step, total=min(self._total, fits), description=text)
-        if self._console and not self._console.is_terminal and now - self._logged >= LOG_EVERY_S:
-            self._console.print(f"step {step} of about {min(self._total, fits)}: {text}")
-            self._logged = now

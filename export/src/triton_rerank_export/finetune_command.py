@@ -16,7 +16,8 @@ from triton_rerank_export.delta import compress
 from triton_rerank_export.demo_corpus import CorpusConfig, build
 from triton_rerank_export.demo_model import PACKAGED_DELTA, assemble, body_path, body_state, read_weights, weights_bytes
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.finetune import FinetuneConfig, FinetuneReport, Quality, evaluate, finetune
+from triton_rerank_export.finetune import evaluate, finetune
+from triton_rerank_export.finetune_config import FinetuneConfig, FinetuneReport, Quality
 from triton_rerank_export.training_data import EXAMPLE_LINE, Group, read_groups, split
 
 LARGEST_DELTA_BYTES = 6_000_000  # it is committed and packaged

@@ -44,10 +44,25 @@ def test_date_is_iso() -> None:
     assert len(today()) == 10
 
 
-def test_load_of_others_is_a_share() -> None:
+def test_load_of_others_is_what_was_busy_but_not_ours_and_only_inside_the_blocks() -> None:
+    # in all, busy, ours: 10 s with 4 of ours and 2 of others', then 100 s outside, then 10 s with 1 of others'
+    readings = iter([(0.0, 0.0, 0.0), (10.0, 6.0, 4.0), (110.0, 99.0, 4.0), (120.0, 104.0, 8.0)])
+    load = OtherLoad(lambda: next(readings))
+    for _ in range(2):
+        with load:
+            pass
+    assert load.share() == pytest.approx(3 / 20)
+
+
+def test_load_of_others_on_this_machine_is_a_share() -> None:
     load = OtherLoad()
-    time.sleep(0.2)
+    with load, subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.2)"]):
+        time.sleep(0.1)
     assert 0.0 <= load.share() <= 1.0
+
+
+def test_load_of_others_is_zero_before_anything_ran() -> None:
+    assert OtherLoad().share() == 0.0
 
 
 def test_peak_keeps_the_largest_sample() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import pytest
 
@@ -42,7 +43,9 @@ def run(
     workers: Sequence[Worker], clock: Clock, workload: Workload = PAIR, *, seed: int = 1
 ) -> tuple[Rounds, list[str]]:
     seen: list[str] = []
-    rounds = run_rounds(workers, [workload], n_rounds=5, seed=seed, on_call=seen.append, clock=clock, pause_s=0.0)
+    rounds = run_rounds(
+        workers, [workload], n_rounds=5, seed=seed, on_call=seen.append, during=nullcontext(), clock=clock, pause_s=0.0
+    )
     return rounds, seen
 
 

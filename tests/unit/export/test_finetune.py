@@ -24,17 +24,10 @@ from transformers import (
 )
 
 from triton_rerank_export import finetune as finetune_module
-from triton_rerank_export import finetune_command
+from triton_rerank_export import finetune_command, training_meter
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.finetune import (
-    FinetuneConfig,
-    Quality,
-    evaluate,
-    finetune,
-    group_loss,
-    ndcg_at_10,
-    pairwise_accuracy,
-)
+from triton_rerank_export.finetune import evaluate, finetune, group_loss, ndcg_at_10, pairwise_accuracy
+from triton_rerank_export.finetune_config import FinetuneConfig, FinetuneReport, Quality
 from triton_rerank_export.training_data import Group
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "brown", "grey"]
@@ -152,7 +145,7 @@ def test_a_budget_of_time_ends_the_run(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_progress_is_told_to_a_file_in_lines(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune_module, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(training_meter, "LOG_EVERY_S", 0.0)
     said = io.StringIO()
     console = Console(file=said, width=120)
     finetune(checkpoint, _groups(), tmp_path / "out", FinetuneConfig(steps=2, **QUICK), console)
@@ -311,7 +304,7 @@ def _demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
     packaged.parent.mkdir()
     packaged.write_bytes(b"present")
     present, new = Quality(0.5, 0.7, 10), Quality(0.5, 0.8 if better else 0.6, 10)
-    report = finetune_module.FinetuneReport(1, 8, 1.0, present, new)
+    report = FinetuneReport(1, 8, 1.0, present, new)
     trial = finetune_command._Trial(b"new", report, present, new)
     monkeypatch.setattr(finetune_command, "PACKAGED_DELTA", packaged)
     monkeypatch.setattr(finetune_command, "body_path", lambda: tmp_path)
