@@ -20,7 +20,16 @@ ROOT = Path(__file__).parent.parent
 DEMO = "minilm-l6-demo"
 TINY = ("tiny-bert", "tiny-xlmr")
 
-torch.set_num_threads(1)  # tiny models; two threads that wait for each other on busy cores take ten times as long
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread_at_first() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tiny models: threads that wait for each other on busy cores take ten times as long. Code under test may ask."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -104,9 +104,10 @@ def test_a_target_with_a_scheme_is_refused() -> None:
         ({"query": ["q"]}, "expected 2 inputs"),
         ({"query": ["q"], "document": np.zeros((1, 1), np.int64)}, "document"),
         ({"query": ["q"], "document": ["a", "b"]}, "batch"),
+        ({"query": np.array([[b"q", b"r"]], object), "document": ["d"]}, "unexpected shape"),
         ({"query": ["q"] * 257, "document": ["d"] * 257}, "batch-size must be <= 256"),
     ],
-    ids=["wrong name", "one input missing", "wrong dtype", "rows differ", "too many rows"],
+    ids=["wrong name", "one input missing", "wrong dtype", "rows differ", "two columns", "too many rows"],
 )
 def test_raw_tensors_that_do_not_fit_are_refused(server: TritonServer, inputs: dict[str, Any], fragment: str) -> None:
     with pytest.raises(triton.InferenceServerException) as error:

@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
+from support.raw import infer_raw
 
 from triton_rerank import RerankClient, ServerUnavailableError
 from triton_rerank_server import ServerConfig, ServerStartError, TritonServer
@@ -271,3 +273,20 @@ def test_a_dynamic_batcher_that_really_merges(server: TritonServer) -> None:
     pairs, executions = after[0] - before[0], after[1] - before[1]
     assert pairs == 240
     assert pairs / executions > 1.2, f"{pairs} pairs in {executions} executions"
+
+
+def test_several_versions_and_instances_are_served_side_by_side(repository: Path) -> None:
+    encoder = repository / "tiny-bert-encoder"
+    shutil.copytree(encoder / "1", encoder / "2")
+    config = (encoder / "config.pbtxt").read_text().replace("count: 1", "count: 2")
+    (encoder / "config.pbtxt").write_text(config + "version_policy { all {} }\n")
+    ids = np.array([[5, 6, 7, 8]], dtype=np.int64)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    with start(repository) as server:
+        answers = [
+            infer_raw(server.grpc_target, "tiny-bert-encoder", inputs, ["logits"], version=version)["logits"]
+            for version in ("1", "2", "")
+        ]
+        stubs = [process for process in family(server.pid) if "stub" in process.name()]
+        assert len(stubs) == 3 + 2 * 2  # two tokenizers and an encoder, and two versions with two instances each
+    assert np.allclose(answers[0], answers[1]) and np.allclose(answers[0], answers[2])

@@ -18,6 +18,7 @@ def infer_raw(
     inputs: Mapping[str, Any],
     outputs: Sequence[str],
     parameters: Mapping[str, Any] | None = None,
+    version: str = "",
 ) -> dict[str, npt.NDArray[Any]]:
     """One inference; lists of str or bytes become BYTES tensors of shape (n, 1)."""
     with triton.InferenceServerClient(target) as client:
@@ -25,6 +26,7 @@ def infer_raw(
             model,
             [_tensor(name, value) for name, value in inputs.items()],
             outputs=[triton.InferRequestedOutput(name) for name in outputs],
+            model_version=version,
             parameters=dict(parameters or {}),
             client_timeout=30.0,
         )

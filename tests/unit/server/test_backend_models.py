@@ -1,0 +1,189 @@
+"""The thin shells that run inside Triton, with a stand-in for the one module that only Triton has."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from google.protobuf import json_format
+
+from triton_rerank_export.triton_config import from_text
+from triton_rerank_server.installation import OUR_BACKENDS
+
+
+@dataclass
+class Tensor:
+    name: str
+    value: npt.NDArray[Any]
+
+    def as_numpy(self) -> npt.NDArray[Any]:
+        return self.value
+
+
+class TritonError(Exception):
+    INVALID_ARG = 1
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+
+
+@dataclass
+class Response:
+    output_tensors: list[Tensor] = field(default_factory=list)
+    error: TritonError | None = None
+
+
+@dataclass
+class Request:
+    tensors: dict[str, npt.NDArray[Any]]
+    values: dict[str, Any] = field(default_factory=dict)
+    cancelled: bool = False
+
+    def parameters(self) -> str:
+        return json.dumps(self.values)
+
+    def is_cancelled(self) -> bool:
+        return self.cancelled
+
+
+Loader = Callable[..., Any]
+
+
+@pytest.fixture
+def load(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    """Load a backend as Triton does: its folder on sys.path, the config as JSON."""
+    pb_utils = types.ModuleType("triton_python_backend_utils")
+    pb_utils.__dict__.update(Tensor=Tensor, TritonError=TritonError, InferenceResponse=Response)
+    pb_utils.__dict__["get_input_tensor_by_name"] = lambda request, name: Tensor(name, request.tensors[name])
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def load(backend: str, model: str, edit: Callable[[Any], None] = lambda config: None, kind: str = "CPU") -> Any:
+        spec = importlib.util.spec_from_file_location(f"{backend}_model", OUR_BACKENDS / backend / "model.py")
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        spec.loader.exec_module(module)
+        config = from_text((tiny_repository / model / "config.pbtxt").read_text())
+        edit(config)
+        shell = module.TritonPythonModel()
+        arguments = {"model_repository": str(tiny_repository / model), "model_version": "1", "model_name": model}
+        as_json = json_format.MessageToJson(config, preserving_proto_field_name=True)
+        shell.initialize(
+            {**arguments, "model_config": as_json, "model_instance_kind": kind, "model_instance_device_id": "0"}
+        )
+        return shell
+
+    return load
+
+
+def texts(*values: str | bytes) -> npt.NDArray[Any]:
+    array = np.empty((len(values), 1), dtype=np.object_)
+    array[:, 0] = [value.encode() if isinstance(value, str) else value for value in values]
+    return array
+
+
+def test_all_requests_of_an_execution_are_tokenised_in_one_call(load: Loader) -> None:
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    calls: list[list[str]] = []
+    tokenize = shell._tokenizer.tokenize
+
+    def counted(values: Any) -> Any:
+        calls.append(list(values))
+        return tokenize(calls[-1])
+
+    shell._tokenizer.tokenize = counted
+    requests = [Request({"query": texts("heap", "heap"), "document": texts("a", "b")}) for _ in range(3)]
+    responses = shell.execute(requests)
+    assert len(calls) == 1
+    assert [response.error for response in responses] == [None] * 3
+    names = [tensor.name for tensor in responses[0].output_tensors]
+    assert names == ["input_ids", "attention_mask", "token_type_ids", "token_count", "truncated"]
+
+
+def test_the_family_without_segment_ids_gets_none(load: Loader) -> None:
+    shell = load("tokenizer", "tiny-xlmr-tokenizer")
+    (response,) = shell.execute([Request({"query": texts("heap"), "document": texts("a")})])
+    assert "token_type_ids" not in [tensor.name for tensor in response.output_tensors]
+
+
+def test_bad_requests_get_their_errors_and_the_others_their_answers(load: Loader) -> None:
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    good = {"query": texts("heap"), "document": texts("a")}
+    responses = shell.execute(
+        [
+            Request(good),
+            Request({"query": texts("heap"), "document": texts(b"\xff")}),
+            Request(good, {"max_length": 4000}),
+            Request(good, cancelled=True),
+            Request(good, {"max_length": 64, "max_query_tokens": 8}),
+        ]
+    )
+    errors = [str(response.error) if response.error else None for response in responses]
+    assert errors[0] is None and errors[4] is None
+    assert "document is not UTF-8" in str(errors[1])
+    assert "max_length is 4000: it must be a whole number from 5 to 128" in str(errors[2])
+    assert "cancelled" in str(errors[3])
+
+
+@pytest.mark.parametrize("name", ["max_length", "length_ladder", "pad_token_id"])
+def test_a_tokenizer_config_without_a_parameter_is_refused_by_name(load: Loader, name: str) -> None:
+    with pytest.raises(ValueError, match=f"config.pbtxt has no parameter '{name}'"):
+        load("tokenizer", "tiny-bert-tokenizer", lambda config: config.parameters.pop(name))
+
+
+def encoder_request(vocabulary_id: int = 7) -> Request:
+    ids = np.full((2, 32), vocabulary_id, dtype=np.int64)
+    return Request({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+
+
+def test_the_encoder_gives_a_bad_request_its_error_and_the_others_their_logits(load: Loader) -> None:
+    shell = load("onnxruntime", "tiny-bert-encoder")
+    first, bad, last = shell.execute([encoder_request(), encoder_request(10**8), encoder_request()])
+    assert first.output_tensors[0].value.shape == (2, 1)
+    assert np.allclose(first.output_tensors[0].value, last.output_tensors[0].value)
+    assert "cannot score these tensors" in str(bad.error)
+
+
+def test_the_encoder_reads_the_keys_of_nvidias_backend(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:
+    def edit(config: Any) -> None:
+        values = {"intra_op_thread_count": "1", "inter_op_thread_count": "1", "execution_mode": "0"}
+        for key, value in {**values, "enable_mem_arena": "0", "enable_mem_pattern": "1"}.items():
+            config.parameters[key].string_value = value
+        config.optimization.graph.level = -1
+
+    shell = load("onnxruntime", "tiny-bert-encoder", edit)
+    options = shell._engine._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
+    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, True)
+    assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
+
+
+def test_a_setting_that_is_not_a_number_is_refused(load: Loader) -> None:
+    def edit(config: Any) -> None:
+        config.parameters["intra_op_thread_count"].string_value = "many"
+
+    with pytest.raises(ValueError, match="intra_op_thread_count is 'many': it must be a whole number"):
+        load("onnxruntime", "tiny-bert-encoder", edit)
+
+
+def test_a_gpu_that_this_onnxruntime_cannot_use_is_refused(load: Loader) -> None:
+    with pytest.raises(ValueError, match="no CUDA provider; install onnxruntime-gpu, or set the kind to KIND_CPU"):
+        load("onnxruntime", "tiny-bert-encoder", kind="GPU")
+
+
+def test_a_config_of_another_family_is_refused_with_both_lists_of_names(load: Loader) -> None:
+    def edit(config: Any) -> None:
+        del config.input[2]
+
+    with pytest.raises(ValueError, match=r"the graph's inputs are .*token_type_ids.*config.pbtxt declares"):
+        load("onnxruntime", "tiny-bert-encoder", edit)
