@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +11,13 @@ import pytest
 import tritonclient.grpc as triton
 from support.raw import infer_raw
 
-from triton_rerank import ConfigurationError, InvalidRequestError, RerankClient, ServerUnavailableError
+from triton_rerank import (
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    RerankClient,
+    ServerUnavailableError,
+)
 from triton_rerank_server import TritonServer
 
 DEMO = "minilm-l6-demo"
@@ -90,6 +97,19 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
     assert "127.0.0.1:1" in message(error)
     assert "check the address" in message(error)
     assert error.value.retryable
+
+
+@pytest.mark.parametrize("timeout_s", [0.001, 0.3])
+def test_a_deadline_holds_for_the_whole_call_however_it_is_split(demo_client: RerankClient, timeout_s: float) -> None:
+    demo_client.rerank("q", ["warm"])
+    begin = time.monotonic()
+    with pytest.raises(DeadlineExceededError) as error:
+        demo_client.rerank(
+            "heap", ["a binary heap keeps its largest element at the root " * 10] * 3000, timeout_s=timeout_s
+        )
+    assert time.monotonic() - begin < timeout_s + 2.0
+    assert isinstance(error.value, TimeoutError)
+    assert "raise" in message(error)
 
 
 def test_a_target_with_a_scheme_is_refused() -> None:

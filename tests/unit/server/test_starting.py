@@ -67,8 +67,8 @@ def test_ours_stands_in_where_there_is_no_native_one(tmp_path: Path) -> None:
 
 def test_port_0_is_a_free_one() -> None:
     port = resolve_port("grpc", "127.0.0.1", 0)
-    with socket.create_server(("127.0.0.1", port)):
-        pass
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        assert listener.getsockname()[1] == port
 
 
 @pytest.mark.parametrize("port", [-1, 65536])
