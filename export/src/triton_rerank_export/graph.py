@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from triton_rerank.contract import LOGITS
@@ -14,6 +15,7 @@ from triton_rerank_export.checkpoint import Checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.triton_config import Precision, encoder_inputs
 
+_FEED_FORWARD_OUTPUT = re.compile(r"/layer\.(\d+)/output/dense/MatMul$")
 _OPSET = 18  # the least that optimum recommends for BERT
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 
@@ -82,11 +84,12 @@ def to_precision(fused: Path, precision: Precision, work: Path) -> Path:
     """Turn the fused fp32 graph into the precision that is served.
 
     int8 is dynamic: weights per channel ahead of time, activations per tensor at run time. Fusion comes first, since
-    quantised graphs are not recognised by it. Embeddings stay fp32: they are looked up, not multiplied, and as int8
-    they cost order (docs/LOG.md).
+    quantised graphs are not recognised by it. Two parts stay fp32, because as int8 they cost order (docs/LOG.md): the
+    embeddings, and the second feed-forward matrix of the first third of the layers, whose inputs have outliers.
     """
     if precision == "fp32":
         return fused
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     path = work / "int8.onnx"
@@ -95,11 +98,18 @@ def to_precision(fused: Path, precision: Precision, work: Path) -> Path:
             fused,
             path,
             op_types_to_quantize=["MatMul", "Attention"],
+            nodes_to_exclude=_early_feed_forward([node.name for node in onnx.load(fused).graph.node]),
             weight_type=QuantType.QInt8,
             per_channel=True,
             extra_options={"DefaultTensorType": _FLOAT},  # fused operators have no inferred types
         )
     return path
+
+
+def _early_feed_forward(nodes: Sequence[str]) -> list[str]:
+    """Names of the second feed-forward MatMul in the first third of the layers, by Hugging Face's module names."""
+    matches = [match for name in nodes if (match := _FEED_FORWARD_OUTPUT.search(name))]
+    return [match.string for match in matches if 3 * int(match[1]) < len(matches)]
 
 
 def _check_names(path: Path, checkpoint: Checkpoint) -> None:
