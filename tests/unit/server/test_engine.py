@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime as ort
 import pytest
 
 from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineError, EngineOptions, Rows, micro_batches
@@ -70,3 +71,16 @@ def test_every_graph_level_gives_the_same_logits(tiny_repository: Path, engine: 
     )
     request = pairs([9, 20], 32)
     np.testing.assert_allclose(other.logits([request])[0], engine.logits([request])[0], atol=1e-5)
+
+
+def test_a_device_puts_the_cuda_provider_first(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    opened = ort.InferenceSession
+
+    def open_on_cpu(path: str, settings: Any, providers: list[Any]) -> Any:
+        asked.extend(providers)
+        return opened(path, settings, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", open_on_cpu)
+    Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", EngineOptions(device_id=3))
+    assert asked == [("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]
