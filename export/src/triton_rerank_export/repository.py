@@ -22,8 +22,10 @@ from triton_rerank_export.triton_config import ServedModel, encoder_inputs, from
 def staging(repository: Path) -> Iterator[Path]:
     """A scratch folder on the repository's own file system, gone afterwards.
 
-    It lies beside the repository where it can, since Triton takes every folder inside for a model.
+    It lies beside the repository where it can, since Triton takes every folder inside for a model. A repository that
+    was made for it and got nothing is gone afterwards too.
     """
+    made = not repository.exists()
     repository.mkdir(parents=True, exist_ok=True)
     parent = repository.resolve().parent
     beside = parent.stat().st_dev == repository.stat().st_dev
@@ -32,6 +34,8 @@ def staging(repository: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        if made and not any(repository.iterdir()):
+            repository.rmdir()
 
 
 def lay_out(staged: Path, model: ServedModel, checkpoint: Checkpoint, graph: Path) -> None:
