@@ -6,7 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_rerank.types import Activation
 from triton_rerank_export import demo_model
+
+FP32_TOLERANCE = 0.01  # between logits of two fp32 engines, as cards print them
+FP16_TOLERANCE = 0.05  # where either side ran in fp16
+
+_BERT = "BertForSequenceClassification"
+_XLM_R = "XLMRobertaForSequenceClassification"
+
+
+@dataclass(frozen=True)
+class PublishedScore:
+    """A pair with the logit that the model's authors printed for it.
+
+    Attributes:
+        query: what was asked.
+        document: what it was scored against.
+        logit: raw model output, before any activation.
+        tolerance: largest difference to it that a right model may show.
+    """
+
+    query: str
+    document: str
+    logit: float
+    tolerance: float = FP32_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -15,27 +39,132 @@ class CatalogueEntry:
 
     Attributes:
         name: public model name, also the ensemble's.
-        source: where the weights come from, as written into the config.
+        source: Hugging Face id, or what ``build`` makes the checkpoint from.
+        revision: commit that is fetched, 40 hex digits; "" where ``build`` is given.
+        architecture: class of the checkpoint, as its config.json names it.
+        max_length: tokens of the longest pair that the model itself can read.
+        activation: how the checkpoint turns a logit into a score.
         licence: SPDX name.
+        params: number of parameters, to be read.
         description: one line for the list that the command prints.
-        fetch: writes the checkpoint into a folder that does not exist yet, and returns it.
+        older_ids: Hugging Face ids that the same repository had before.
+        scores: pairs with their logits from the model's card.
+        build: writes the checkpoint into a folder that does not exist yet, and returns it; None: it is on the hub.
     """
 
     name: str
     source: str
+    revision: str
+    architecture: str
+    max_length: int
+    activation: Activation
     licence: str
+    params: str
     description: str
-    fetch: Callable[[Path], Path]
+    older_ids: tuple[str, ...] = ()
+    scores: tuple[PublishedScore, ...] = ()
+    build: Callable[[Path], Path] | None = None
 
+
+def _berlin(population: float, museums: float) -> tuple[PublishedScore, ...]:
+    query = "How many people live in Berlin?"
+    answer = "Berlin had a population of 3,520,031 registered inhabitants in an area of 891.82 square kilometers."
+    return (
+        PublishedScore(query, answer, population),
+        PublishedScore(query, "Berlin is well known for its museums.", museums),
+    )
+
+
+_PANDA = (
+    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
+    "endemic to China."
+)
 
 _ENTRIES = (
     CatalogueEntry(
         name="minilm-l6-demo",
         source=f"{demo_model.BODY_REQUIREMENT} + demo/delta.safetensors",
+        revision="",
+        architecture=_BERT,
+        max_length=512,
+        activation="sigmoid",
         licence="Apache-2.0",
-        description="English demo and test model, 22.7 M parameters; no replacement for the real ones",
-        fetch=demo_model.assemble,
+        params="22.7 M",
+        description="English demo and test model; no replacement for the real ones",
+        build=demo_model.assemble,
+    ),
+    CatalogueEntry(
+        name="ms-marco-minilm-l6-v2",
+        source="cross-encoder/ms-marco-MiniLM-L6-v2",
+        revision="c5ee24cb16019beea0893ab7796b1df96625c6b8",
+        architecture=_BERT,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="22.7 M",
+        description="English, small and fast",
+        older_ids=("cross-encoder/ms-marco-MiniLM-L-6-v2",),
+        scores=_berlin(8.607138, -4.320078),
+    ),
+    CatalogueEntry(
+        name="ms-marco-minilm-l12-v2",
+        source="cross-encoder/ms-marco-MiniLM-L12-v2",
+        revision="7b0235231ca2674cb8ca8f022859a6eba2b1c968",
+        architecture=_BERT,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="33.4 M",
+        description="English, twice the layers of l6",
+        older_ids=("cross-encoder/ms-marco-MiniLM-L-12-v2",),
+        scores=_berlin(9.218911, -4.0780287),
+    ),
+    CatalogueEntry(
+        name="bge-reranker-base",
+        source="BAAI/bge-reranker-base",
+        revision="2cfc18c9415c912f9d8155881c133215df768a70",
+        architecture=_XLM_R,
+        max_length=512,
+        activation="sigmoid",
+        licence="MIT",
+        params="278 M",
+        description="Chinese and English",
+    ),
+    CatalogueEntry(
+        name="bge-reranker-large",
+        source="BAAI/bge-reranker-large",
+        revision="55611d7bca2a7133960a6d3b71e083071bbfc312",
+        architecture=_XLM_R,
+        max_length=512,
+        activation="sigmoid",
+        licence="MIT",
+        params="560 M",
+        description="Chinese and English, twice the layers of base",
+    ),
+    CatalogueEntry(
+        name="bge-reranker-v2-m3",
+        source="BAAI/bge-reranker-v2-m3",
+        revision="953dc6f6f85a1b2dbfca4c34a2796e7dde08d41e",
+        architecture=_XLM_R,
+        max_length=8192,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="568 M",
+        description="multilingual, long documents",
+        scores=(  # the card ran in fp16
+            PublishedScore("query", "passage", -5.65234375, FP16_TOLERANCE),
+            PublishedScore("what is panda?", "hi", -8.1875, FP16_TOLERANCE),
+            PublishedScore("what is panda?", _PANDA, 5.26171875, FP16_TOLERANCE),
+        ),
     ),
 )
 
 CATALOGUE = {entry.name: entry for entry in _ENTRIES}
+_BY_ANY_ID = CATALOGUE | {
+    hub_id.lower(): entry for entry in _ENTRIES if entry.build is None for hub_id in (entry.source, *entry.older_ids)
+}
+
+
+def find(model: str) -> CatalogueEntry | None:
+    """Look a model up by its public name, its Hugging Face id or an older id; upper and lower case are the same."""
+    return _BY_ANY_ID.get(model.lower())

@@ -1,26 +1,24 @@
-"""A checkpoint folder, looked at before anything is built from it: what it is, or why it cannot be served."""
+"""Which checkpoint a name means, where its files are, and that they are whole, before anything is built from them."""
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from triton_rerank.types import Activation
-from triton_rerank_export.catalogue import CATALOGUE
+from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.facts import TOKENIZER, Facts, read_facts
+from triton_rerank_export.source import HubModel, fetch
+from triton_rerank_export.weights import check_weights
 
-# architecture -> (the model reads segment ids, position ids that are never used)
-_ARCHITECTURES = {
-    "BertForSequenceClassification": (True, 0),
-    "XLMRobertaForSequenceClassification": (False, 2),  # positions start at padding_idx + 1 = 2
-    "RobertaForSequenceClassification": (False, 2),
-}
+_SHORTEST = 8  # tokens: the special ones, and a few words
+_DEFAULT_LONGEST = 1024  # tokens; a longer model is served up to here unless told otherwise
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
-_DEFAULT_LONGEST = 1024  # tokens; a longer model is served up to here
+_HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -29,132 +27,196 @@ class Checkpoint:
 
     Attributes:
         name: public model name.
-        folder: Hugging Face checkpoint folder with safetensors and tokenizer.json.
-        source: where it came from, for the config.
+        folder: Hugging Face checkpoint folder with tokenizer.json and weights.
+        source: where it came from, for the config: a Hugging Face id, or words.
+        revision: commit of the hub, 40 hex digits; "" for a local folder or a model built here.
+        licence: SPDX name; "" if unknown.
         token_type_ids: the model reads segment ids.
         max_length: longest pair in tokens.
         pad_token_id: id that fills a row up.
         activation: how the checkpoint turns a logit into a score.
         n_heads: attention heads, for fusion.
         hidden_size: width, for fusion.
+        allow_pickle: the weights may be a pickle, to be read with torch's weights_only.
     """
 
     name: str
     folder: Path
     source: str
+    revision: str
+    licence: str
     token_type_ids: bool
     max_length: int
     pad_token_id: int
     activation: Activation
     n_heads: int
     hidden_size: int
+    allow_pickle: bool = False
 
 
-def resolve(model: str, work: Path, *, name: str | None = None) -> Checkpoint:
-    """Find a model by its public name or its folder.
+@dataclass(frozen=True)
+class _Origin:
+    """Where a model comes from: ``folder``, ``entry.build``, or else the hub at ``revision`` ("": current)."""
+
+    name: str
+    source: str
+    revision: str = ""
+    folder: Path | None = None
+    entry: CatalogueEntry | None = None
+
+
+def resolve(
+    model: str,
+    work: Path,
+    *,
+    name: str | None = None,
+    max_length: int | None = None,
+    allow_pickle: bool = False,
+    on_step: Callable[[str], object] = lambda _: None,
+) -> Checkpoint:
+    """Find a model by its public name, its folder or its Hugging Face id, and fetch it if need be.
 
     Args:
-        model: a name of the catalogue, or a checkpoint folder.
-        work: scratch folder for checkpoints that have to be fetched.
-        name: public name; by default the catalogue's or the folder's.
+        model: a name of the catalogue, a checkpoint folder, or ``org/name``, optionally with ``@revision``.
+        work: scratch folder for a checkpoint that is built here.
+        name: public name; by default the catalogue's, the folder's, or the last part of the id.
+        max_length: tokens of the longest pair; None means the model's own limit, but at most 1024.
+        allow_pickle: take pickled weights where there are no safetensors.
+        on_step: called with what is being done, if it takes long.
 
     Raises:
-        ExportError: neither; or the checkpoint cannot be served.
+        ExportError: there is no such model, it cannot be fetched, or it cannot be served; says what was found.
     """
-    entry = CATALOGUE.get(model)
-    if entry is not None:
-        folder = entry.fetch(Path(tempfile.mkdtemp(dir=work)) / entry.name)
-        return read_checkpoint(folder, name=name or entry.name, source=entry.source)
-    folder = Path(model)
-    if not folder.is_dir():
-        raise ExportError(
-            f"model {model!r} is neither a known name ({', '.join(sorted(CATALOGUE))}) nor a checkpoint folder"
-        )
-    folder = folder.resolve()
-    return read_checkpoint(folder, name=name or folder.name.lower(), source=f"local folder {folder.name}")
+    origin = _find(model)
+    name = name or origin.name
+    _check_name(name)
+
+    def check(folder: Path) -> None:
+        facts = read_facts(folder, origin.source)
+        _check_tokenizer(folder, origin.source)
+        _served_length(facts, max_length, origin.source)
+        if origin.entry is not None and origin.revision == origin.entry.revision:
+            _check_entry(origin.entry, facts)
+
+    folder, revision = _local_folder(origin, work), ""
+    if folder is None:
+        folder = fetch(HubModel(origin.source, origin.revision, allow_pickle), check=check, on_step=on_step)
+        revision = folder.name
+    return read_checkpoint(
+        folder,
+        name=name,
+        source=origin.source,
+        revision=revision,
+        licence=origin.entry.licence if origin.entry else "",
+        max_length=max_length,
+        allow_pickle=allow_pickle,
+    )
 
 
-def read_checkpoint(folder: Path, *, name: str, source: str) -> Checkpoint:
+def read_checkpoint(
+    folder: Path,
+    *,
+    name: str,
+    source: str,
+    revision: str = "",
+    licence: str = "",
+    max_length: int | None = None,
+    allow_pickle: bool = False,
+) -> Checkpoint:
     """Check that a folder holds a cross-encoder that can be served, and read its facts.
 
+    Args:
+        folder: Hugging Face checkpoint folder.
+        name: public name.
+        source: where it came from.
+        revision: commit of the hub; "" if it is not from there.
+        licence: SPDX name; "" if unknown.
+        max_length: as for `resolve`.
+        allow_pickle: as for `resolve`.
+
     Raises:
-        ExportError: a file is missing, or the model is of a kind that is not supported; says what was found.
+        ExportError: a file is missing or not whole, or the model is of a kind that is not supported; says what was
+            found.
     """
-    if not _NAME.fullmatch(name):
-        raise ExportError(f"model name {name!r}: it must match {_NAME.pattern}; give another with --name")
-    config = _read_json(folder / "config.json")
-    segments, unused_positions = _architecture(folder, config)
-    _check_one_label(folder, config)
-    _check_files(folder)
-    limit = int(config["max_position_embeddings"]) - unused_positions
+    _check_name(name)
+    label = f"{source}@{revision}" if revision else str(folder)
+    facts = read_facts(folder, label)
+    _check_tokenizer(folder, label)
+    check_weights(folder, label=label, allow_pickle=allow_pickle)
     return Checkpoint(
         name=name,
         folder=folder,
         source=source,
-        token_type_ids=segments,
-        max_length=min(limit, _tokenizer_limit(folder, limit), _DEFAULT_LONGEST),
-        pad_token_id=int(config.get("pad_token_id") or 0),
-        activation=_activation(folder, config),
-        n_heads=int(config["num_attention_heads"]),
-        hidden_size=int(config["hidden_size"]),
+        revision=revision,
+        licence=licence,
+        token_type_ids=facts.token_type_ids,
+        max_length=_served_length(facts, max_length, label),
+        pad_token_id=facts.pad_token_id,
+        activation=facts.activation,
+        n_heads=facts.n_heads,
+        hidden_size=facts.hidden_size,
+        allow_pickle=allow_pickle,
     )
 
 
-def _architecture(folder: Path, config: dict[str, Any]) -> tuple[bool, int]:
-    found = config.get("architectures") or ["none"]
-    if len(found) != 1 or found[0] not in _ARCHITECTURES:
+def _find(model: str) -> _Origin:
+    entry = find(model)
+    if entry is not None:
+        return _Origin(entry.name, entry.source, entry.revision, entry=entry)
+    folder = Path(model)
+    if folder.is_dir():
+        folder = folder.resolve()
+        return _Origin(folder.name.lower(), f"local folder {folder.name}", folder=folder)
+    match = _HUB_ID.fullmatch(model)
+    if match is None:
         raise ExportError(
-            f"{folder}: its architecture is {', '.join(found)}; supported are {', '.join(_ARCHITECTURES)}. A causal LM "
-            "or an embedding model is no cross-encoder"
+            f"model {model!r} is neither a known name ({', '.join(sorted(CATALOGUE))}) nor a checkpoint folder nor a "
+            "Hugging Face id (org/name or org/name@revision)"
         )
-    return _ARCHITECTURES[found[0]]
+    hub_id, revision = match["id"], match["revision"] or ""
+    entry = find(hub_id)
+    if entry is not None:
+        return _Origin(entry.name, entry.source, revision, entry=entry)
+    return _Origin(hub_id.rsplit("/", 1)[-1].lower(), hub_id, revision)
 
 
-def _check_one_label(folder: Path, config: dict[str, Any]) -> None:
-    labels = len(config.get("id2label") or {0: "", 1: ""})  # transformers' default is two
-    if labels != 1:
-        raise ExportError(f"{folder}: the classifier has {labels} labels; a reranker has 1 (num_labels in config.json)")
+def _local_folder(origin: _Origin, work: Path) -> Path | None:
+    if origin.entry is not None and origin.entry.build is not None:
+        return origin.entry.build(Path(tempfile.mkdtemp(dir=work)) / origin.name)
+    return origin.folder
 
 
-def _check_files(folder: Path) -> None:
-    if not (folder / "tokenizer.json").is_file():
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise ExportError(f"model name {name!r}: it must match {_NAME.pattern}; give another with --name")
+
+
+def _served_length(facts: Facts, asked: int | None, label: str) -> int:
+    if asked is None:
+        return min(facts.max_length, _DEFAULT_LONGEST)
+    if not _SHORTEST <= asked <= facts.max_length:
         raise ExportError(
-            f"{folder}: no tokenizer.json; make one with "
-            "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder)"
+            f"{label}: max_length {asked} is out of bounds; this model takes {_SHORTEST} to {facts.max_length} tokens"
         )
-    if not any(folder.glob("*.safetensors")):
-        pickles = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
+    return asked
+
+
+def _check_entry(entry: CatalogueEntry, facts: Facts) -> None:
+    differences = [
+        f"{fact} is {found}, not {stated}"
+        for fact in ("architecture", "activation", "max_length")
+        if (found := getattr(facts, fact)) != (stated := getattr(entry, fact))
+    ]
+    if differences:
         raise ExportError(
-            f"{folder}: no *.safetensors, but {pickles}; a pickle can run code when it is read, so convert it with "
-            "model.save_pretrained(folder, safe_serialization=True)"
+            f"{entry.name}: {entry.source}@{entry.revision} is not what the catalogue says: {'; '.join(differences)}; "
+            "correct the catalogue, or pin another revision there"
         )
 
 
-def _tokenizer_limit(folder: Path, default: int) -> int:
-    path = folder / "tokenizer_config.json"
-    stated = _read_json(path).get("model_max_length") if path.is_file() else None
-    return int(stated) if isinstance(stated, int | float) and 0 < stated < 1e6 else default
-
-
-def _activation(folder: Path, config: dict[str, Any]) -> Activation:
-    """Sentence-transformers writes it into config.json; without it, one label means sigmoid."""
-    stated = (config.get("sentence_transformers") or {}).get("activation_fn")
-    stated = stated or config.get("sbert_ce_default_activation_function") or "torch.nn.modules.activation.Sigmoid"
-    kind = str(stated).rsplit(".", 1)[-1]
-    if kind == "Identity":
-        return "identity"
-    if kind == "Sigmoid":
-        return "sigmoid"
-    raise ExportError(f"{folder}: its activation is {stated}; supported are Identity and Sigmoid")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise ExportError(f"{path.parent}: no {path.name}; it is not a Hugging Face checkpoint folder") from exc
-    except (OSError, ValueError) as exc:
-        raise ExportError(f"{path}: cannot be read ({exc})") from exc
-    if not isinstance(content, dict):
-        raise ExportError(f"{path}: a JSON object was expected, not {type(content).__name__}")
-    return content
+def _check_tokenizer(folder: Path, label: str) -> None:
+    if not (folder / TOKENIZER).is_file():
+        raise ExportError(
+            f"{label}: no {TOKENIZER}; save the model to a folder, make one there with "
+            "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder), and export the folder"
+        )

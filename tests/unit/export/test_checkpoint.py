@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.tiny_models import write_tiny_bert
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from triton_rerank_export.checkpoint import read_checkpoint, resolve
+from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint, resolve
 from triton_rerank_export.errors import ExportError
 
 
@@ -23,9 +25,19 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def refusal(folder: Path) -> str:
+def drop_from_config(folder: Path, key: str) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
+
+
+def read(folder: Path, **options: Any) -> Checkpoint:
+    return read_checkpoint(folder, name="m", source="s", **options)
+
+
+def refusal(folder: Path, **options: Any) -> str:
     with pytest.raises(ExportError) as error:
-        read_checkpoint(folder, name="m", source="s")
+        read(folder, **options)
+    assert "\n" not in str(error.value)
     return str(error.value)
 
 
@@ -35,29 +47,137 @@ def refusal(folder: Path) -> str:
 def test_the_facts_of_both_families_are_read(
     checkpoints: dict[str, Path], name: str, segments: bool, pad: int, max_length: int
 ) -> None:
-    found = read_checkpoint(checkpoints[name], name=name, source="s")
+    found = read(checkpoints[name])
     assert (found.token_type_ids, found.pad_token_id, found.max_length) == (segments, pad, max_length)
     assert found.activation == "sigmoid"
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlmr"])
+def test_without_a_stated_padding_id_it_is_the_one_that_transformers_takes(
+    checkpoints: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    folder = Path(shutil.copytree(checkpoints[name], tmp_path / name))
+    drop_from_config(folder, "pad_token_id")
+    assert read(folder).pad_token_id == AutoConfig.from_pretrained(folder).pad_token_id
+
+
+def test_a_padding_id_moves_the_positions_that_are_left(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoints["tiny-xlmr"], tmp_path / "tiny-xlmr"))
+    edit_config(folder, pad_token_id=5)
+    assert read(folder).max_length == 124  # 130 positions, the first is 6
+
+
+@pytest.mark.parametrize(("asked", "served"), [(None, 1024), (8, 8), (2000, 2000), (8192, 8192)])
+def test_a_long_model_is_served_up_to_1024_unless_told_otherwise(folder: Path, asked: int | None, served: int) -> None:
+    edit_config(folder, max_position_embeddings=8192)
+    (folder / "tokenizer_config.json").unlink()
+    assert read(folder, max_length=asked).max_length == served
+
+
+@pytest.mark.parametrize("asked", [-1, 0, 7, 129, 100_000])
+def test_a_length_that_the_model_does_not_take_is_refused(folder: Path, asked: int) -> None:
+    assert f"max_length {asked} is out of bounds; this model takes 8 to 128 tokens" in refusal(folder, max_length=asked)
+
+
+def test_a_tokenizer_may_state_less_than_the_positions(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": 100}))
+    assert read(folder).max_length == 100
+    assert "takes 8 to 100 tokens" in refusal(folder, max_length=101)
 
 
 def test_several_labels_are_refused(tmp_path: Path) -> None:
     assert "the classifier has 3 labels; a reranker has 1" in refusal(write_tiny_bert(tmp_path / "three", labels=3))
 
 
+@pytest.mark.parametrize(("stated", "labels"), [({}, 2), ({"num_labels": 5}, 5)])
+def test_labels_are_counted_as_transformers_does(folder: Path, stated: dict[str, int], labels: int) -> None:
+    drop_from_config(folder, "id2label")
+    drop_from_config(folder, "label2id")
+    edit_config(folder, **stated)
+    assert AutoConfig.from_pretrained(folder).num_labels == labels
+    assert f"the classifier has {labels} labels" in refusal(folder)
+    edit_config(folder, num_labels=1)
+    assert AutoConfig.from_pretrained(folder).num_labels == 1
+    read(folder)
+
+
 def test_a_checkpoint_without_tokenizer_json_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
-    assert "no tokenizer.json; make one with AutoTokenizer" in refusal(folder)
+    assert "no tokenizer.json; save the model to a folder, make one there with AutoTokenizer" in refusal(folder)
 
 
-@pytest.mark.parametrize("architecture", ["LlamaForCausalLM", "BertModel", "MPNetForSequenceClassification"])
-def test_other_architectures_are_refused_by_name(folder: Path, architecture: str) -> None:
-    edit_config(folder, architectures=[architecture])
-    assert f"its architecture is {architecture}; supported are BertForSequenceClassification" in refusal(folder)
+@pytest.mark.parametrize(
+    ("architectures", "found"),
+    [
+        (["Qwen3ForCausalLM"], "Qwen3ForCausalLM, a causal LM"),
+        (["GPT2LMHeadModel"], "GPT2LMHeadModel, a causal LM"),
+        (["BertModel"], "BertModel, an embedding model"),
+        (["BertForMaskedLM"], "BertForMaskedLM, a masked LM, which has no classifier yet"),
+        (["ModernBertForSequenceClassification"], "ModernBertForSequenceClassification, a classifier of another"),
+        (["BertForTokenClassification"], "BertForTokenClassification; supported"),
+        (["BertModel", "BertForSequenceClassification"], "BertModel, BertForSequenceClassification, a classifier of"),
+        ([], "not stated in config.json; supported"),
+        (None, "not stated in config.json; supported"),
+    ],
+)
+def test_a_model_of_another_kind_is_named(folder: Path, architectures: list[str] | None, found: str) -> None:
+    edit_config(folder, architectures=architectures)
+    message = refusal(folder)
+    assert f"{folder}: its architecture is {found}" in message
+    assert "supported are cross-encoders with one label: BertForSequenceClassification, XLMRobertaFor" in message
 
 
-def test_pickled_weights_are_refused(folder: Path) -> None:
+def test_positions_that_are_not_absolute_are_refused(folder: Path) -> None:
+    edit_config(folder, position_embedding_type="relative_key")
+    assert "its position_embedding_type is relative_key; supported is absolute" in refusal(folder)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "num_attention_heads", "max_position_embeddings"])
+@pytest.mark.parametrize("value", [None, "32", -1])
+def test_a_number_that_is_none_is_refused(folder: Path, key: str, value: object) -> None:
+    edit_config(folder, **{key: value})
+    assert f"{key} in config.json is {value!r}; a number from 0 was expected" in refusal(folder)
+
+
+def test_pickled_weights_are_refused_unless_asked_for(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "no *.safetensors, but pytorch_model.bin; a pickle can run code" in refusal(folder)
+    message = refusal(folder)
+    assert "its weights are pytorch_model.bin, a pickle, which can run code when it is read; convert it" in message
+    assert "or pass --allow-pickle if you trust its authors" in message
+    assert read(folder, allow_pickle=True).allow_pickle
+
+
+@pytest.mark.parametrize(
+    ("files", "found"), [((), "no weights"), (("model.gguf", "model.fp16.safetensors"), "model.fp16.safetensors, ")]
+)
+def test_other_files_are_no_weights(folder: Path, files: tuple[str, ...], found: str) -> None:
+    (folder / "model.safetensors").unlink()
+    for name in files:
+        (folder / name).touch()
+    for allow_pickle in (False, True):
+        assert f"no model.safetensors, but {found}" in refusal(folder, allow_pickle=allow_pickle)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_weights_that_are_cut_off_are_found(folder: Path, length: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    message = refusal(folder)
+    assert "model.safetensors is not whole (" in message
+    assert message.endswith(f"delete {path} and get it anew")
+
+
+def test_weights_in_parts_must_all_be_there(folder: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="60KB")
+    read(folder)
+    last = sorted(folder.glob("model-*.safetensors"))[-1]
+    last.unlink()
+    assert f"{last.name} is missing, though the index names it" in refusal(folder)
+    (folder / "model.safetensors.index.json").write_text("{}")
+    assert "not an index of weights (KeyError('weight_map'))" in refusal(folder)
 
 
 def test_a_folder_without_config_is_no_checkpoint(tmp_path: Path) -> None:
@@ -79,9 +199,9 @@ def test_a_broken_config_is_named(folder: Path, content: str) -> None:
 )
 def test_the_activation_is_the_one_that_sentence_transformers_wrote(folder: Path, stated: str, activation: str) -> None:
     edit_config(folder, sentence_transformers={"activation_fn": stated})
-    assert read_checkpoint(folder, name="m", source="s").activation == activation
+    assert read(folder).activation == activation
     edit_config(folder, sentence_transformers=None, sbert_ce_default_activation_function=stated)
-    assert read_checkpoint(folder, name="m", source="s").activation == activation
+    assert read(folder).activation == activation
 
 
 def test_an_activation_that_is_not_known_is_refused(folder: Path) -> None:
@@ -89,11 +209,30 @@ def test_an_activation_that_is_not_known_is_refused(folder: Path) -> None:
     assert "supported are Identity and Sigmoid" in refusal(folder)
 
 
-def test_a_name_that_triton_or_a_shell_would_trip_over_is_refused(folder: Path) -> None:
+def test_a_name_that_triton_or_a_shell_would_trip_over_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="give another with --name"):
         read_checkpoint(folder, name="my model", source="s")
+    with pytest.raises(ExportError, match=re.escape("model name '-base': it must match")):
+        resolve("acme/-base", tmp_path)  # before anything is fetched
 
 
-def test_neither_a_name_nor_a_folder_lists_the_known_names(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="neither a known name .*minilm-l6-demo.* nor a checkpoint folder"):
-        resolve("no-such-model", tmp_path)
+def test_a_local_folder_has_no_revision_and_its_own_name(folder: Path, tmp_path: Path) -> None:
+    found = resolve(str(folder), tmp_path, max_length=64)
+    assert (found.name, found.source, found.revision) == ("tiny-bert", "local folder tiny-bert", "")
+    assert (found.licence, found.max_length) == ("", 64)
+    assert resolve(str(folder), tmp_path, name="mine").name == "mine"
+
+
+def test_the_demo_model_is_built_here(tmp_path: Path) -> None:
+    found = resolve("minilm-l6-demo", tmp_path)
+    assert found.folder.is_relative_to(tmp_path)
+    assert (found.name, found.revision, found.licence, found.max_length) == ("minilm-l6-demo", "", "Apache-2.0", 512)
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "a/b/c", "/no/such/folder", "acme/x@", "acme/x@a b", "acme/"])
+def test_neither_a_name_nor_a_folder_nor_an_id_lists_what_would_be(tmp_path: Path, model: str) -> None:
+    with pytest.raises(ExportError) as error:
+        resolve(model, tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"model {model!r} is neither a known name (bge-reranker-base, ")
+    assert message.endswith("nor a checkpoint folder nor a Hugging Face id (org/name or org/name@revision)")

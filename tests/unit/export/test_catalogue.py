@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from triton_rerank_export.catalogue import CATALOGUE, FP16_TOLERANCE, FP32_TOLERANCE, CatalogueEntry, find
+from triton_rerank_export.facts import read_facts
+
+HUB_MODELS = {
+    "ms-marco-minilm-l6-v2": ("cross-encoder/ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2"),
+    "ms-marco-minilm-l12-v2": ("cross-encoder/ms-marco-MiniLM-L12-v2", "cross-encoder/ms-marco-MiniLM-L-12-v2"),
+    "bge-reranker-base": ("BAAI/bge-reranker-base",),
+    "bge-reranker-large": ("BAAI/bge-reranker-large",),
+    "bge-reranker-v2-m3": ("BAAI/bge-reranker-v2-m3",),
+}
+ENTRIES = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=list(CATALOGUE))
+
+
+@pytest.mark.parametrize("name", HUB_MODELS)
+def test_a_model_is_found_by_its_name_and_by_its_ids_in_any_case(name: str) -> None:
+    for spelling in (name, *HUB_MODELS[name]):
+        for model in (spelling, spelling.lower(), spelling.upper()):
+            assert find(model) is CATALOGUE[name]
+
+
+@pytest.mark.parametrize("model", ["", "bge", "bge-reranker-base ", "acme/bge-reranker-base"])
+def test_what_is_not_in_the_catalogue_is_not_found(model: str) -> None:
+    assert find(model) is None
+
+
+def test_no_two_models_share_a_name_or_an_id() -> None:
+    entries = CATALOGUE.values()
+    ids = [name.lower() for entry in entries for name in (entry.name, entry.source, *entry.older_ids)]
+    assert len(ids) == len(set(ids))
+
+
+@ENTRIES
+def test_a_model_on_the_hub_is_pinned_to_a_commit(entry: CatalogueEntry) -> None:
+    if entry.build is None:
+        assert re.fullmatch(r"[0-9a-f]{40}", entry.revision)
+        assert re.fullmatch(r"[\w-]+/[\w.-]+", entry.source)
+        assert entry.name in HUB_MODELS
+    else:
+        assert entry.revision == ""
+
+
+@ENTRIES
+def test_every_fact_is_stated(entry: CatalogueEntry) -> None:
+    optional = {"revision", "older_ids", "scores", "build"}
+    assert all(getattr(entry, field.name) for field in fields(entry) if field.name not in optional)
+    assert re.fullmatch(r"[\d.]+ M", entry.params)
+    assert entry.max_length >= 512
+
+
+def test_a_model_that_is_built_here_is_what_the_catalogue_says(checkpoints: dict[str, Path]) -> None:
+    entry = CATALOGUE["minilm-l6-demo"]
+    facts = read_facts(checkpoints[entry.name], entry.name)
+    assert (facts.architecture, facts.activation, facts.max_length) == (
+        entry.architecture, entry.activation, entry.max_length,
+    )  # fmt: skip
+
+
+def test_the_published_scores_are_the_cards() -> None:
+    scores = {name: [(s.logit, s.tolerance) for s in entry.scores] for name, entry in CATALOGUE.items() if entry.scores}
+    assert scores == {
+        "ms-marco-minilm-l6-v2": [(8.607138, FP32_TOLERANCE), (-4.320078, FP32_TOLERANCE)],
+        "ms-marco-minilm-l12-v2": [(9.218911, FP32_TOLERANCE), (-4.0780287, FP32_TOLERANCE)],
+        "bge-reranker-v2-m3": [
+            (-5.65234375, FP16_TOLERANCE), (-8.1875, FP16_TOLERANCE), (5.26171875, FP16_TOLERANCE),
+        ],
+    }  # fmt: skip
+    assert (FP32_TOLERANCE, FP16_TOLERANCE) == (0.01, 0.05)
+
+
+@ENTRIES
+def test_published_scores_can_judge_an_order_too(entry: CatalogueEntry) -> None:
+    """int8 is held to the order of a query's documents, so there have to be two of one query."""
+    queries = [score.query for score in entry.scores]
+    assert not queries or len(set(queries)) < len(queries)

@@ -1,0 +1,314 @@
+"""Checkpoints from a hub: a real HTTP server on loopback, and the real huggingface_hub in a process of its own."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from support.hub import RESOLVE, Fault, Hub, Machine, serve_hub
+
+from triton_rerank_export.catalogue import CATALOGUE, find
+from triton_rerank_export.repository_check import check_repository
+
+HUB_ID = "acme/Tiny-Reranker"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PINNED = f"{HUB_ID}@{COMMIT}"
+
+
+@pytest.fixture
+def folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """What the hub has; a test may change it."""
+    return Path(shutil.copytree(checkpoints["tiny-bert"], tmp_path / "on-the-hub"))
+
+
+@pytest.fixture
+def hub(folder: Path) -> Iterator[Hub]:
+    with serve_hub(folder, hub_id=HUB_ID, commit=COMMIT) as running:
+        yield running
+
+
+@pytest.fixture
+def machine(hub: Hub, tmp_path: Path) -> Machine:
+    return Machine.with_cache(tmp_path / "hf-home", hub)
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_id_without_a_revision_is_the_current_commit(hub: Hub, machine: Machine, folder: Path) -> None:
+    found = machine.resolve(HUB_ID)
+    assert (found["name"], found["source"], found["revision"]) == ("tiny-reranker", HUB_ID, COMMIT)
+    assert found["steps"] == [f"downloading {HUB_ID} at {COMMIT}"]
+    weights = Path(found["folder"]) / "model.safetensors"
+    assert weights.read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert weights.is_relative_to(machine.cache)
+
+
+def test_only_the_files_that_are_needed_are_fetched_and_the_weights_come_last(
+    hub: Hub, machine: Machine, folder: Path
+) -> None:
+    for name in ("onnx/model.onnx", "openvino/openvino_model.bin", "pytorch_model.bin", "tf_model.h5", "README.md",
+                 "flax_model.msgpack", "model.fp16.safetensors", "vocab.txt"):  # fmt: skip
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not needed")
+    machine.resolve(PINNED)
+    fetched = hub.fetched()
+    assert sorted(fetched[:-1]) == ["config.json", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"]
+    assert fetched[-1] == "model.safetensors"
+
+
+def test_weights_in_parts_are_fetched_in_full(hub: Hub, machine: Machine, folder: Path) -> None:
+    write_in_parts(folder)
+    found = machine.resolve(PINNED)
+    assert len(list(Path(found["folder"]).glob("model-*.safetensors"))) > 1
+    hub.fault = "down"
+    assert machine.resolve(PINNED)["folder"] == found["folder"]
+
+
+def write_in_parts(folder: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    model.save_pretrained(folder, max_shard_size="60KB")
+
+
+def test_a_pinned_commit_in_the_cache_is_taken_without_the_network(hub: Hub, machine: Machine) -> None:
+    first = machine.resolve(PINNED)
+    hub.requests.clear()
+    again = machine.resolve(PINNED)
+    assert (hub.requests, again["folder"], again["steps"]) == ([], first["folder"], [])
+
+
+def test_an_id_without_a_revision_follows_the_hub(hub: Hub, machine: Machine) -> None:
+    machine.resolve(HUB_ID)
+    hub.commit = COMMIT[::-1]
+    assert machine.resolve(HUB_ID)["revision"] == COMMIT[::-1]
+
+
+def test_offline_the_cache_is_enough(hub: Hub, machine: Machine) -> None:
+    machine.resolve(HUB_ID)
+    hub.requests.clear()
+    machine.environment["HF_HUB_OFFLINE"] = "1"
+    assert machine.resolve(HUB_ID)["revision"] == COMMIT
+    assert machine.resolve(PINNED)["revision"] == COMMIT
+    assert hub.requests == []
+
+
+def test_offline_without_a_copy_says_what_is_missing(hub: Hub, machine: Machine) -> None:
+    offline = Machine(machine.environment | {"HF_HUB_OFFLINE": "1"})
+    assert f"{PINNED}: HF_HUB_OFFLINE is set, and {machine.cache} has no copy; unset it, or" in offline.refusal(PINNED)
+    found = machine.resolve(PINNED)
+    (Path(found["folder"]) / "tokenizer.json").unlink()
+    assert "lacks its tokenizer.json" in offline.refusal(PINNED)
+    (Path(found["folder"]) / "model.safetensors").unlink()
+    assert "no model.safetensors, but no weights" in offline.refusal(PINNED)
+    assert {
+        path for _, path, _ in hub.requests if "/api/" not in path
+    }  # the copy came from the hub, not from a fixture
+
+
+def test_what_a_copy_lacks_is_fetched(hub: Hub, machine: Machine) -> None:
+    folder = Path(machine.resolve(PINNED)["folder"])
+    for name in ("tokenizer_config.json", "model.safetensors"):
+        (folder / name).resolve().unlink()
+        hub.requests.clear()
+        machine.resolve(PINNED)
+        assert hub.fetched() == [name]
+
+
+def test_the_token_is_sent_and_a_wrong_one_is_named(hub: Hub, machine: Machine) -> None:
+    hub.token = "hf_right"
+    machine.environment["HF_TOKEN"] = "hf_wrong"
+    message = machine.refusal(PINNED)
+    assert f"{hub.endpoint} refuses the token (401); set HF_TOKEN to a valid one" in message
+    assert "hf_wrong" not in message
+    machine.environment["HF_TOKEN"] = "hf_right"
+    assert machine.resolve(PINNED)["revision"] == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ("gated", "it is gated; accept its terms at {hub}/acme/Tiny-Reranker, then set HF_TOKEN"),
+        ("refused", "{hub} refuses the token (403); set HF_TOKEN to a valid one"),
+        ("down", "{hub} answered 503; run it again later"),
+        ("silent", "{hub} cannot be reached (timed out); run it again"),
+        ("closes early", "{hub} closed the connection in the middle of a file; run it again, it goes on where"),
+        ("wrong length", "the download from {hub} failed (Consistency check failed: file should be of size"),
+    ],
+)
+def test_a_hub_that_fails_gives_one_clear_message_soon(hub: Hub, machine: Machine, fault: Fault, expected: str) -> None:
+    hub.fault = fault
+    started = time.monotonic()
+    assert f"{PINNED}: {expected.format(hub=hub.endpoint)}" in machine.refusal(PINNED)
+    assert time.monotonic() - started < 15.0
+    hub.fault = None
+    assert machine.resolve(PINNED)["revision"] == COMMIT
+
+
+def test_a_branch_that_moves_meanwhile_is_not_mixed(hub: Hub, machine: Machine) -> None:
+    hub.fault = "moves"
+    assert f"{HUB_ID}: it moved to another commit meanwhile; run it again" in machine.refusal(HUB_ID)
+
+
+def test_an_unreachable_hub_is_given_up_soon(hub: Hub, machine: Machine) -> None:
+    with socket.socket() as bound_but_deaf:
+        bound_but_deaf.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{bound_but_deaf.getsockname()[1]}"
+        started = time.monotonic()
+        message = Machine(machine.environment | {"HF_ENDPOINT": endpoint}).refusal(PINNED)
+        assert time.monotonic() - started < 15.0
+    assert f"{PINNED}: {endpoint} cannot be reached ([Errno 111] Connection refused); run it again" in message
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, folder: Path) -> None:
+    """huggingface_hub writes pieces of 10 MiB, so the file has to be larger than that."""
+    save_file({"weights": np.arange(6 << 20, dtype=np.float32)}, folder / "model.safetensors")
+    hub.fault = "closes early"
+    machine.refusal(PINNED)
+    hub.fault = None
+    hub.requests.clear()
+    found = machine.resolve(PINNED)
+    ranges = [headers.get("Range") for _, path, headers in hub.requests if path.startswith("/store/")]
+    assert ranges == [f"bytes={10 << 20}-"]
+    assert (Path(found["folder"]) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("acme/other", "has no such model, or it is private, and there is no such folder here; check the spelling"),
+        (f"{HUB_ID}@v9", f"{HUB_ID}@v9: it has no such revision; "),
+        (f"{HUB_ID}@{'f' * 40}", "it has no such revision; "),
+        ("acme/two--dashes", "Cannot have -- or .. in repo_id"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_said(hub: Hub, machine: Machine, model: str, expected: str) -> None:
+    assert expected in machine.refusal(model)
+
+
+def test_a_repository_that_is_no_checkpoint_is_refused(hub: Hub, machine: Machine, folder: Path) -> None:
+    (folder / "config.json").unlink()
+    assert f"{HUB_ID}: it has no config.json; it is not a checkpoint of transformers" in machine.refusal(HUB_ID)
+
+
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_fetched(
+    hub: Hub, machine: Machine, folder: Path
+) -> None:
+    edit_json(folder / "config.json", architectures=["Qwen3ForCausalLM"])
+    assert f"{HUB_ID}: its architecture is Qwen3ForCausalLM, a causal LM; supported are" in machine.refusal(HUB_ID)
+    (folder / "tokenizer.json").unlink()
+    edit_json(folder / "config.json", architectures=["BertForSequenceClassification"])
+    hub.commit = COMMIT[::-1]
+    assert f"{HUB_ID}: no tokenizer.json; save the model to a folder" in machine.refusal(HUB_ID)
+    assert "model.safetensors" not in hub.fetched()
+
+
+def test_a_pickle_is_refused_unless_it_is_asked_for(hub: Hub, machine: Machine, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    message = machine.refusal(PINNED)
+    assert "its weights are pytorch_model.bin, a pickle, which can run code when it is read" in message
+    assert "pass --allow-pickle if you trust its authors" in message
+    assert "pytorch_model.bin" not in hub.fetched()
+    found = machine.resolve(PINNED, allow_pickle=True)
+    assert found["allow_pickle"]
+    assert (Path(found["folder"]) / "pytorch_model.bin").is_file()
+
+
+def test_a_truncated_file_on_the_hub_is_found(hub: Hub, machine: Machine, folder: Path) -> None:
+    """The hub itself has half of it: lengths agree all the way, only the file's own header tells."""
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    message = machine.refusal(PINNED)
+    assert f"{PINNED}: model.safetensors is not whole" in message
+    assert f"delete {machine.cache}/models--acme--Tiny-Reranker/blobs/" in message
+
+
+def test_a_full_disk_is_said(hub: Hub, machine: Machine, folder: Path) -> None:
+    """The download's temporary file is a link to /dev/full, where the kernel answers every write with ENOSPC."""
+    first = machine.resolve(PINNED)
+    blob = (Path(first["folder"]) / "model.safetensors").resolve()
+    blob.unlink()
+    Path(f"{blob}.incomplete").symlink_to("/dev/full")
+    message = machine.refusal(PINNED)
+    assert f"no room for it in {machine.cache}/models--acme--Tiny-Reranker (No space left on device)" in message
+    assert "set HF_HOME to a folder on another disk" in message
+
+
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.build is None])
+def test_every_model_of_the_catalogue_is_fetched_at_its_revision(
+    hub: Hub, machine: Machine, folder: Path, name: str, checkpoints: dict[str, Path]
+) -> None:
+    entry = find(name)
+    assert entry is not None
+    bert = entry.architecture.startswith("Bert")
+    hub.folder = Path(
+        shutil.copytree(checkpoints["tiny-bert" if bert else "tiny-xlmr"], folder.with_name("catalogued"))
+    )
+    hub.hub_id, hub.commit = entry.source, entry.revision
+    fields = {} if entry.activation == "sigmoid" else {"sentence_transformers": {"activation_fn": "x.Identity"}}
+    positions = entry.max_length if bert else entry.max_length + 2
+    edit_json(hub.folder / "config.json", max_position_embeddings=positions, **fields)
+    edit_json(hub.folder / "tokenizer_config.json", model_max_length=entry.max_length)
+    found = machine.resolve(entry.older_ids[0] if entry.older_ids else entry.source.upper())
+    assert (found["name"], found["source"], found["revision"]) == (name, entry.source, entry.revision)
+    assert (found["licence"], found["activation"]) == (entry.licence, entry.activation)
+    assert found["max_length"] == min(entry.max_length, 1024)
+
+
+def test_a_revision_that_is_not_what_the_catalogue_says_is_refused(hub: Hub, machine: Machine) -> None:
+    entry = CATALOGUE["ms-marco-minilm-l6-v2"]
+    hub.hub_id, hub.commit = entry.source, entry.revision
+    message = machine.refusal(entry.name)
+    assert f"{entry.name}: {entry.source}@{entry.revision} is not what the catalogue says: " in message
+    assert "activation is sigmoid, not identity; max_length is 128, not 512; correct the catalogue" in message
+    assert "model.safetensors" not in hub.fetched()
+    assert machine.resolve(f"{entry.source}@main")["max_length"] == 128  # another revision may differ
+
+
+def test_a_download_shows_its_progress_where_somebody_looks(hub: Hub, machine: Machine) -> None:
+    terminal, stderr = pty.openpty()
+    command = [sys.executable, "-c", RESOLVE, PINNED, "{}"]
+    fcntl.ioctl(stderr, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))  # rows, columns
+    subprocess.run(command, env=machine.environment, stdout=subprocess.DEVNULL, stderr=stderr, timeout=120, check=True)
+    os.close(stderr)
+    assert "model.safetensors: 100%" in os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+
+
+def export(machine: Machine, repository: Path) -> subprocess.CompletedProcess[str]:
+    arguments = ["--model", HUB_ID, "--precision", "fp32", "--model-repository", str(repository)]
+    return machine.run("-m", "triton_rerank_export.cli", "export", *arguments)
+
+
+def test_a_model_from_the_hub_is_exported(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    done = export(machine, tmp_path / "model_repository")
+    assert done.returncode == 0, done.stderr
+    assert check_repository(tmp_path / "model_repository") == ["tiny-reranker"]
+    assert "%|" not in done.stderr  # no progress bar where nobody looks
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(hub: Hub, machine: Machine, tmp_path: Path) -> None:
+    hub.fault = "closes early"
+    before = {path.name for path in tmp_path.iterdir()}
+    done = export(machine, tmp_path / "model_repository")
+    assert done.returncode == 1
+    assert "closed the connection in the middle of a file" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} - before == {"hf-home"}
