@@ -1,0 +1,166 @@
+"""The image's own command lines and healthcheck, run against the Triton of the wheel.
+
+Only what differs outside the image is replaced or added: the program, folders and ports. NVIDIA's script before it and
+its native ONNX Runtime backend are not in the wheel; our stand-in takes the backend's place.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import tritonclient.grpc as triton
+from support import image
+
+from triton_rerank import RerankClient
+from triton_rerank_server.child import Child
+from triton_rerank_server.environment import triton_environment
+from triton_rerank_server.installation import find_installation, lay_out_backends
+from triton_rerank_server.ports import resolve_port
+
+START_TIMEOUT_S = 120.0
+COMMANDS = {"image": image.command(image.SERVING), "compose": image.service()["command"]}
+OPTIONS = {  # of those that tritonserver prints at its start
+    "image": {"model_control_mode": "MODE_EXPLICIT", "strict_model_config": "1", "cache_enabled": "0"},
+    "compose": {"model_control_mode": "MODE_EXPLICIT", "cache_enabled": "1", "rate_limit": "EXEC_COUNT"},
+}
+CACHED = "tiny-bert"  # its encoder asks for the response cache
+
+
+@dataclass
+class Running:
+    """A Triton that was started with the image's command line."""
+
+    how: str
+    child: Child
+    grpc_port: int
+    metrics_port: int
+    log: Path
+
+    @property
+    def target(self) -> str:
+        return f"localhost:{self.grpc_port}"
+
+    def healthcheck(self) -> subprocess.CompletedProcess[str]:
+        """Run the image's healthcheck; only where its file and the port are differs."""
+        python, script, target = image.healthcheck(image.SERVING)
+        assert (python, Path(script).name, target) == ("python3", "ready.py", "localhost:8001")
+        arguments = [sys.executable, str(image.DOCKER / "ready.py"), self.target]
+        return subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+
+    def metrics(self) -> str:
+        with urllib.request.urlopen(f"http://localhost:{self.metrics_port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def wait_until_ready(self) -> None:
+        end = time.monotonic() + START_TIMEOUT_S
+        while self.healthcheck().returncode:
+            assert self.child.wait(0) is None, self.log.read_text()
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.1)
+
+
+def command_line(flags: list[str], repository: Path, folder: Path, grpc_port: int, metrics_port: int) -> list[str]:
+    installation = find_installation()
+    program, *fixed = image.entrypoint(image.SERVING)
+    assert program == "tritonserver"
+    elsewhere = {"--model-repository=/models": f"--model-repository={repository}"}
+    assert elsewhere.keys() <= set(fixed)
+    return [
+        str(installation.binary),
+        *(elsewhere.get(flag, flag) for flag in [*fixed, *flags]),
+        f"--backend-directory={lay_out_backends(installation, folder / 'backends')}",
+        f"--cache-directory={installation.caches}",
+        f"--grpc-port={grpc_port}",
+        f"--metrics-port={metrics_port}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("image") / "model_repository"))
+    with (copy / f"{CACHED}-encoder" / "config.pbtxt").open("a", encoding="utf-8") as config:
+        config.write("response_cache { enable: true }\n")
+    return copy
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def running(
+    request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp(request.param)
+    grpc_port, metrics_port = (resolve_port(name, "127.0.0.1", 0) for name in ("grpc", "metrics"))
+    arguments = command_line(COMMANDS[request.param], repository, folder, grpc_port, metrics_port)
+    log = folder / "triton.log"
+    child = Child(arguments, environment=triton_environment(find_installation().libraries), log_file=log)
+    try:
+        started = Running(request.param, child, grpc_port, metrics_port, log)
+        started.wait_until_ready()
+        yield started
+    finally:
+        child.stop(image.stop_grace_s(), kill=False)
+
+
+def test_every_model_of_the_repository_answers(running: Running) -> None:
+    for model in ("tiny-bert", "tiny-xlmr"):
+        with RerankClient(running.target, model=model, timeout_s=60.0) as client:
+            result = client.rerank("a query", ["one document", "another"])
+            assert sorted(ranked.index for ranked in result) == [0, 1]
+
+
+def test_nothing_but_grpc_and_metrics_listens(running: Running) -> None:
+    connections = psutil.Process(running.child.pid).net_connections(kind="tcp")
+    listening = {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
+    assert listening == {running.grpc_port, running.metrics_port}
+
+
+def test_metrics_answer(running: Running) -> None:
+    assert "nv_inference_request_success" in running.metrics()
+
+
+def test_models_are_loaded_and_unloaded_over_grpc(running: Running) -> None:
+    with triton.InferenceServerClient(running.target) as client:
+        client.unload_model("tiny-xlmr")
+        assert not client.is_model_ready("tiny-xlmr")
+        client.load_model("tiny-xlmr")
+        assert client.is_model_ready("tiny-xlmr")
+    assert running.healthcheck().returncode == 0
+
+
+def test_triton_understood_the_flags(running: Running) -> None:
+    table = dict(re.findall(r"^\| (\w+) +\| (\S+) +\|$", running.log.read_text(), flags=re.MULTILINE))
+    expected = OPTIONS[running.how]
+    assert {name: table[name] for name in expected} == expected
+
+
+def test_the_response_cache_answers_where_there_is_one(running: Running) -> None:
+    with RerankClient(running.target, model=CACHED, timeout_s=60.0) as client:
+        first, second = (client.rerank("the same query", ["the same document"]) for _ in range(2))
+    assert [ranked.score for ranked in first] == [ranked.score for ranked in second]
+    hits = re.search(rf'nv_cache_num_hits_per_model{{model="{CACHED}-encoder",version="1"}} (\d+)', running.metrics())
+    assert (hits is not None and int(hits[1]) > 0) == (running.how == "compose")
+
+
+# The last one: it ends the server.
+def test_sigterm_ends_it_within_the_grace_and_the_healthcheck_says_so(running: Running) -> None:
+    stubs = psutil.Process(running.child.pid).children(recursive=True)
+    assert stubs
+    before = time.monotonic()
+    os.kill(running.child.pid, signal.SIGTERM)
+    assert running.child.wait(image.stop_grace_s()) == 0, running.log.read_text()
+    assert time.monotonic() - before < image.stop_grace_s()
+    assert not psutil.wait_procs(stubs, timeout=10)[1]
+    after = running.healthcheck()
+    assert after.returncode == 1
+    assert after.stderr.startswith(f"{running.target}: UNAVAILABLE: ")

@@ -1,0 +1,222 @@
+"""docker/ without a Docker engine: linters, schema, and that its facts are those of the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
+from pathlib import Path
+
+import grpc
+import pytest
+from support import image
+
+from triton_rerank_export.accelerator import CACHE_FOLDER
+from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
+from triton_rerank_server.environment import triton_environment
+from triton_rerank_server.installation import OUR_BACKENDS, find_installation
+
+ROOT = image.DOCKER.parent
+DOCKERFILES = pytest.mark.parametrize("dockerfile", [image.SERVING, image.EXPORT], ids=lambda path: path.name)
+
+
+def run_tool(name: str, *arguments: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of this environment; it is an error if it is not there."""
+    program = Path(sys.executable).parent / name
+    return subprocess.run([program, *arguments], input=text, capture_output=True, text=True, timeout=60, check=False)
+
+
+# --- linters -------------------------------------------------------------------------------------------------------
+
+
+@DOCKERFILES
+def test_the_linter_finds_nothing(dockerfile: Path) -> None:
+    done = run_tool("hadolint", str(dockerfile))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_linter_would_find_something() -> None:
+    done = run_tool("hadolint", "-", text="FROM ubuntu:latest\nRUN pip install numpy\n")
+    assert done.returncode != 0
+    assert "DL3007" in done.stdout
+
+
+def test_the_compose_file_is_valid() -> None:
+    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(image.COMPOSE))
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_schema_would_refuse_a_misspelt_key(tmp_path: Path) -> None:
+    text = image.COMPOSE.read_text(encoding="utf-8")
+    broken = tmp_path / "compose.yaml"
+    broken.write_text(text.replace("stop_grace_period", "stop_grace_time"))
+    assert broken.read_text() != text
+    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(broken))
+    assert done.returncode != 0
+    assert "stop_grace_time" in done.stdout
+
+
+# --- one fact, one place -------------------------------------------------------------------------------------------
+
+
+@DOCKERFILES
+def test_the_default_image_is_the_one_that_plans_are_built_for(dockerfile: Path) -> None:
+    assert image.default(dockerfile, "TRITON_IMAGE") == TRITON_IMAGE
+    assert image.of(dockerfile, "FROM") == ["${TRITON_IMAGE}"]
+
+
+def test_the_export_image_has_the_serving_images_tensorrt() -> None:
+    assert image.default(image.EXPORT, "TENSORRT_VERSION") == TENSORRT_VERSION
+    assert any("tensorrt-cu13-bindings==${TENSORRT_VERSION}" in run for run in image.of(image.EXPORT, "RUN"))
+
+
+@DOCKERFILES
+def test_packages_come_from_the_constraints_of_the_images_python(dockerfile: Path) -> None:
+    installs = [run for run in image.of(dockerfile, "RUN") if "-m pip " in run]
+    assert installs
+    assert all(re.search(r"--constraint \S*constraints", run) for run in installs)
+    assert any("constraints-3.12.txt" in copy for copy in image.of(dockerfile, "COPY"))
+
+
+def test_what_the_serving_image_installs_is_pinned() -> None:
+    pinned = (ROOT / "requirements" / "constraints-3.12.txt").read_text(encoding="utf-8")
+    (install,) = [run for run in image.of(image.SERVING, "RUN") if "-m pip " in run]
+    packages = install.split("&&", 1)[0].split("/tmp/constraints.txt", 1)[1].split()
+    assert packages == ["tokenizers", "grpcio", "typing_extensions"]
+    for package in packages:
+        assert re.search(rf"^{package.replace('_', '[-_]')}==", pinned, flags=re.MULTILINE | re.IGNORECASE), package
+
+
+def test_the_image_has_the_whole_tokenizer_backend_and_no_other() -> None:
+    files = (OUR_BACKENDS / "tokenizer").glob("*.py")
+    ours = {str(path.relative_to(ROOT)) for path in files if path.stem != "__init__"}
+    (copy,) = [text for text in image.of(image.SERVING, "COPY") if "backends" in text]
+    *sources, target = copy.split()
+    assert set(sources) == ours
+    assert target == "/opt/tritonserver/backends/tokenizer/"
+    assert not [text for text in image.of(image.SERVING, "COPY") if "onnxruntime" in text]
+
+
+@DOCKERFILES
+def test_it_does_not_run_as_root(dockerfile: Path) -> None:
+    assert image.of(dockerfile, "USER") == ["1000:1000"]
+
+
+# --- the build context ---------------------------------------------------------------------------------------------
+
+
+def in_context(path: str) -> bool:
+    """Docker's rule: the last pattern that matches the path, or a folder above it, decides."""
+    above = [path, *(str(parent) for parent in Path(path).parents)]
+    kept = True
+    for line in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        pattern = line.lstrip("!").removeprefix("**/")
+        anywhere = line.lstrip("!") != pattern
+        names = [Path(name).name for name in above] if anywhere else above
+        if line and not line.startswith("#") and any(fnmatch(name, pattern) for name in names):
+            kept = line.startswith("!")
+    return kept
+
+
+@DOCKERFILES
+def test_everything_copied_exists_and_is_in_the_build_context(dockerfile: Path) -> None:
+    sources = [source for copy in image.of(dockerfile, "COPY") for source in copy.split()[:-1]]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert in_context(source), source
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".venv/bin/python", ".git/config", "model_repository/m/1/model.onnx", "tests/conftest.py", ".cache/x",
+     "server/src/triton_rerank_server/__pycache__/cli.pyc", "client/src/triton_rerank.egg-info/PKG-INFO"],
+)  # fmt: skip
+def test_what_is_large_or_private_stays_out_of_the_build_context(path: str) -> None:
+    assert not in_context(path)
+
+
+# --- what is run ---------------------------------------------------------------------------------------------------
+
+
+def test_the_tritonserver_of_the_wheel_knows_every_flag() -> None:
+    installation = find_installation()
+    environment = triton_environment(installation.libraries)
+    arguments = [str(installation.binary), "--help"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    known = set(re.findall(r"^  (--[\w-]+)", done.stdout + done.stderr, flags=re.MULTILINE))
+    assert "--model-repository" in known
+    _, *fixed = image.entrypoint(image.SERVING)
+    used = [*fixed, *image.command(image.SERVING), *image.service()["command"]]
+    assert {flag.split("=", 1)[0] for flag in used} <= known
+
+
+def test_compose_adds_to_the_images_command() -> None:
+    assert image.service()["command"][:2] == image.command(image.SERVING)
+
+
+def test_running_requests_finish_within_the_stop_grace() -> None:
+    (exit_timeout,) = [flag for flag in image.entrypoint(image.SERVING) if flag.startswith("--exit-timeout-secs=")]
+    assert image.stop_grace_s() > float(exit_timeout.split("=")[1])
+
+
+def test_compose_mounts_what_the_image_and_the_configs_name() -> None:
+    assert image.service()["volumes"] == [
+        "${MODEL_REPOSITORY:-../model_repository}:/models:ro",
+        f"engines:{CACHE_FOLDER}",
+    ]
+    assert "--model-repository=/models" in image.entrypoint(image.SERVING)
+    assert any(run.endswith(CACHE_FOLDER) for run in image.of(image.SERVING, "RUN"))
+
+
+def test_compose_asks_for_one_gpu_and_opens_ports_to_this_machine_only() -> None:
+    service = image.service()
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert service["ports"] == ["127.0.0.1:8001:8001", "127.0.0.1:8002:8002"]
+    assert image.of(image.SERVING, "EXPOSE") == ["8001 8002"]
+
+
+def test_the_refusals_docker_command_fits_the_export_image() -> None:
+    assert image.entrypoint(image.EXPORT) == ["triton-rerank-export"]
+    text = image.EXPORT.read_text(encoding="utf-8")
+    built_as = re.search(r"docker build -f docker/export\.Dockerfile -t (\S+) \.", text)
+    assert built_as is not None
+    assert f" {built_as[1]} export --model MODEL --engine tensorrt " in CONTAINER_COMMAND
+
+
+# --- the healthcheck -----------------------------------------------------------------------------------------------
+
+
+class Health(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """A server that gives one answer to gRPC's health check, for the states that a real Triton passes too quickly."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        if details.method != "/grpc.health.v1.Health/Check":
+            return None
+        return grpc.unary_unary_rpc_method_handler(lambda request, context: self._answer)
+
+
+@pytest.fixture
+def answering(request: pytest.FixtureRequest) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(max_workers=1), handlers=[Health(request.param)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(grace=None)
+
+
+@pytest.mark.parametrize(
+    ("answering", "status"), [(b"\x08\x01", 0), (b"\x08\x02", 1), (b"", 1)], indirect=["answering"],
+    ids=["serving", "not serving", "unknown"],
+)  # fmt: skip
+def test_the_healthcheck_tells_serving_from_not_serving(answering: str, status: int) -> None:
+    done = run_tool(Path(sys.executable).name, str(image.DOCKER / "ready.py"), answering)
+    assert done.returncode == status
+    assert done.stderr == ("" if status == 0 else f"{answering}: not ready\n")

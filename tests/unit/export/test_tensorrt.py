@@ -1,0 +1,459 @@
+"""TensorRT's road without a GPU: refusals for real, shapes and command lines, and what is made of TensorRT's answers.
+
+No TensorRT runs here. `FakeTensorRT` and the scripts named trtexec only record, and fail on demand.
+"""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from triton_rerank_export import accelerator, tensorrt, tensorrt_package, trtexec
+from triton_rerank_export.accelerator import accelerator_parameters, name_graph
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.profiles import Profile, profile_index, profiles, whole_range
+from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, PlanEngine, build_plan, check_available
+from triton_rerank_export.triton_config import length_ladder
+
+INPUTS = ("input_ids", "attention_mask")
+LADDER = (32, 64, 512)
+
+# What the script does: argument of that name, e.g. argument("--onnx").
+TRTEXEC = """#!{python}
+import json, sys
+import numpy as np
+arguments = sys.argv[1:]
+def argument(name):
+    return next(a.split("=", 1)[1] for a in arguments if a.startswith(name + "="))
+print("&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] [b3] # trtexec")
+{body}
+"""
+
+BUILDS = """
+open(argument("--saveEngine"), "w").write(" ".join(arguments))
+timings = argument("--timingCacheFile")
+try:
+    before = open(timings).read()
+except FileNotFoundError:
+    before = ""
+open(timings, "w").write(before + "timed ")
+"""
+
+FAILS = """
+open(argument("--timingCacheFile"), "w").write("half a cache")
+print("[11/22/2026-10:00:00] [E] [TRT] no such operator")
+sys.exit(1)
+"""
+
+# A logit is the sum of the row's ids, plus a thousand times the profile.
+SCORES = """
+n, length = (int(d) for d in argument("--shapes").split(",")[0].split(":")[1].split("x"))
+files = dict(f.split(":", 1) for f in argument("--loadInputs").split(","))
+ids = np.fromfile(files["input_ids"], dtype=np.int64).reshape(n, length)
+values = ids.sum(axis=1) + 1000 * int(argument("--useProfile"))
+output = [{"name": "logits", "dimensions": f"{n}x1", "values": values.tolist()}]
+json.dump(output, open(argument("--exportOutput"), "w"))
+"""
+
+
+@pytest.fixture
+def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_package, "load", lambda: None)
+
+
+@pytest.fixture
+def with_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_package: None) -> Callable[..., None]:
+    """Puts a program called trtexec on PATH that prints its banner and does what it is told."""
+
+    def put(body: str, version: str = "110201") -> None:
+        program = tmp_path / "bin" / "trtexec"
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(TRTEXEC.format(python=sys.executable, version=version, body=body))
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(program.parent))
+
+    return put
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    return _write_graph(tmp_path / "model.onnx", weight=1.0)
+
+
+def _write_graph(path: Path, *, weight: float, domain: str = "") -> Path:
+    weights = numpy_helper.from_array(np.full((4, 1), weight, dtype=np.float32), "weights")
+    node = helper.make_node("MatMul", ["x", "weights"], ["logits"], domain=domain)
+    model_graph = helper.make_graph(
+        [node],
+        "main_graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 1])],
+        [weights],
+    )
+    onnx.save(helper.make_model(model_graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), path)
+    return path
+
+
+def _build(graph: Path, output: Path, timing_cache: Path) -> None:
+    build_plan(
+        graph,
+        output,
+        inputs=INPUTS,
+        ladder=LADDER,
+        max_batch_size=8,
+        timing_cache=timing_cache,
+        on_step=lambda _: None,
+    )
+
+
+# --- what is missing -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="this machine has an NVIDIA GPU")
+def test_without_a_gpu_the_refusal_is_one_line_with_the_docker_command() -> None:
+    with pytest.raises(ExportError, match="no NVIDIA GPU") as caught:
+        check_available()
+    assert str(caught.value).endswith(CONTAINER_COMMAND)
+    assert CONTAINER_COMMAND.startswith("docker run --rm --gpus all -v ")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_package_and_trtexec_both_are_named(
+    no_package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(trtexec, "_NVIDIAS_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExportError, match=f"neither the Python package tensorrt {TENSORRT_VERSION} nor trtexec; in"):
+        check_available()
+
+
+def test_another_version_of_tensorrt_is_refused(
+    with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    with_trtexec("", version="101611")
+    with pytest.raises(ExportError, match=r"TensorRT is 10\.16\.11, but nvcr\.io/nvidia/tritonserver:.* 11\.2\.1\.2"):
+        check_available()
+
+
+def test_trtexec_of_the_right_version_is_enough(
+    with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    with_trtexec("")
+    check_available()
+
+
+def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__=TENSORRT_VERSION))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ExportError, match=f"PyTorch {torch.__version__} cannot use the GPU".replace("+", r"\+")):
+        check_available()
+
+
+def test_a_trtexec_that_tells_no_version_is_an_error(
+    with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    with_trtexec("", version="unknown")
+    with pytest.raises(ExportError, match="does not tell TensorRT's version"):
+        check_available()
+
+
+def test_fused_operators_are_refused_by_name(tmp_path: Path) -> None:
+    fused = _write_graph(tmp_path / "fused.onnx", weight=1.0, domain="com.microsoft")
+    with pytest.raises(ExportError, match=r"fused\.onnx has com\.microsoft\.MatMul: TensorRT takes the traced graph"):
+        _build(fused, tmp_path / "model.plan", tmp_path / "timing.cache")
+
+
+# --- profiles ------------------------------------------------------------------------------------------------------
+
+
+def test_a_profile_a_rung() -> None:
+    assert profiles(LADDER, 8) == (
+        Profile((1, 1), (8, 32), (8, 32)),
+        Profile((1, 33), (8, 64), (8, 64)),
+        Profile((1, 65), (8, 512), (8, 512)),
+    )
+
+
+@pytest.mark.parametrize("max_length", [16, 32, 100, 512, 1024])
+def test_every_length_has_one_profile_and_every_rung_is_its_optimum(max_length: int) -> None:
+    ladder = length_ladder(max_length)
+    found = profiles(ladder, 256)
+    holding = [sum(p.minimum[1] <= n <= p.maximum[1] for p in found) for n in range(1, max_length + 1)]
+    assert holding == [1] * max_length
+    assert [found[profile_index(found, rung)].optimum for rung in ladder] == [(256, rung) for rung in ladder]
+    span = whole_range(ladder, 256)
+    assert (span.minimum, span.maximum) == ((1, 1), (256, max_length))
+    assert span.optimum[1] in ladder
+
+
+def test_a_length_beyond_the_ladder_is_refused() -> None:
+    with pytest.raises(ExportError, match="513 tokens long: the plan takes 1 to 512"):
+        profile_index(profiles(LADDER, 8), 513)
+
+
+# --- ONNX Runtime's accelerator ------------------------------------------------------------------------------------
+
+# onnxruntime_backend/src/onnxruntime.cc: the chain of `param_key ==` for this accelerator; another key fails the load.
+KNOWN_KEYS = {
+    *("precision_mode", "max_workspace_size_bytes", "int8_calibration_table_name", "int8_use_native_calibration_table"),
+    *("trt_max_partition_iterations", "trt_min_subgraph_size", "trt_dla_enable", "trt_dla_core"),
+    *("trt_engine_cache_enable", "trt_engine_cache_path", "trt_engine_cache_prefix", "trt_dump_subgraphs"),
+    *("trt_force_sequential_engine_build", "trt_context_memory_sharing_enable", "trt_layer_norm_fp32_fallback"),
+    *("trt_timing_cache_enable", "trt_timing_cache_path", "trt_force_timing_cache", "trt_detailed_build_log"),
+    *("trt_build_heuristics_enable", "trt_sparsity_enable", "trt_builder_optimization_level", "trt_auxiliary_streams"),
+    *("trt_tactic_sources", "trt_extra_plugin_lib_paths", "trt_profile_min_shapes", "trt_profile_max_shapes"),
+    *("trt_profile_opt_shapes", "trt_cuda_graph_enable", "trt_dump_ep_context_model", "trt_ep_context_file_path"),
+    "trt_ep_context_embed_mode",
+}
+
+
+def test_accelerator_parameters() -> None:
+    parameters = accelerator_parameters(inputs=INPUTS, ladder=LADDER, max_batch_size=8)
+    assert parameters == {
+        "max_workspace_size_bytes": "4294967296",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": accelerator.CACHE_FOLDER,
+        "trt_layer_norm_fp32_fallback": "1",
+        "trt_profile_max_shapes": "input_ids:8x512,attention_mask:8x512",
+        "trt_profile_min_shapes": "input_ids:1x1,attention_mask:1x1",
+        "trt_profile_opt_shapes": "input_ids:8x64,attention_mask:8x64",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": accelerator.CACHE_FOLDER,
+    }
+    assert parameters.keys() <= KNOWN_KEYS
+
+
+def _name(graph: Path) -> str:
+    return str(onnx.load(graph, load_external_data=False).graph.name)
+
+
+def test_graphs_that_differ_in_weights_only_get_different_names(tmp_path: Path) -> None:
+    one, other, same = (tmp_path / name / "model.onnx" for name in ("one", "other", "same"))
+    for path, weight in ((one, 1.0), (other, 2.0), (same, 1.0)):
+        path.parent.mkdir()
+        name_graph(_write_graph(path, weight=weight))
+    assert _name(one) == _name(same) != _name(other)
+    assert one.read_bytes() == same.read_bytes()
+
+
+def test_a_named_graph_scores_as_before(graph: Path) -> None:
+    name_graph(graph)
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(None, {"x": np.ones((2, 4), np.float32)})[0], [[4.0], [4.0]])
+
+
+def test_weights_in_external_data_count_too(tmp_path: Path) -> None:
+    names = []
+    for weight in (1.0, 2.0):
+        path = tmp_path / str(weight) / "model.onnx"
+        path.parent.mkdir()
+        model = onnx.load(_write_graph(path, weight=weight))
+        onnx.save(model, path, save_as_external_data=True, location="model.onnx.data", size_threshold=0)
+        before = (path.parent / "model.onnx.data").read_bytes()
+        name_graph(path)
+        assert (path.parent / "model.onnx.data").read_bytes() == before
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        assert session.run(None, {"x": np.ones((1, 4), np.float32)})[0].item() == 4 * weight
+        names.append(_name(path))
+    assert names[0] != names[1]
+
+
+# --- trtexec -------------------------------------------------------------------------------------------------------
+
+
+def test_trtexec_arguments() -> None:
+    arguments = trtexec.trtexec_arguments(
+        Path("/w/model.onnx"),
+        Path("/w/model.plan"),
+        inputs=INPUTS,
+        profiles=profiles((32, 64), 8),
+        timing_cache=Path("/c/timing.cache"),
+    )
+    assert arguments == [
+        *("--onnx=/w/model.onnx", "--saveEngine=/w/model.plan", "--timingCacheFile=/c/timing.cache", "--skipInference"),
+        "--profile=0",
+        "--minShapes=input_ids:1x1,attention_mask:1x1",
+        "--optShapes=input_ids:8x32,attention_mask:8x32",
+        "--maxShapes=input_ids:8x32,attention_mask:8x32",
+        "--profile=1",
+        "--minShapes=input_ids:1x33,attention_mask:1x33",
+        "--optShapes=input_ids:8x64,attention_mask:8x64",
+        "--maxShapes=input_ids:8x64,attention_mask:8x64",
+    ]
+
+
+def test_trtexec_builds_where_only_that_exists(with_trtexec: Callable[..., None], graph: Path, tmp_path: Path) -> None:
+    with_trtexec(BUILDS)
+    plan, timings = tmp_path / "model.plan", tmp_path / "cache" / "timing.cache"
+    for _ in range(2):
+        _build(graph, plan, timings)
+    assert f"--onnx={graph}" in plan.read_text()
+    assert timings.read_text() == "timed timed "  # the second build read what the first one kept
+    assert [path.name for path in timings.parent.iterdir()] == ["timing.cache"]
+
+
+def test_a_build_that_fails_says_why_and_leaves_the_timings(
+    with_trtexec: Callable[..., None], graph: Path, tmp_path: Path
+) -> None:
+    with_trtexec(FAILS)
+    timings = tmp_path / "timing.cache"
+    timings.write_text("whole")
+    with pytest.raises(ExportError, match=r"trtexec ended with 1: .*\[E\] \[TRT\] no such operator$"):
+        _build(graph, tmp_path / "model.plan", timings)
+    assert timings.read_text() == "whole"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "model.onnx", "timing.cache"]
+
+
+def test_the_engine_splits_batches_and_chooses_profiles(with_trtexec: Callable[..., None], tmp_path: Path) -> None:
+    with_trtexec(SCORES)
+    engine = PlanEngine(tmp_path / "model.plan", profiles(LADDER, 2))
+    short = np.arange(5 * 32, dtype=np.int64).reshape(5, 32)
+    long = np.ones((1, 64), dtype=np.int64)
+    logits = engine.logits([dict.fromkeys(INPUTS, short), dict.fromkeys(INPUTS, long)])
+    assert [out.dtype for out in logits] == [np.float32, np.float32]
+    np.testing.assert_array_equal(logits[0], short.sum(axis=1, keepdims=True))
+    np.testing.assert_array_equal(logits[1], [[1064.0]])
+
+
+# --- the Python package --------------------------------------------------------------------------------------------
+
+
+class FakeTensorRT:
+    """A recording fake of TensorRT's Python package with the few names that `tensorrt_package.build` calls.
+
+    It proves what is made of TensorRT's answers, not that TensorRT gives them.
+    """
+
+    __version__ = TENSORRT_VERSION
+    NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
+
+    class ILogger:
+        Severity = SimpleNamespace(INTERNAL_ERROR=0, ERROR=1, WARNING=2)
+
+        def __init__(self) -> None:
+            pass
+
+    def __init__(self, *, parser_errors: tuple[str, ...] = (), plan: bytes | None = b"plan", old: bool = True) -> None:
+        self.parser_errors, self.plan, self.accepts_old_timings = parser_errors, plan, old
+        self.network_flags = 0
+        self.shapes: list[tuple[Any, ...]] = []
+        self.offered: list[bytes] = []
+
+    def Builder(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        def create_network(flags: int) -> str:
+            self.network_flags = flags
+            return "network"
+
+        def build_serialized_network(network: str, config: Any) -> bytes | None:
+            if self.plan is None:
+                logger.log(2, "a warning")
+                logger.log(1, "Error Code 10: no implementation\n for node /layer.0")
+            return self.plan
+
+        return SimpleNamespace(
+            create_network=create_network,
+            create_builder_config=self._config,
+            create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *a: self.shapes.append(a)),
+            build_serialized_network=build_serialized_network,
+        )
+
+    def OnnxParser(self, network: str, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        errors = [
+            SimpleNamespace(node_operator=lambda: "Erf", node_name=lambda: "/gelu", desc=lambda text=text: text)
+            for text in self.parser_errors
+        ]
+        return SimpleNamespace(
+            parse_from_file=lambda path: not errors, num_errors=len(errors), get_error=errors.__getitem__
+        )
+
+    def _config(self) -> Any:
+        def create_timing_cache(stored: bytes) -> Any:
+            self.offered.append(stored)
+            return SimpleNamespace(stored=stored, serialize=lambda: stored + b" and new")
+
+        return SimpleNamespace(
+            add_optimization_profile=lambda profile: 0,
+            create_timing_cache=create_timing_cache,
+            set_timing_cache=lambda cache, ignore_mismatch: self.accepts_old_timings or not cache.stored,
+        )
+
+
+@pytest.fixture
+def with_package(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTensorRT], FakeTensorRT]:
+    def put(package: FakeTensorRT) -> FakeTensorRT:
+        monkeypatch.setattr(tensorrt_package, "load", lambda: package)
+        return package
+
+    return put
+
+
+def test_the_package_gets_a_strongly_typed_network_with_every_profile(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], graph: Path, tmp_path: Path
+) -> None:
+    package = with_package(FakeTensorRT())
+    _build(graph, tmp_path / "model.plan", tmp_path / "timing.cache")
+    assert package.network_flags == 1 << 1
+    assert package.shapes == [
+        (name, profile.minimum, profile.optimum, profile.maximum) for profile in profiles(LADDER, 8) for name in INPUTS
+    ]
+    assert (tmp_path / "model.plan").read_bytes() == b"plan"
+    assert (tmp_path / "timing.cache").read_bytes() == b" and new"
+
+
+def test_timings_of_an_earlier_build_are_read(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], graph: Path, tmp_path: Path
+) -> None:
+    package = with_package(FakeTensorRT())
+    (tmp_path / "timing.cache").write_bytes(b"old")
+    _build(graph, tmp_path / "model.plan", tmp_path / "timing.cache")
+    assert package.offered == [b"old"]
+    assert (tmp_path / "timing.cache").read_bytes() == b"old and new"
+
+
+def test_timings_of_another_gpu_are_left_behind(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], graph: Path, tmp_path: Path
+) -> None:
+    package = with_package(FakeTensorRT(old=False))
+    (tmp_path / "timing.cache").write_bytes(b"old")
+    _build(graph, tmp_path / "model.plan", tmp_path / "timing.cache")
+    assert package.offered == [b"old", b""]
+    assert (tmp_path / "timing.cache").read_bytes() == b" and new"
+
+
+def test_parser_errors_are_told_with_node_and_operator(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], graph: Path, tmp_path: Path
+) -> None:
+    with_package(FakeTensorRT(parser_errors=("input type is unknown", "no output")))
+    with pytest.raises(ExportError) as caught:
+        _build(graph, tmp_path / "model.plan", tmp_path / "timing.cache")
+    assert str(caught.value) == (
+        "model.onnx: TensorRT cannot read it: Erf '/gelu': input type is unknown | Erf '/gelu': no output"
+    )
+    assert not (tmp_path / "model.plan").exists()
+
+
+def test_no_engine_is_an_error_with_tensorrts_words_and_the_old_timings_stay(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], graph: Path, tmp_path: Path
+) -> None:
+    with_package(FakeTensorRT(plan=None))
+    (tmp_path / "timing.cache").write_bytes(b"old")
+    with pytest.raises(ExportError, match="built no engine: Error Code 10: no implementation for node /layer.0$"):
+        _build(graph, tmp_path / "model.plan", tmp_path / "timing.cache")
+    assert (tmp_path / "timing.cache").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "timing.cache"]
