@@ -9,8 +9,14 @@ BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
 MODEL ?= minilm-l6-demo
 PRECISION ?= int8
+ENGINE ?= onnxruntime
+ACCELERATOR ?= none
+REPLACE ?=
+VERSION ?=
+TARGET ?=
 SHARED ?= ../shared
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
+DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
 DISTRIBUTIONS := client server export bench
 TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_bench
 
@@ -21,16 +27,30 @@ help: ## list the commands
 # --- the main job -----------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(VENV)/.demo $(REPOSITORY)/minilm-l6-demo/manifest.json ## rerank the examples in a real Triton; installs what it needs
+demo: $(VENV)/.demo $(DEMO_MANIFEST) ## rerank the examples in a real Triton; installs what it needs
 	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY)
 
 .PHONY: serve
-serve: $(VENV)/.demo $(REPOSITORY)/minilm-l6-demo/manifest.json ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
+serve: $(VENV)/.demo $(DEMO_MANIFEST) ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
 	@exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: export
-export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name or folder, PRECISION=fp32|int8, REPOSITORY=…)
-	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) --model-repository $(REPOSITORY)
+export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|fp16|int8, ENGINE=onnxruntime|tensorrt)
+	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) --engine $(ENGINE) \
+	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) $(ARGS)
+
+.PHONY: models
+models: $(VENV)/.demo ## list the models that export knows by name
+	$(BIN)/triton-rerank-export models
+
+.PHONY: activate
+activate: $(VENV)/.demo ## serve another version in the repository (MODEL=…, VERSION=newest, TARGET=host:port of a running server)
+	$(BIN)/triton-rerank-export activate --model '$(MODEL)' --model-repository $(REPOSITORY) \
+	  $(if $(VERSION),--version $(VERSION)) $(if $(TARGET),--target $(TARGET))
+
+.PHONY: verify
+verify: $(VENV)/.demo ## does a running server give the scores that the model's card publishes? (MODEL=…, TARGET=127.0.0.1:8001)
+	$(BIN)/triton-rerank-export verify --model '$(MODEL)' $(if $(TARGET),--target $(TARGET)) $(ARGS)
 
 .PHONY: repository-check
 repository-check: $(VENV)/.demo ## is the model repository what was exported?
@@ -40,14 +60,14 @@ repository-check: $(VENV)/.demo ## is the model repository what was exported?
 demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes 60 …")
 	$(BIN)/triton-rerank-export demo-model $(ARGS)
 
-$(REPOSITORY)/minilm-l6-demo/manifest.json: $(DEMO_DELTA) | $(VENV)/.demo
-	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --model-repository $(REPOSITORY)
+$(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --replace --model-repository $(REPOSITORY)
 	@touch $@
 
 # --- measurement ------------------------------------------------------------------------------------------------
 
-.cache/fp32/minilm-l6-demo/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
-	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision fp32 --model-repository .cache/fp32
+.cache/fp32/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision fp32 --replace --model-repository .cache/fp32
 	@touch $@
 
 .cache/checkpoint/config.json: $(DEMO_DELTA) | $(VENV)/.test
@@ -55,12 +75,12 @@ $(REPOSITORY)/minilm-l6-demo/manifest.json: $(DEMO_DELTA) | $(VENV)/.demo
 	@touch $@
 
 .PHONY: eval
-eval: $(VENV)/.test $(REPOSITORY)/minilm-l6-demo/manifest.json .cache/fp32/minilm-l6-demo/manifest.json ## quality on the collections in SHARED/data
+eval: $(VENV)/.test $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json ## quality on the collections in SHARED/data
 	$(BIN)/triton-rerank-bench quality --data $(SHARED)/data/cisi --data $(SHARED)/data/cacm \
 	  --model-repository int8=$(REPOSITORY) --model-repository fp32=.cache/fp32 $(ARGS)
 
 .PHONY: speed
-speed: $(VENV)/.test $(REPOSITORY)/minilm-l6-demo/manifest.json .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
+speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 # --- development ------------------------------------------------------------------------------------------------
@@ -68,6 +88,10 @@ speed: $(VENV)/.test $(REPOSITORY)/minilm-l6-demo/manifest.json .cache/checkpoin
 .PHONY: test
 test: lint types imports ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: true-sizes
+true-sizes: $(VENV)/.test ## export, load and score the shapes of bge-base and v2-m3, random weights; half an hour
+	$(BIN)/python -m pytest -m true_sizes -s tests/sizes $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.test ## ruff
@@ -96,7 +120,7 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .cache $(REPOSITORY)/*/1 $(REPOSITORY)/*/manifest.json
+	rm -rf $(VENV) .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

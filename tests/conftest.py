@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.tiny_models import write_tiny_bert, write_tiny_xlmr
+from support.tiny_models import write_fine_tuned, write_tiny_bert, write_tiny_xlmr
 
 from triton_rerank import RerankClient
 from triton_rerank_export import demo_model
+from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 from triton_rerank_server import ServerConfig, TritonServer
 
@@ -53,7 +55,21 @@ def tiny_repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempP
     """Both tiny models in fp32. Tests that change it copy it first."""
     repository = tmp_path_factory.mktemp("tiny") / "model_repository"
     for name in TINY:
-        export_model(str(checkpoints[name]), repository, precision="fp32", on_step=lambda _: None)
+        export_model(str(checkpoints[name]), repository, ExportOptions(precision="fp32"), on_step=lambda _: None)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-bert after another training step: its logits are 3 higher."""
+    return write_fine_tuned(checkpoints["tiny-bert"], tmp_path_factory.mktemp("fine-tuned") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def two_versions(tiny_repository: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tiny-bert as version 1, and fine-tuned as version 2, which is active. Tests that change it copy it first."""
+    repository = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("versions") / "model_repository"))
+    export_model(str(fine_tuned), repository, ExportOptions(precision="fp32"), on_step=lambda _: None)
     return repository
 
 
@@ -61,7 +77,7 @@ def tiny_repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempP
 def model_repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in int8 beside both tiny models in fp32."""
     repository = tmp_path_factory.mktemp("full") / "model_repository"
-    export_model(DEMO, repository, precision="int8", on_step=lambda _: None)
+    export_model(DEMO, repository, ExportOptions(precision="int8"), on_step=lambda _: None)
     for folder in tiny_repository.iterdir():
         (repository / folder.name).symlink_to(folder)
     return repository

@@ -6,18 +6,29 @@ import ast
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from tritonclient.grpc import model_config_pb2 as pb
 
 import triton_rerank
 from triton_rerank import contract
 from triton_rerank_export import demo_model
 from triton_rerank_export.checkpoint import resolve
+from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import served_model
-from triton_rerank_export.triton_config import ServedModel, encoder_inputs, from_text, length_ladder, to_text
+from triton_rerank_export.repository_check import closure_faults
+from triton_rerank_export.triton_config import ServedModel, encoder_inputs, length_ladder, read_config, to_text
+from triton_rerank_export.warmup import LIGHT_TOKENS, warmup_files
+from triton_rerank_server.backends.onnxruntime.engine import CPU_TOKENS
 
 DEMO = "minilm-l6-demo"
+MODEL: dict[str, Any] = {
+    "name": "m", "activation": "sigmoid", "max_length": 512, "precision": "fp32", "source": "s",
+    "token_type_ids": True, "pad_token_id": 0,
+}  # fmt: skip
 
 
 def string_literals(path: Path) -> set[str]:
@@ -50,7 +61,7 @@ def test_the_tensors_of_the_tokenizer_backend_are_the_contracts() -> None:
 
 
 def test_the_committed_configs_are_what_export_writes(root: Path, checkpoints: dict[str, Path]) -> None:
-    served = served_model(resolve(DEMO, checkpoints[DEMO].parent), "int8")
+    served = served_model(resolve(DEMO, checkpoints[DEMO].parent), ExportOptions())
     committed = {path.parent.name for path in (root / "model_repository").glob("*/config.pbtxt")}
     assert set(served.configs()) <= committed
     for name, config in served.configs().items():
@@ -59,31 +70,118 @@ def test_the_committed_configs_are_what_export_writes(root: Path, checkpoints: d
 
 @pytest.mark.parametrize("token_type_ids", [True, False])
 def test_every_tensor_of_the_ensemble_is_made_once_and_used_with_its_dtype(token_type_ids: bool) -> None:
-    model = ServedModel("m", "sigmoid", 512, "int8", "s", token_type_ids, 0)
-    configs = model.configs()
-    ensemble = configs["m"]
-    made = {tensor.name: tensor.data_type for tensor in ensemble.input}
-    for step in ensemble.ensemble_scheduling.step:
-        config = configs[step.model_name]
-        for tensor in config.input:
-            assert made[step.input_map[tensor.name]] == tensor.data_type
-        for tensor in config.output:
-            assert step.output_map[tensor.name] not in made
-            made[step.output_map[tensor.name]] = tensor.data_type
-    assert {(tensor.name, tensor.data_type) for tensor in ensemble.output} <= set(made.items())
+    configs = ServedModel("m", "sigmoid", 512, "int8", "s", token_type_ids, 0).configs()
+    assert closure_faults(configs["m"], configs) == []
 
 
-@pytest.mark.parametrize("max_length", [8, 32, 100, 128, 512, 1024])
+def lose_an_input(configs: dict[str, Any]) -> None:
+    del configs["m"].ensemble_scheduling.step[1].input_map["token_type_ids"]
+
+
+def make_a_tensor_twice(configs: dict[str, Any]) -> None:
+    configs["m"].ensemble_scheduling.step[1].output_map["logits"] = "input_ids"
+
+
+def change_a_dtype(configs: dict[str, Any]) -> None:
+    configs["m-encoder"].input[0].data_type = pb.TYPE_INT32
+
+
+def change_a_shape(configs: dict[str, Any]) -> None:
+    configs["m-encoder"].output[0].dims[0] = 2
+
+
+@pytest.mark.parametrize(
+    ("damage", "fragment"),
+    [
+        (lose_an_input, "input token_type_ids of m-encoder comes from nowhere"),
+        (lose_an_input, "token_type_ids is produced and never used"),
+        (make_a_tensor_twice, "input_ids is produced twice, the second time by m-encoder"),
+        (change_a_dtype, "m-encoder reads input_ids as (8, (-1,)) from input_ids, which is (9, (-1,))"),
+        (change_a_shape, "output logits is (11, (1,)), its step gives (11, (2,))"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_found(damage: Callable[[dict[str, Any]], None], fragment: str) -> None:
+    configs = ServedModel("m", "sigmoid", 512, "int8", "s", True, 0).configs()
+    damage(configs)
+    assert any(fragment in fault for fault in closure_faults(configs["m"], configs))
+
+
+@pytest.mark.parametrize("max_length", [8, 32, 100, 128, 512, 1024, 8192])
 def test_the_ladder_is_short_and_ends_at_max_length(max_length: int) -> None:
     ladder = length_ladder(max_length)
     assert list(ladder) == sorted(set(ladder))
     assert ladder[-1] == max_length
-    assert len(ladder) <= 10
+    assert len(ladder) <= 16
 
 
-def test_a_config_survives_text_and_back() -> None:
-    for config in ServedModel("m", "identity", 128, "fp32", "s", False, 1, queue_delay_us=500).configs().values():
-        assert from_text(to_text(config)) == config
+def test_a_config_survives_text_and_back(tmp_path: Path) -> None:
+    for config in ServedModel("m", "identity", 128, "fp32", "s", False, 1, queue_delay_us=500).configs((1, 4)).values():
+        (tmp_path / "config.pbtxt").write_text(to_text(config))
+        assert read_config(tmp_path / "config.pbtxt") == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"precision": "int8"}, pb.ModelInstanceGroup.KIND_CPU),
+        ({"precision": "fp32"}, pb.ModelInstanceGroup.KIND_AUTO),
+        ({"precision": "fp16"}, pb.ModelInstanceGroup.KIND_AUTO),
+        ({"precision": "fp16", "accelerator": "tensorrt"}, pb.ModelInstanceGroup.KIND_GPU),
+        ({"precision": "fp16", "engine": "tensorrt"}, pb.ModelInstanceGroup.KIND_GPU),
+    ],
+)
+def test_the_encoder_runs_where_its_graph_is_made_for(settings: dict[str, Any], kind: int) -> None:
+    model = ServedModel(**{**MODEL, **settings})
+    config = model.configs()["m-encoder"]
+    assert [group.kind for group in config.instance_group] == [kind]
+    assert config.default_model_filename == ("model.plan" if model.engine == "tensorrt" else "model.onnx")
+    assert config.backend == model.engine
+
+
+def test_tensorrt_lists_a_profile_for_each_length() -> None:
+    model = ServedModel(**{**MODEL, "precision": "fp16", "engine": "tensorrt"})
+    (group,) = model.configs()["m-encoder"].instance_group
+    assert list(group.profile) == [str(index) for index in range(len(model.ladder))]
+
+
+def test_the_accelerator_stands_in_the_config_with_explicit_shapes() -> None:
+    model = ServedModel(**{**MODEL, "precision": "fp16", "accelerator": "tensorrt"})
+    (found,) = model.configs()["m-encoder"].optimization.execution_accelerators.gpu_execution_accelerator
+    assert found.name == "tensorrt"
+    assert found.parameters["trt_profile_max_shapes"].startswith("input_ids:256x512,attention_mask:256x512")
+    assert found.parameters["trt_engine_cache_path"] == found.parameters["trt_timing_cache_path"]
+
+
+def test_both_queues_are_bounded_in_length_and_time() -> None:
+    configs = ServedModel(**MODEL, max_queue_size=7, queue_timeout_us=500).configs()
+    for step in ("m-tokenizer", "m-encoder"):
+        policy = configs[step].dynamic_batching.default_queue_policy
+        assert (policy.max_queue_size, policy.default_timeout_microseconds) == (7, 500)
+        assert policy.timeout_action == pb.ModelQueuePolicy.REJECT
+        assert policy.allow_timeout_override
+
+
+@pytest.mark.parametrize(("warmup", "full"), [("full", [256, 256]), ("light", [32, 16])])
+def test_each_length_is_warmed_up_with_one_pair_and_with_a_full_batch(warmup: Any, full: list[int]) -> None:
+    model = ServedModel(**{**MODEL, "max_length": 64}, warmup=warmup)
+    samples = [
+        (sample.batch_size, sample.inputs["input_ids"].dims[0]) for sample in model.configs()["m-encoder"].model_warmup
+    ]
+    assert samples == [(1, 32), (full[0], 32), (1, 64), (full[1], 64)]
+    files = warmup_files(warmup, ladder=model.ladder)
+    assert {name: len(content) for name, content in files.items()} == {
+        "attention_mask-32": 256,
+        "attention_mask-64": 512,
+    }
+
+
+def test_the_light_warm_up_fills_the_engines_micro_batch() -> None:
+    assert LIGHT_TOKENS == CPU_TOKENS
+
+
+def test_the_response_cache_is_the_encoders_alone() -> None:
+    configs = ServedModel(**MODEL, response_cache=True).configs()
+    assert [name for name, config in configs.items() if config.response_cache.enable] == ["m-encoder"]
 
 
 def test_all_is_sorted_and_is_what_is_public() -> None:

@@ -148,14 +148,14 @@ def swap_configs(repository: Path) -> None:
 
 
 def swap_canaries(repository: Path) -> None:
-    path = repository / "tiny-bert" / "manifest.json"
+    path = repository / "tiny-bert" / "1" / "manifest.json"
     manifest = path.read_text()
     first, second = manifest.split('"documents": [\n      ', 1)[1].split("\n    ]", 1)[0].split(",\n      ")
     path.write_text(manifest.replace(f"{first},\n      {second}", f"{second},\n      {first}"))
 
 
 def break_manifest(repository: Path) -> None:
-    (repository / "tiny-bert" / "manifest.json").write_text("{")
+    (repository / "tiny-bert" / "1" / "manifest.json").write_text("{")
 
 
 @pytest.mark.usefixtures("no_leftovers")
@@ -169,7 +169,7 @@ def break_manifest(repository: Path) -> None:
         (swap_graphs, "the config belongs to another model"),
         (swap_configs, "tiny-xlmr-encoder"),
         (swap_canaries, "orders its canary [1, 0] instead of [0, 1]"),
-        (break_manifest, "not a manifest"),
+        (break_manifest, "manifest.json: not as export writes it"),
     ],
 )
 def test_a_broken_repository_does_not_start_and_says_why(
@@ -279,7 +279,7 @@ def test_several_versions_and_instances_are_served_side_by_side(repository: Path
     encoder = repository / "tiny-bert-encoder"
     shutil.copytree(encoder / "1", encoder / "2")
     config = (encoder / "config.pbtxt").read_text().replace("count: 1", "count: 2")
-    (encoder / "config.pbtxt").write_text(config + "version_policy { all {} }\n")
+    (encoder / "config.pbtxt").write_text(config.replace("versions: 1", "versions: 1 versions: 2"))
     ids = np.array([[5, 6, 7, 8]], dtype=np.int64)
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     with start(repository) as server:

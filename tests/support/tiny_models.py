@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertTokenizerFast,
@@ -47,6 +49,33 @@ def write_tiny_xlmr(folder: Path, *, labels: int = 1) -> Path:
         **_SHAPE,
     )
     return _write(folder, XLMRobertaForSequenceClassification, config, fast)
+
+
+def write_random_xlmr(folder: Path, *, vocabulary: int, max_position_embeddings: int, **shape: int) -> Path:
+    """An XLM-R of any size with random weights; its tokenizer uses the first ids of the vocabulary."""
+    fast = XLMRobertaTokenizerFast(tokenizer_object=_unigram(), model_max_length=max_position_embeddings - 2)
+    config = XLMRobertaConfig(
+        vocab_size=vocabulary,
+        max_position_embeddings=max_position_embeddings,
+        num_labels=1,
+        initializer_range=0.05,
+        pad_token_id=fast.pad_token_id,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        type_vocab_size=1,
+        **shape,
+    )
+    return _write(folder, XLMRobertaForSequenceClassification, config, fast)
+
+
+def write_fine_tuned(source: Path, folder: Path, *, shift: float = 3.0) -> Path:
+    """The same model after a training step: every logit is ``shift`` higher, the order is the same."""
+    shutil.copytree(source, folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    head = model.classifier if hasattr(model.classifier, "bias") else model.classifier.out_proj
+    head.bias.data += shift
+    model.save_pretrained(folder)
+    return folder
 
 
 def _write(folder: Path, architecture: Any, config: Any, tokenizer: Any) -> Path:

@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.console import Console
 
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.triton_config import PRECISIONS
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would land in the progress
 
@@ -32,50 +31,68 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def _export(options: argparse.Namespace) -> int:
-    from triton_rerank_export.pipeline import export_model
-
-    console = Console(stderr=True)
-    with console.status("starting") as status:
-
-        def on_step(step: str) -> None:
-            status.update(step)
-            if not console.is_terminal and not step.startswith("comparing"):
-                console.print(step)
-
-        report = export_model(
-            options.model, options.model_repository, precision=options.precision, name=options.name, on_step=on_step
-        )
-    print(
-        f"{options.model} as {options.precision} in {options.model_repository}: {report.pairs} pairs compared with "
-        f"PyTorch, largest logit difference {report.max_logit_difference:.2g}, Kendall's tau {report.kendall_tau:.4f}, "
-        f"same best document in {report.top1_kept:.0%} of the queries"
-    )
-    return 0
-
-
 def _check(options: argparse.Namespace) -> int:
-    from triton_rerank_export.repository import check_repository
+    from triton_rerank_export.repository_check import check_repository
 
     for name in check_repository(options.model_repository):
         print(f"{name}: in order")
     return 0
 
 
+def _activate(options: argparse.Namespace) -> int:
+    from triton_rerank_export import repository, rollout
+
+    version = repository.activate(options.model_repository, options.model, options.version)
+    print(f"{options.model}: version {version} is active in {options.model_repository}")
+    if options.target:
+        with Console(stderr=True).status(f"{options.target} loads version {version} beside the one it serves"):
+            served = rollout.reload(options.target, options.model)
+        if served != [version]:
+            raise ExportError(
+                f"{options.target}: it serves version {served} of {options.model}, not {version}; does it read "
+                f"{options.model_repository}?"
+            )
+        print(f"{options.target}: serves version {version}")
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from triton_rerank import RerankClient, RerankError
+    from triton_rerank_export.catalogue import find
+    from triton_rerank_export.verify import format_report, published_scores, read_scores, verify
+
+    entry = find(options.model)
+    name = entry.name if entry else options.model
+    scores = read_scores(options.scores) if options.scores else published_scores(options.model)
+    try:
+        with RerankClient(options.target, model=name) as client:
+            report = verify(client, scores)
+    except RerankError as exc:
+        raise ExportError(f"{name} at {options.target}: {exc}") from exc
+    print(format_report(report))
+    return 0 if report.ok else 1
+
+
 def _parser() -> argparse.ArgumentParser:
-    from triton_rerank_export import finetune_command
+    from triton_rerank_export import export_command, finetune_command
 
     parser = argparse.ArgumentParser(prog="triton-rerank-export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    export = commands.add_parser("export", help="checkpoint → model repository")
-    export.add_argument("--model", required=True, help="a known name, or a checkpoint folder")
-    export.add_argument("--model-repository", type=Path, required=True)
-    export.add_argument("--precision", choices=PRECISIONS, default="int8", help="default %(default)s, for CPUs")
-    export.add_argument("--name", help="public name; default: the known name, or the folder's")
-    export.set_defaults(run=_export)
+    export_command.register(commands)
     check = commands.add_parser("check", help="is the repository what was exported?")
     check.add_argument("--model-repository", type=Path, required=True)
     check.set_defaults(run=_check)
+    activate = commands.add_parser("activate", help="serve another version that is in the repository")
+    activate.add_argument("--model", required=True, help="public name")
+    activate.add_argument("--version", type=int, help="default: the newest")
+    activate.add_argument("--model-repository", type=Path, required=True)
+    activate.add_argument("--target", metavar="HOST:PORT", help="a running server that is to load it (gRPC)")
+    activate.set_defaults(run=_activate)
+    verify = commands.add_parser("verify", help="does a running server give the published scores?")
+    verify.add_argument("--model", required=True, help="public name")
+    verify.add_argument("--target", metavar="HOST:PORT", default="127.0.0.1:8001", help="default %(default)s")
+    verify.add_argument("--scores", type=Path, help="JSON lines with query, document, logit; default: the catalogue's")
+    verify.set_defaults(run=_verify)
     finetune_command.register(commands)
     return parser
 

@@ -1,121 +1,211 @@
-"""Checkpoint folder -> fused ONNX graph -> the precision that is served. Same input, same bytes."""
+"""Checkpoint folder -> ONNX graph of standard operators -> fused graph. Same input, same bytes.
+
+Both stages leave the large weights in a file beside the graph, whatever its size; precision.convert() makes the form
+that is served.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from triton_rerank.contract import LOGITS
+from triton_rerank.contract import INPUT_IDS, LOGITS
+from triton_rerank_export import graph_file
 from triton_rerank_export.checkpoint import Checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.triton_config import Precision, encoder_inputs
+from triton_rerank_export.triton_config import encoder_inputs
 
-_FEED_FORWARD_OUTPUT = re.compile(r"/layer\.(\d+)/output/dense/MatMul$")
 _OPSET = 18  # the least that optimum recommends for BERT
-_FLOAT = 1  # onnx.TensorProto.FLOAT
+_TRACED_WORDS = 64  # rows of the table of words while it is traced
+_FLOAT, _OUTSIDE = 1, 1  # onnx.TensorProto.FLOAT and .EXTERNAL
+_KNOWN_FORM = "transformers 4.53 to 4.57 with eager attention is known"
 
 
 def export_graph(checkpoint: Checkpoint, work: Path) -> Path:
     """Trace the checkpoint with dynamic batch and length.
 
-    Attention is eager: the fused form is recognised in that graph, not in the one traced from SDPA.
+    Attention is eager: its few plain operators are what fusion and the conversion to fp16 look for. Names, shapes and
+    patches are optimum's. Its own function writes the weights too, and holds them several times.
 
     Args:
         checkpoint: what to export.
         work: scratch folder.
 
     Returns:
-        An fp32 graph of standard operators, tensor names as in contract.py.
+        ``<work>/traced/model.onnx``: fp32, standard operators, tensor names as in contract.py.
 
     Raises:
         ExportError: the weights cannot be read, or the graph has other names.
     """
-    import torch
-    from optimum.exporters.onnx import onnx_export_from_model
-
     from triton_rerank_export.reference import load_model
 
-    model = load_model(checkpoint.folder)
-    output = work / "traced"
-    with _quiet(), torch.no_grad():
-        onnx_export_from_model(
-            model=model, output=output, task="text-classification", opset=_OPSET, do_validation=False
-        )
-    path = output / "model.onnx"
-    _check_names(path, checkpoint)
+    path = work / "traced" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle)
+    with quiet():
+        _trace(model, path)
+    _attach_weights(path, model, checkpoint)
+    del model
+    graph_file.free_memory()
     return path
 
 
-def fuse(graph: Path, checkpoint: Checkpoint, work: Path) -> Path:
+def fuse(graph: Path, checkpoint: Checkpoint, work: Path, *, for_gpu: bool = False) -> Path:
     """Fuse attention, layer norm and GELU into ONNX Runtime's operators.
+
+    Args:
+        graph: of ``export_graph``.
+        checkpoint: what is exported.
+        work: scratch folder.
+        for_gpu: for fp16 on CUDA. Embeddings are not fused then: the fused operator holds tables and layer norm in
+            one type, and the layer norm has to stay fp32.
+
+    Returns:
+        ``<work>/fused/model.onnx``, or ``<work>/fused-gpu/model.onnx``.
 
     Raises:
         ExportError: attention was not recognised in every layer.
     """
+    path = work / ("fused-gpu" if for_gpu else "fused") / "model.onnx"
+    fused = _fused(graph, checkpoint, embeddings=checkpoint.token_type_ids and not for_gpu)
+    graph_file.save(fused, path, lambda tensor: graph_file.read(tensor, graph.parent), external=True)
+    del fused
+    graph_file.free_memory()
+    return path
+
+
+def graph_files(path: Path) -> list[Path]:
+    """The files that a graph consists of: model.onnx and, where weights lie outside of it, model.onnx.data."""
+    return [path, *(data for data in [graph_file.data_file(path)] if data.is_file())]
+
+
+def to_precision(fused: Path, precision: Any, work: Path) -> Path:
+    """Only until the pipeline calls precision.convert()."""
+    from triton_rerank_export.precision import convert
+
+    return convert(fused, precision, work).path
+
+
+def _trace(model: Any, path: Path) -> None:
+    """Write the graph; its weights are inputs without values."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
+    import torch
+    from optimum.exporters.tasks import TasksManager
+
+    make_config = TasksManager.get_exporter_config_constructor(
+        "onnx", model, task="text-classification", library_name="transformers"
+    )
+    config = make_config(model.config, task="text-classification")
+    example = config.generate_dummy_inputs(framework="pt")
+    example[INPUT_IDS] %= _TRACED_WORDS
+    with torch.no_grad(), _few_words(model), config.patch_model_for_export(model):
+        inputs = config.ordered_inputs(model)
+        torch.onnx.export(
+            model,
+            (example,),
+            path,
+            export_params=False,
+            input_names=list(inputs),
+            output_names=list(config.outputs),
+            dynamic_axes={**inputs, **config.outputs},
+            opset_version=_OPSET,
+            dynamo=False,  # fusion does not recognise the other exporter's graph
+        )
+
+
+@contextlib.contextmanager
+def _few_words(model: Any) -> Iterator[None]:
+    """Cut the table of words: the exporter copies every weight twice, and in a multilingual model most are there."""
+    import torch
+
+    embeddings = model.get_input_embeddings()
+    table = embeddings.weight
+    embeddings.weight = torch.nn.Parameter(table[:_TRACED_WORDS])
+    try:
+        yield
+    finally:
+        embeddings.weight = table
+
+
+def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint) -> None:
+    """Turn the inputs that are weights into initializers, with their values in the data file."""
+    skeleton = graph_file.load(path)
+    inputs = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
+    weights = _weights(skeleton, [value for value in skeleton.graph.input if value.name not in inputs], model)
+    for value in [value for value in skeleton.graph.input if value.name in weights]:
+        shape = weights[value.name].shape
+        skeleton.graph.initializer.add(name=value.name, data_type=_FLOAT, dims=shape, data_location=_OUTSIDE)
+        skeleton.graph.input.remove(value)
+    _check_names(skeleton, checkpoint)
+    graph_file.save(skeleton, path, lambda tensor: weights[tensor.name].numpy(), external=True)
+
+
+def _weights(skeleton: Any, parameters: Sequence[Any], model: Any) -> dict[str, Any]:
+    """Tensors of the weights of a traced graph. The exporter renames those that it transposes for ``x @ weight.T``."""
+    state = model.state_dict()
+    transposed = {
+        node.input[1]: node.name.strip("/").rsplit("/", 1)[0].replace("/", ".") + ".weight"
+        for node in skeleton.graph.node
+        if node.op_type == "MatMul"
+    }
+    found = {}
+    for value in parameters:
+        weight = state.get(value.name)
+        if weight is None and transposed.get(value.name) in state:
+            weight = state[transposed[value.name]].T
+        width = value.type.tensor_type.shape.dim[-1].dim_value
+        if weight is not None and weight.shape[-1] == width:
+            found[value.name] = weight
+    return found
+
+
+def _fused(graph: Path, checkpoint: Checkpoint, *, embeddings: bool) -> Any:
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
-    with _quiet():
-        model = optimize_model(
-            str(graph),
+    options = FusionOptions("bert")
+    options.enable_embed_layer_norm = embeddings
+    skeleton = graph_file.load(graph)
+    _bring_inside(skeleton, graph.parent, checkpoint.hidden_size, tables=embeddings)
+    with quiet():
+        fused = optimize_model(
+            skeleton,
             model_type="bert",
             num_heads=checkpoint.n_heads,
             hidden_size=checkpoint.hidden_size,
-            optimization_options=FusionOptions("bert"),
+            optimization_options=options,
             opt_level=0,
         )
+    _check_fusion(fused, checkpoint)
+    fused.topological_sort()
+    fused.model.opset_import.add(domain="com.microsoft", version=1)
+    return fused.model
+
+
+def _bring_inside(skeleton: Any, folder: Path, hidden_size: int, *, tables: bool) -> None:
+    """Read the weights that fusion looks at: the matrices that it joins, and BERT's tables. The rest stays outside."""
+    looked_up = {node.input[0] for node in skeleton.graph.node if node.op_type == "Gather"} if tables else set()
+    for tensor in skeleton.graph.initializer:
+        if list(tensor.dims) == [hidden_size, hidden_size] or tensor.name in looked_up:
+            graph_file.bring_inside(tensor, folder)
+
+
+def _check_fusion(model: Any, checkpoint: Checkpoint) -> None:
     fused, softmaxes = model.get_fused_operator_statistics(), len(model.get_nodes_by_op_type("Softmax"))
     if not fused["Attention"] or softmaxes:
         raise ExportError(
             f"{checkpoint.name}: {fused['Attention']} attention layers were fused and {softmaxes} were not; "
-            "the graph is not of a known form (transformers 4.57 with eager attention is)"
+            f"the graph is not of a known form ({_KNOWN_FORM})"
         )
-    path = work / "fused.onnx"
-    model.save_model_to_file(str(path))
-    return path
 
 
-def to_precision(fused: Path, precision: Precision, work: Path) -> Path:
-    """Turn the fused fp32 graph into the precision that is served.
-
-    int8 is dynamic: weights per channel ahead of time, activations per tensor at run time. Fusion comes first, since
-    quantised graphs are not recognised by it. Two parts stay fp32, because as int8 they cost order (docs/LOG.md): the
-    embeddings, and the second feed-forward matrix of the first third of the layers, whose inputs have outliers.
-    """
-    if precision == "fp32":
-        return fused
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    path = work / "int8.onnx"
-    with _quiet():
-        quantize_dynamic(
-            fused,
-            path,
-            op_types_to_quantize=["MatMul", "Attention"],
-            nodes_to_exclude=_early_feed_forward([node.name for node in onnx.load(fused).graph.node]),
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            extra_options={"DefaultTensorType": _FLOAT},  # fused operators have no inferred types
-        )
-    return path
-
-
-def _early_feed_forward(nodes: Sequence[str]) -> list[str]:
-    """Names of the second feed-forward MatMul in the first third of the layers, by Hugging Face's module names."""
-    matches = [match for name in nodes if (match := _FEED_FORWARD_OUTPUT.search(name))]
-    return [match.string for match in matches if 3 * int(match[1]) < len(matches)]
-
-
-def _check_names(path: Path, checkpoint: Checkpoint) -> None:
-    import onnx
-
-    graph = onnx.load(path, load_external_data=False).graph
+def _check_names(skeleton: Any, checkpoint: Checkpoint) -> None:
+    graph = skeleton.graph
     inputs, outputs = sorted(node.name for node in graph.input), [node.name for node in graph.output]
     expected = sorted(encoder_inputs(token_type_ids=checkpoint.token_type_ids))
     if inputs != expected or outputs != [LOGITS]:
@@ -126,7 +216,7 @@ def _check_names(path: Path, checkpoint: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """The libraries below write warnings that do not concern our use; errors are raised, not written."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,23 +1,26 @@
-"""manifest.json in the ensemble's folder: what was built, from what, with which files, and how it compared.
+"""manifest.json in each version folder of the ensemble: what was built, from what, and how it compared.
 
 No dates and no paths of the machine: exporting twice gives the same bytes.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.parity import ParityReport
 from triton_rerank_export.triton_config import ServedModel
 
 _TOOLS = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "triton-rerank-export")
+_SHARES = ("kendall_tau", "top1_kept", "clear_tau", "clear_top1", "top10_overlap")
 
 
 @dataclass(frozen=True)
@@ -25,39 +28,60 @@ class Manifest:
     """The content of manifest.json.
 
     Attributes:
-        model: what the configs were made from.
+        model: what the configs were made from; its source, revision and precision among it.
         files: path inside the repository -> sha256.
-        versions: tool -> version.
+        tools: package -> version.
         parity: figures of the comparison with PyTorch.
         canary: ``query`` and ``documents``, best first; a server is ready when it orders them so.
+        notes: what the user should know of this export, a sentence each.
     """
 
     model: ServedModel
     files: dict[str, str]
-    versions: dict[str, str]
+    tools: dict[str, str]
     parity: dict[str, float]
     canary: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def same_export(self, other: Manifest) -> bool:
+        """True if both describe the same files and configs, whatever their version numbers."""
+        return self._without_version() == other._without_version()
+
+    def _without_version(self) -> tuple[ServedModel, dict[str, str]]:
+        files = {f"{Path(name).parts[0]}/{Path(name).name}": digest for name, digest in self.files.items()}
+        return dataclasses.replace(self.model, version=0), files
 
 
-def build_manifest(repository: Path, model: ServedModel, report: ParityReport) -> Manifest:
-    """Describe the three model folders that were just written."""
+def build_manifest(repository: Path, model: ServedModel, report: ParityReport, notes: Sequence[str]) -> Manifest:
+    """Describe the version folders that were just written."""
     return Manifest(
         model=model,
-        files={str(path.relative_to(repository)): sha256(path) for path in model_files(repository, model)},
-        versions={tool: version(tool) for tool in _TOOLS},
-        parity={
-            "pairs": report.pairs,
-            "max_logit_difference": float(f"{report.max_logit_difference:.2g}"),
-            "kendall_tau": round(report.kendall_tau, 4),
-            "top1_kept": round(report.top1_kept, 4),
-        },
+        files={str(path.relative_to(repository)): sha256(path) for path in version_files(repository, model)},
+        tools={tool: version(tool) for tool in _TOOLS},
+        parity=parity_figures(report),
         canary={"query": report.canary.query, "documents": list(report.canary.documents)},
+        notes=tuple(notes),
     )
 
 
-def model_files(repository: Path, model: ServedModel) -> list[Path]:
-    """All files of a model's three folders but the manifest, sorted."""
-    files = (path for name in model.configs() for path in (repository / name).rglob("*") if path.is_file())
+def parity_figures(report: ParityReport) -> dict[str, float]:
+    """What the manifest keeps of the comparison, rounded so that it is the same on every machine."""
+    return {
+        "pairs": report.pairs,
+        "max_logit_difference": float(f"{report.max_logit_difference:.2g}"),
+        **{name: round(float(getattr(report, name)), 4) for name in _SHARES},
+        **({"largest_activation": float(f"{report.largest_activation:.3g}")} if report.largest_activation else {}),
+    }
+
+
+def version_folders(repository: Path, model: ServedModel) -> list[Path]:
+    """The folder of this version in each of the model's three folders; the ensemble's last."""
+    return [repository / name / str(model.version) for name in model.configs()]
+
+
+def version_files(repository: Path, model: ServedModel) -> list[Path]:
+    """All files of a version but its manifest, sorted."""
+    files = (path for folder in version_folders(repository, model) for path in folder.rglob("*") if path.is_file())
     return sorted(path for path in files if path.name != MANIFEST_FILE)
 
 
@@ -74,19 +98,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(**{**content, "model": ServedModel(**content["model"])})
+        notes = tuple(content["notes"])
+        return Manifest(**{**content, "model": ServedModel(**content["model"]), "notes": notes})
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ExportError(f"{path}: not a manifest of this version ({exc!r}); export the model again") from exc
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return _digest(file)
-
-
-def _digest(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()

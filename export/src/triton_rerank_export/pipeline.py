@@ -1,121 +1,174 @@
-"""One export from start to end: checkpoint → ONNX → fused → precision → parity gate → model repository."""
+"""One export from start to end: checkpoint → ONNX → precision → parity gate → model repository."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
 
 from triton_rerank_export import graph, parity, repository
 from triton_rerank_export.checkpoint import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.reference import Reference
-from triton_rerank_export.triton_config import Precision, ServedModel, encoder_inputs, length_ladder
-from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineError
-from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
+from triton_rerank_export.gate import run_gate
+from triton_rerank_export.manifest import Manifest, build_manifest
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.repository_check import version_is_whole
+from triton_rerank_export.triton_config import ServedModel
 
 Progress = Callable[[str], object]
 
 
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export did.
+
+    Attributes:
+        manifest: of the version that is active now.
+        report: how it compared with PyTorch.
+        versions: versions in the repository, ascending.
+        changed: False if the repository already held the very same export.
+    """
+
+    manifest: Manifest
+    report: parity.ParityReport
+    versions: list[int]
+    changed: bool
+
+
 def export_model(
-    model: str, model_repository: Path, *, precision: Precision, name: str | None = None, on_step: Progress
-) -> parity.ParityReport:
+    model: str, model_repository: Path, options: ExportOptions | None = None, *, on_step: Progress
+) -> ExportResult:
     """Export a model into a repository; the repository changes only if every step succeeded.
 
     Args:
-        model: a name of the catalogue, or a checkpoint folder.
+        model: a name of the catalogue, a Hugging Face id, or a checkpoint folder.
         model_repository: made if it is missing.
-        precision: of the encoder.
-        name: public name, by default the catalogue's or the folder's.
+        options: precision, engine, limits.
         on_step: called with what is being done.
 
     Returns:
-        How the export compared with PyTorch.
+        What was installed, and how it compared with PyTorch.
 
     Raises:
-        ExportError: the checkpoint cannot be served, the export does not agree with it, or the disk is full.
+        ExportError: the checkpoint cannot be had or served, the export does not agree with it, or the disk is full.
     """
+    options = options or ExportOptions()
+    _check_tools(options)
     try:
         with repository.staging(model_repository) as staged, tempfile.TemporaryDirectory(dir=staged) as work:
             on_step(f"reading {model}")
-            checkpoint = resolve(model, Path(work), name=name)
-            return _export(checkpoint, staged, Path(work), model_repository, precision, on_step)
+            checkpoint = resolve(
+                model,
+                Path(work),
+                name=options.name,
+                max_length=options.max_length,
+                allow_pickle=options.allow_pickle,
+                on_step=on_step,
+            )
+            served = _next(served_model(checkpoint, options), model_repository, options)
+            notes = _build(checkpoint, served, staged, Path(work), options, on_step)
+            report = run_gate(checkpoint, staged, served, on_step=on_step, allow_pickle=options.allow_pickle)
+            return _install(staged, model_repository, served, report, notes, options, on_step)
     except OSError as exc:
         raise ExportError(f"{model_repository}: cannot be written ({exc}); the repository is as it was") from exc
 
 
-def _export(
-    checkpoint: Checkpoint, staged: Path, work: Path, target: Path, precision: Precision, on_step: Progress
-) -> parity.ParityReport:
-    served = served_model(checkpoint, precision)
-    on_step("tracing the graph")
-    traced = graph.export_graph(checkpoint, work)
-    on_step("fusing attention, layer norm and GELU")
-    fused = graph.fuse(traced, checkpoint, work)
-    on_step(f"converting to {precision}")
-    repository.lay_out(staged, served, checkpoint, graph.to_precision(fused, precision, work))
-    report = run_parity(checkpoint, staged, served, on_step)
-    parity.check(report, precision)
-    on_step("installing")
-    repository.finish(staged, served, report)
-    repository.install(staged, target, served.configs())
-    return report
-
-
-def served_model(checkpoint: Checkpoint, precision: Precision) -> ServedModel:
+def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
     """What the configs of a checkpoint are made from."""
     return ServedModel(
         name=checkpoint.name,
         activation=checkpoint.activation,
         max_length=checkpoint.max_length,
-        precision=precision,
+        precision=options.precision,
         source=checkpoint.source,
         token_type_ids=checkpoint.token_type_ids,
         pad_token_id=checkpoint.pad_token_id,
+        revision=checkpoint.revision,
+        licence=checkpoint.licence,
+        engine=options.engine,
+        accelerator=options.accelerator,
+        max_batch_size=options.max_batch_size,
+        queue_delay_us=options.queue_delay_us,
+        max_queue_size=options.max_queue_size,
+        queue_timeout_us=options.queue_timeout_us,
+        warmup=options.effective_warmup,
+        response_cache=options.response_cache,
     )
 
 
-def run_parity(checkpoint: Checkpoint, staged: Path, served: ServedModel, on_step: Progress) -> parity.ParityReport:
-    """Compare the files of a staged repository with the checkpoint in PyTorch."""
-    scorer = ServedScorer(staged, served)
-    limits = scorer.tokenizer.limits()
-    reference = Reference(checkpoint.folder, max_length=limits.max_length, max_query_tokens=limits.max_query_tokens)
-    queries = parity.load_parity_set()
-    done = 0
+def _check_tools(options: ExportOptions) -> None:
+    """Fail before the download, not after it."""
+    if options.engine == "tensorrt":
+        from triton_rerank_export.tensorrt import check_available
 
-    def count() -> None:
-        nonlocal done
-        done += 1
-        on_step(f"comparing with PyTorch, query {done} of {len(queries)}")
-
-    try:
-        return parity.compare(queries, reference.logits, scorer.logits, on_query=count)
-    except EngineError as exc:
-        raise ExportError(f"{checkpoint.name}: the exported graph does not take its tokenizer's tokens: {exc}") from exc
+        check_available()
 
 
-class ServedScorer:
-    """The files of a repository through the code that runs inside Triton, in process.
+def _next(served: ServedModel, target: Path, options: ExportOptions) -> ServedModel:
+    if options.replace:
+        return served
+    repository.check_compatible(target, served)
+    return dataclasses.replace(served, version=repository.next_version(target, served))
 
-    Args:
-        repository: model repository.
-        model: the model's data.
-    """
 
-    def __init__(self, repository: Path, model: ServedModel) -> None:
-        self.tokenizer = PairTokenizer(
-            repository / model.tokenizer_name / "1" / "tokenizer.json",
-            max_length=model.max_length,
-            length_ladder=length_ladder(model.max_length),
-            pad_token_id=model.pad_token_id,
-        )
-        self._engine = Engine(repository / model.encoder_name / "1" / "model.onnx")
-        self._inputs = encoder_inputs(token_type_ids=model.token_type_ids)
+def _build(
+    checkpoint: Checkpoint, served: ServedModel, staged: Path, work: Path, options: ExportOptions, on_step: Progress
+) -> tuple[str, ...]:
+    """Make the files of the version folders; what the user should know of them comes back."""
+    from triton_rerank_export.precision import convert
 
-    def logits(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Logits of one query with n documents: float32 ``(n,)``."""
-        tensors = self.tokenizer.encode(query, documents)
-        return self._engine.logits([{name: getattr(tensors, name) for name in self._inputs}])[0][:, 0]
+    on_step("tracing the graph")
+    path = graph.export_graph(checkpoint, work)
+    if not options.standard_operators:
+        on_step("fusing attention, layer norm and GELU")
+        path = graph.fuse(path, checkpoint, work, for_gpu=options.precision == "fp16")
+    on_step(f"converting to {options.precision}")
+    converted = convert(path, options.precision, work)
+    files = _graph_files(converted.path, served, work, options, on_step)
+    repository.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
+    return converted.notes
+
+
+def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress) -> list[Path]:
+    """What the encoder's version folder holds."""
+    if not options.standard_operators:
+        return graph.graph_files(path)
+    from triton_rerank_export import accelerator, tensorrt
+
+    if options.engine == "onnxruntime":
+        tensorrt.check_operators(path)
+        accelerator.name_graph(path)
+        return graph.graph_files(path)
+    plan = work / served.graph_file
+    tensorrt.build_plan(
+        path,
+        plan,
+        inputs=served.tensors,
+        ladder=served.ladder,
+        max_batch_size=served.max_batch_size,
+        timing_cache=options.timing_cache or work / "timing.cache",
+        on_step=on_step,
+    )
+    return [plan]
+
+
+def _install(
+    staged: Path,
+    target: Path,
+    served: ServedModel,
+    report: parity.ParityReport,
+    notes: tuple[str, ...],
+    options: ExportOptions,
+    on_step: Progress,
+) -> ExportResult:
+    manifest = build_manifest(staged, served, report, notes)
+    there = repository.installed_versions(target, served.name)
+    if there and not options.replace:
+        active = there[repository.active_version(target, served.name)]
+        if active.same_export(manifest) and version_is_whole(target, active):
+            return ExportResult(active, report, list(there), changed=False)
+    on_step("installing")
+    versions = repository.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
+    return ExportResult(manifest, report, versions, changed=True)

@@ -1,21 +1,26 @@
-"""The model repository on disk: written beside, then renamed; and checked."""
+"""The model repository on disk: versions side by side, written beside the repository and renamed into it.
+
+A model is three folders, each with a folder per version. The steps hold every version that is kept ready; the
+ensemble serves one, the **active** version, and names it to both steps. So a running server changes versions, forth
+and back, by reloading the ensemble alone: all requests see one version, whole.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from google.protobuf.text_format import ParseError
-
 from triton_rerank.contract import MANIFEST_FILE
-from triton_rerank_export.checkpoint import Checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.manifest import Manifest, build_manifest, model_files, read_manifest, sha256, write_manifest
-from triton_rerank_export.parity import ParityReport
-from triton_rerank_export.triton_config import ServedModel, encoder_inputs, from_text, to_text
+from triton_rerank_export.manifest import Manifest, read_manifest, version_folders, write_manifest
+from triton_rerank_export.triton_config import ServedModel, read_config, to_text
+from triton_rerank_export.warmup import warmup_files
+
+DEFAULT_KEEP_VERSIONS = 2  # the active one and the one before, to go back to
 
 
 @contextlib.contextmanager
@@ -38,128 +43,191 @@ def staging(repository: Path) -> Iterator[Path]:
             repository.rmdir()
 
 
-def lay_out(staged: Path, model: ServedModel, checkpoint: Checkpoint, graph: Path) -> None:
-    """Write the three folders of a model, without the manifest.
+def installed_versions(repository: Path, name: str) -> dict[int, Manifest]:
+    """Version -> manifest, ascending, of a public model name; empty if the model is not there.
+
+    Raises:
+        ExportError: a manifest cannot be read.
+    """
+    found = {int(path.parent.name): path for path in (repository / name).glob(f"[0-9]*/{MANIFEST_FILE}")}
+    return {version: read_manifest(found[version]) for version in sorted(found)}
+
+
+def active_version(repository: Path, name: str) -> int:
+    """The version that the ensemble's config serves.
+
+    Raises:
+        ExportError: no config, or one that names another number of versions than one.
+    """
+    path = repository / name / "config.pbtxt"
+    versions = list(read_config(path).version_policy.specific.versions)
+    if len(versions) != 1:
+        raise ExportError(f"{path}: it serves the versions {versions}; an ensemble of ours serves 1; export again")
+    return int(versions[0])
+
+
+def next_version(repository: Path, model: ServedModel) -> int:
+    """One more than the highest number in use, finished or left over."""
+    folders = (path for name in model.configs() for path in (repository / name).glob("[0-9]*"))
+    return max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0) + 1
+
+
+def check_compatible(repository: Path, model: ServedModel) -> None:
+    """A new version shares the steps' configs with those beside it.
+
+    Raises:
+        ExportError: it would need others; says which fields differ.
+    """
+    beside = installed_versions(repository, model.name)
+    if not beside:
+        return
+    old, new = beside[max(beside)].model, dataclasses.replace(model, version=max(beside))
+    fields = [
+        f"{field.name} {getattr(old, field.name)!r} → {getattr(new, field.name)!r}"
+        for field in dataclasses.fields(ServedModel)
+        if field.name not in _FREE_FIELDS and getattr(old, field.name) != getattr(new, field.name)
+    ]
+    if fields:
+        raise ExportError(
+            f"{repository}: {model.name} is there with other settings ({', '.join(fields)}), and versions of a model "
+            "share their settings; replace it with --replace (REPLACE=1), or give this one another --name"
+        )
+
+
+_FREE_FIELDS = {
+    "version",
+    "activation",
+    "source",
+    "revision",
+    "licence",
+}  # of the ensemble, which is each version's own
+
+
+def lay_out(staged: Path, model: ServedModel, tokenizer: Path, graph_files: Sequence[Path]) -> None:
+    """Write the version folders of a model, without the manifest.
 
     Args:
         staged: repository to write into.
-        model: what the configs are made from.
-        checkpoint: gives tokenizer.json.
-        graph: the ONNX file that will be served; moved.
+        model: gives names and version.
+        tokenizer: tokenizer.json; copied.
+        graph_files: what the encoder's version folder holds; moved.
     """
-    for name, config in model.configs().items():
-        (staged / name / "1").mkdir(parents=True)
-        (staged / name / "config.pbtxt").write_text(to_text(config), encoding="utf-8")
-    shutil.copyfile(checkpoint.folder / "tokenizer.json", staged / model.tokenizer_name / "1" / "tokenizer.json")
-    shutil.move(graph, staged / model.encoder_name / "1" / "model.onnx")
+    for folder in version_folders(staged, model):
+        folder.mkdir(parents=True)
+    shutil.copyfile(tokenizer, staged / model.tokenizer_name / str(model.version) / "tokenizer.json")
+    for file in graph_files:
+        shutil.move(file, staged / model.encoder_name / str(model.version) / file.name)
 
 
-def finish(staged: Path, model: ServedModel, report: ParityReport) -> None:
-    """Write the manifest; the staged repository is complete after this."""
-    write_manifest(staged / model.name / MANIFEST_FILE, build_manifest(staged, model, report))
+def install(staged: Path, repository: Path, manifest: Manifest, *, replace: bool, keep: int) -> list[int]:
+    """Put a staged version into the repository and make it the active one; all of it, or nothing.
 
+    Args:
+        staged: as `lay_out` left it.
+        repository: model repository.
+        manifest: of the staged version.
+        replace: the model's folders are put in place of the old ones, with all their versions.
+        keep: versions that stay, this one included; the one that was active is among them.
 
-def install(staged: Path, repository: Path, names: Iterable[str]) -> None:
-    """Put staged folders in place of the old ones; all of them, or none.
+    Returns:
+        The versions that are there now, ascending.
 
     Raises:
         ExportError: a rename failed; what was there is back in its place.
     """
-    previous = staged / ".previous"
-    previous.mkdir()
-    done: list[str] = []
+    model = manifest.model
+    write_manifest(staged / model.name / str(model.version) / MANIFEST_FILE, manifest)
+    kept = _kept_versions(repository, model, replace=replace, keep=keep)
+    _write_configs(staged, model, kept)
+    names = list(model.configs())
+    if replace or not all((repository / name).is_dir() for name in names):
+        _place(staged, repository, [Path(name) for name in names])
+        return kept
+    folders = [folder.relative_to(staged) for folder in version_folders(staged, model)]
+    configs = [Path(model.encoder_name, "warmup"), *(Path(name, "config.pbtxt") for name in names)]
+    _place(staged, repository, [*folders, *(path for path in configs if (staged / path).exists())])
+    _prune(repository, names, kept)
+    return kept
+
+
+def activate(repository: Path, name: str, version: int | None = None) -> int:
+    """Make an installed version the one that the ensemble serves; the newest by default.
+
+    Returns:
+        The version.
+
+    Raises:
+        ExportError: the model or the version is not there, or the repository cannot be written.
+    """
+    versions = installed_versions(repository, name)
+    if not versions:
+        raise ExportError(f"{repository}: no model {name!r} with a {MANIFEST_FILE}; `make export MODEL=…` builds one")
+    chosen = max(versions) if version is None else version
+    if chosen not in versions:
+        raise ExportError(f"{repository}: {name} has the versions {sorted(versions)}, not {chosen}")
+    model = versions[chosen].model
     try:
-        for name in names:
-            done.append(name)
-            if (repository / name).exists():
-                (repository / name).rename(previous / name)
-            (staged / name).rename(repository / name)
+        with staging(repository) as staged:
+            _write_configs(staged, model, list(versions))
+            _place(staged, repository, [Path(folder, "config.pbtxt") for folder in model.configs()])
     except OSError as exc:
-        _roll_back(repository, previous, done)
+        raise ExportError(f"{repository}: cannot be written ({exc}); it is as it was") from exc
+    return chosen
+
+
+def _kept_versions(repository: Path, model: ServedModel, *, replace: bool, keep: int) -> list[int]:
+    if replace:
+        return [model.version]
+    others = set(installed_versions(repository, model.name)) - {model.version}
+    active = {active_version(repository, model.name)} & others if others else set()
+    newest = sorted(others - active, reverse=True)[: max(0, keep - 1 - len(active))]
+    return sorted({model.version, *active, *newest} if keep > 1 else {model.version})
+
+
+def _write_configs(staged: Path, model: ServedModel, kept: Sequence[int]) -> None:
+    for name, config in model.configs(kept).items():
+        (staged / name).mkdir(exist_ok=True)
+        (staged / name / "config.pbtxt").write_text(to_text(config), encoding="utf-8")
+    files = warmup_files(model.warmup, ladder=model.ladder)
+    for file, content in files.items():
+        path = staged / model.encoder_name / "warmup" / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+
+
+def _place(staged: Path, repository: Path, paths: Sequence[Path]) -> None:
+    """Rename staged folders and files over those of the repository; on a failure everything goes back."""
+    previous = Path(tempfile.mkdtemp(prefix=".previous-", dir=staged))
+    done: list[Path] = []
+    try:
+        for path in paths:
+            done.append(path)
+            if (repository / path).exists():
+                (previous / path).parent.mkdir(parents=True, exist_ok=True)
+                (repository / path).rename(previous / path)
+            (staged / path).rename(repository / path)
+    except OSError as exc:
+        _put_back(repository, previous, done, staged)
         raise ExportError(f"{repository}: cannot be changed ({exc}); it is as it was") from exc
 
 
-def _roll_back(repository: Path, previous: Path, names: list[str]) -> None:
+def _put_back(repository: Path, previous: Path, paths: Sequence[Path], staged: Path) -> None:
+    for path in paths:
+        if not (staged / path).exists():  # it was moved in
+            _remove(repository / path)
+        if (previous / path).exists():
+            (previous / path).rename(repository / path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _prune(repository: Path, names: Sequence[str], kept: Sequence[int]) -> None:
     for name in names:
-        if (previous / name).exists():
-            shutil.rmtree(repository / name, ignore_errors=True)
-            (previous / name).rename(repository / name)
-
-
-def check_repository(repository: Path) -> list[str]:
-    """Look for everything that would make Triton serve something else than was exported.
-
-    Args:
-        repository: model repository.
-
-    Returns:
-        Names of the models that are in order.
-
-    Raises:
-        ExportError: lists every fault found.
-    """
-    manifests = sorted(repository.glob(f"*/{MANIFEST_FILE}"))
-    if not manifests:
-        raise ExportError(f"{repository}: no model with a {MANIFEST_FILE}; `make export MODEL=…` builds one")
-    faults: list[str] = []
-    for path in manifests:
-        faults += _model_faults(repository, path)
-    if faults:
-        raise ExportError(f"{repository}: {len(faults)} faults\n  " + "\n  ".join(faults))
-    return [path.parent.name for path in manifests]
-
-
-def _model_faults(repository: Path, manifest_path: Path) -> list[str]:
-    try:
-        manifest = read_manifest(manifest_path)
-    except ExportError as exc:
-        return [str(exc)]
-    if manifest.model.name != manifest_path.parent.name:
-        return [f"{manifest_path}: it is the manifest of {manifest.model.name!r}; export the model again"]
-    return [
-        *_file_faults(repository, manifest),
-        *_config_faults(repository, manifest.model),
-        *_graph_faults(repository, manifest.model),
-    ]
-
-
-def _file_faults(repository: Path, manifest: Manifest) -> list[str]:
-    present = {str(path.relative_to(repository)): path for path in model_files(repository, manifest.model)}
-    missing = [f"{name}: missing; export the model again" for name in manifest.files if name not in present]
-    changed = [
-        f"{name}: its sha256 is not the manifest's; it belongs to another export, or was edited"
-        for name, digest in manifest.files.items()
-        if name in present and sha256(present[name]) != digest
-    ]
-    return [*missing, *changed]
-
-
-def _config_faults(repository: Path, model: ServedModel) -> list[str]:
-    faults = []
-    for name, expected in model.configs().items():
-        path = repository / name / "config.pbtxt"
-        try:
-            found = from_text(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ParseError) as exc:
-            faults.append(f"{path.relative_to(repository)}: not a model config ({exc})")
-            continue
-        if found != expected:
-            faults.append(
-                f"{path.relative_to(repository)}: it is not the config that the manifest's data give "
-                f"(its name is {found.name!r}); export the model again"
-            )
-    return faults
-
-
-def _graph_faults(repository: Path, model: ServedModel) -> list[str]:
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    path = repository / model.encoder_name / "1" / "model.onnx"
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except (OSError, DecodeError) as exc:
-        return [f"{path.relative_to(repository)}: not an ONNX file ({exc})"]
-    found = sorted(node.name for node in graph.input)
-    expected = sorted(encoder_inputs(token_type_ids=model.token_type_ids))
-    return [] if found == expected else [f"{path.relative_to(repository)}: its inputs are {found}, not {expected}"]
+        for folder in (repository / name).glob("[0-9]*"):
+            if folder.name.isdecimal() and int(folder.name) not in kept:
+                shutil.rmtree(folder)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
@@ -10,15 +12,24 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from triton_rerank import contract
 from triton_rerank.types import Activation
+from triton_rerank_export import accelerator
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.warmup import Warmup, warmups
 
-Precision = Literal["fp32", "int8"]
+Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Engine = Literal["onnxruntime", "tensorrt"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+Accelerator = Literal["none", "tensorrt"]
+ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 
 _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
-_FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+_FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 
 DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
 DEFAULT_QUEUE_DELAY_US = 0  # requests merge while the instance is busy; waiting would only add latency on a CPU
+DEFAULT_MAX_QUEUE_SIZE = 128  # requests that wait; the next one is refused at once
+DEFAULT_QUEUE_TIMEOUT_US = int(contract.DEFAULT_TIMEOUT_S * 1e6)  # a request that waited so long has no reader left
 
 
 @dataclass(frozen=True)
@@ -33,8 +44,18 @@ class ServedModel:
         source: where the weights came from.
         token_type_ids: the encoder reads segment ids.
         pad_token_id: id that fills a row up.
+        revision: commit of the source, 40 hex digits; empty where it has none.
+        licence: SPDX name of the weights' licence; empty where it is not known.
+        version: version folder of the tokenizer, the encoder and the ensemble.
+        engine: Triton's backend for the encoder; "onnxruntime" serves model.onnx, "tensorrt" model.plan.
+        accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
         max_batch_size: most pairs in a request and in an execution.
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
+        max_queue_size: requests that may wait in front of a step; one more is refused.
+        queue_timeout_us: microseconds until a waiting request is refused; a request may ask for less.
+        warmup: each length of the ladder is run before the server is ready, with one pair and with as many as the
+            engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
+        response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).
     """
 
     name: str
@@ -44,8 +65,17 @@ class ServedModel:
     source: str
     token_type_ids: bool
     pad_token_id: int
+    revision: str = ""
+    licence: str = ""
+    version: int = 1
+    engine: Engine = "onnxruntime"
+    accelerator: Accelerator = "none"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
+    max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
+    queue_timeout_us: int = DEFAULT_QUEUE_TIMEOUT_US
+    warmup: Warmup = "light"
+    response_cache: bool = False
 
     @property
     def tokenizer_name(self) -> str:
@@ -57,11 +87,32 @@ class ServedModel:
         """Name of the ensemble's second step."""
         return self.name + contract.ENCODER_SUFFIX
 
-    def configs(self) -> dict[str, Any]:
-        """Model name -> ``ModelConfig``; the ensemble last."""
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """Padded lengths, ascending; the last is ``max_length``."""
+        return length_ladder(self.max_length)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the encoder's inputs."""
+        return encoder_inputs(token_type_ids=self.token_type_ids)
+
+    @property
+    def graph_file(self) -> str:
+        """Name of the file that the encoder's version folder holds."""
+        return "model.plan" if self.engine == "tensorrt" else "model.onnx"
+
+    def configs(self, kept: Sequence[int] = ()) -> dict[str, Any]:
+        """Model name -> ``ModelConfig``; the ensemble last.
+
+        Args:
+            kept: all versions that the steps hold ready; the ensemble uses this one only, so that switching to
+                another is one reload of the ensemble.
+        """
+        versions = sorted({*kept, self.version})
         return {
-            self.tokenizer_name: _tokenizer_config(self),
-            self.encoder_name: _encoder_config(self),
+            self.tokenizer_name: _tokenizer_config(self, versions),
+            self.encoder_name: _encoder_config(self, versions),
             self.name: _ensemble_config(self),
         }
 
@@ -81,63 +132,70 @@ def to_text(config: Any) -> str:
     return _HEADER + str(text_format.MessageToString(config))
 
 
-def from_text(text: str) -> Any:
+def read_config(path: Path) -> Any:
     """Parse a config.pbtxt.
 
     Raises:
-        google.protobuf.text_format.ParseError: not a model config.
+        ExportError: the file is missing, or not a model config.
     """
-    return text_format.Parse(text, pb.ModelConfig())
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
+        raise ExportError(f"{path}: not a model config ({exc})") from exc
 
 
-def _tokenizer_config(model: ServedModel) -> Any:
-    ladder = ",".join(str(rung) for rung in length_ladder(model.max_length))
-    tensors = [_io(name, pb.TYPE_INT64, -1) for name in encoder_inputs(token_type_ids=model.token_type_ids)]
+def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
     return pb.ModelConfig(
         name=model.tokenizer_name,
         backend="tokenizer",
         max_batch_size=model.max_batch_size,
+        version_policy=_versions(versions),
         input=_text_inputs(),
-        output=[*(_output(tensor) for tensor in tensors), *_pair_outputs()],
-        dynamic_batching=pb.ModelDynamicBatching(),
-        instance_group=[_instances(pb.ModelInstanceGroup.KIND_CPU)],
+        output=[*(_output(_io(name, pb.TYPE_INT64, -1)) for name in model.tensors), *_pair_outputs()],
+        dynamic_batching=_batching(model, queue_delay_us=0),
+        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
         parameters=_parameters(
             {
                 contract.MAX_LENGTH: model.max_length,
-                contract.LENGTH_LADDER: ladder,
+                contract.LENGTH_LADDER: ",".join(str(rung) for rung in model.ladder),
                 contract.PAD_TOKEN_ID: model.pad_token_id,
             }
         ),
     )
 
 
-def _encoder_config(model: ServedModel) -> Any:
-    kind = pb.ModelInstanceGroup.KIND_CPU if model.precision == "int8" else pb.ModelInstanceGroup.KIND_AUTO
+def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
     return pb.ModelConfig(
         name=model.encoder_name,
-        backend="onnxruntime",
-        default_model_filename="model.onnx",
+        backend=model.engine,
+        default_model_filename=model.graph_file,
         max_batch_size=model.max_batch_size,
-        input=[_io(name, pb.TYPE_INT64, -1) for name in encoder_inputs(token_type_ids=model.token_type_ids)],
+        version_policy=_versions(versions),
+        input=[_io(name, pb.TYPE_INT64, -1) for name in model.tensors],
         output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1))],
-        dynamic_batching=pb.ModelDynamicBatching(max_queue_delay_microseconds=model.queue_delay_us),
-        instance_group=[_instances(kind)],
+        dynamic_batching=_batching(model, queue_delay_us=model.queue_delay_us),
+        instance_group=[_encoder_instances(model)],
+        optimization=_optimization(model),
+        response_cache=_cache(model),
+        model_warmup=warmups(
+            model.warmup, tensors=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
+        ),
     )
 
 
 def _ensemble_config(model: ServedModel) -> Any:
-    between = encoder_inputs(token_type_ids=model.token_type_ids)
     pair = (contract.TOKEN_COUNT, contract.TRUNCATED)
     return pb.ModelConfig(
         name=model.name,
         platform="ensemble",
         max_batch_size=model.max_batch_size,
+        version_policy=_versions([model.version]),
         input=_text_inputs(),
         output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1)), *_pair_outputs()],
         ensemble_scheduling=pb.ModelEnsembling(
             step=[
-                _step(model.tokenizer_name, (contract.QUERY, contract.DOCUMENT), (*between, *pair)),
-                _step(model.encoder_name, between, (contract.LOGITS,)),
+                _step(model, model.tokenizer_name, (contract.QUERY, contract.DOCUMENT), (*model.tensors, *pair)),
+                _step(model, model.encoder_name, model.tensors, (contract.LOGITS,)),
             ]
         ),
         parameters=_parameters(
@@ -145,16 +203,61 @@ def _ensemble_config(model: ServedModel) -> Any:
                 contract.ACTIVATION: model.activation,
                 contract.MAX_LENGTH: model.max_length,
                 contract.PRECISION: model.precision,
-                contract.SOURCE: model.source,
+                contract.SOURCE: f"{model.source}@{model.revision}" if model.revision else model.source,
             }
         ),
     )
 
 
-def _step(name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+def _encoder_instances(model: ServedModel) -> Any:
+    """A GPU where there is one, else the CPU; int8 is for CPUs, TensorRT for GPUs."""
+    group = pb.ModelInstanceGroup
+    if model.engine == "tensorrt":  # without the list only the first profile is used
+        return group(count=1, kind=group.KIND_GPU, profile=[str(index) for index in range(len(model.ladder))])
+    if model.accelerator == "tensorrt":
+        return group(count=1, kind=group.KIND_GPU)
+    return group(count=1, kind=group.KIND_CPU if model.precision == "int8" else group.KIND_AUTO)
+
+
+def _optimization(model: ServedModel) -> Any:
+    if model.accelerator != "tensorrt":
+        return None
+    parameters = accelerator.accelerator_parameters(
+        inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
+    )
+    policy = pb.ModelOptimizationPolicy
+    tensorrt = policy.ExecutionAccelerators.Accelerator(name=accelerator.NAME, parameters=parameters)
+    return policy(execution_accelerators=policy.ExecutionAccelerators(gpu_execution_accelerator=[tensorrt]))
+
+
+def _batching(model: ServedModel, *, queue_delay_us: int) -> Any:
+    """Requests that come while the instance is busy merge; what waits too long, or is one too many, is refused."""
+    return pb.ModelDynamicBatching(
+        max_queue_delay_microseconds=queue_delay_us,
+        default_queue_policy=pb.ModelQueuePolicy(
+            timeout_action=pb.ModelQueuePolicy.REJECT,
+            default_timeout_microseconds=model.queue_timeout_us,
+            allow_timeout_override=True,
+            max_queue_size=model.max_queue_size,
+        ),
+    )
+
+
+def _cache(model: ServedModel) -> Any:
+    """Only the encoder is cached: Triton's key leaves out request parameters, and ``max_length`` is one."""
+    return pb.ModelResponseCache(enable=True) if model.response_cache else None
+
+
+def _versions(versions: Sequence[int]) -> Any:
+    return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=versions))
+
+
+def _step(model: ServedModel, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
     """A tensor has one name everywhere, so both maps are the identity."""
     input_map, output_map = ({tensor: tensor for tensor in tensors} for tensors in (inputs, outputs))
-    return pb.ModelEnsembling.Step(model_name=name, model_version=-1, input_map=input_map, output_map=output_map)
+    return pb.ModelEnsembling.Step(
+        model_name=name, model_version=model.version, input_map=input_map, output_map=output_map
+    )
 
 
 def _text_inputs() -> list[Any]:
@@ -171,10 +274,6 @@ def _io(name: str, data_type: int, dim: int) -> Any:
 
 def _output(tensor: Any) -> Any:
     return pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=list(tensor.dims))
-
-
-def _instances(kind: int) -> Any:
-    return pb.ModelInstanceGroup(count=1, kind=kind)
 
 
 def _parameters(values: dict[str, object]) -> dict[str, Any]:

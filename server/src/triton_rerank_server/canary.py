@@ -7,6 +7,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
 from triton_rerank import RerankClient
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank_server.errors import ServerStartError
@@ -16,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Canary:
-    """A query whose documents the exported model is known to order; written by export into the manifest.
+    """A query whose documents the exported model is known to order; export writes one into each version's manifest.
 
     Attributes:
         model: public model name.
@@ -30,21 +33,33 @@ class Canary:
 
 
 def read_canaries(model_repository: Path) -> list[Canary]:
-    """Read the canary of every ensemble that has a manifest.
+    """Read the canary of the active version of every model that export put there.
 
     Raises:
-        ServerStartError: a manifest cannot be read.
+        ServerStartError: a config or a manifest cannot be read.
     """
-    canaries = []
-    for path in sorted(model_repository.glob(f"*/{MANIFEST_FILE}")):
-        try:
-            canary = json.loads(path.read_text(encoding="utf-8"))["canary"]
-            canaries.append(Canary(path.parent.name, canary["query"], canary["documents"]))
-        except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise ServerStartError(f"{path}: not a manifest ({exc!r}); export the model again") from exc
+    canaries = [_read_canary(model_repository / name) for name in exported_models(model_repository)]
     if not canaries:
         _log.warning("%s: no %s, so ready means Triton's own word only", model_repository, MANIFEST_FILE)
     return canaries
+
+
+def exported_models(model_repository: Path) -> list[str]:
+    """Public names of the models that export put into a repository, sorted."""
+    return sorted({path.parts[-3] for path in model_repository.glob(f"*/[0-9]*/{MANIFEST_FILE}")})
+
+
+def _read_canary(ensemble: Path) -> Canary:
+    """The canary of the version that the ensemble's config serves."""
+    path = ensemble / "config.pbtxt"
+    try:
+        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+        (active,) = config.version_policy.specific.versions
+        path = ensemble / str(active) / MANIFEST_FILE
+        canary = json.loads(path.read_text(encoding="utf-8"))["canary"]
+        return Canary(ensemble.name, canary["query"], canary["documents"])
+    except (OSError, ValueError, KeyError, TypeError, text_format.ParseError) as exc:
+        raise ServerStartError(f"{path}: not as export writes it ({exc!r}); export the model again") from exc
 
 
 def check_canary(target: str, canary: Canary, *, timeout_s: float) -> None:

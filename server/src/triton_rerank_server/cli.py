@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from triton_rerank_server.canary import exported_models
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.process import ServerConfig, TritonServer
 
@@ -60,7 +61,7 @@ def _died(server: TritonServer) -> int:
 
 def _announce(server: TritonServer) -> None:
     host = server.grpc_target.rsplit(":", 1)[0]
-    models = sorted(path.parent.name for path in server.config.model_repository.glob("*/manifest.json"))
+    models = exported_models(server.config.model_repository)
     print(
         f"""
 serving {", ".join(models) or "the repository"}  (Ctrl-C stops it)

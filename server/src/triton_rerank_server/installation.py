@@ -20,12 +20,14 @@ class Installation:
     Attributes:
         binary: the executable.
         backends: its own backend directory; holds ``python`` and, in NVIDIA's images, ``onnxruntime``.
+        caches: its response caches, for --cache-config.
         libraries: folder of shared libraries that it needs, or None where the system has them.
         stub: Python-backend stub for this interpreter, or None where ``backends/python`` has one.
     """
 
     binary: Path
     backends: Path
+    caches: Path
     libraries: Path | None = None
     stub: Path | None = None
 
@@ -39,7 +41,8 @@ def find_installation() -> Installation:
     on_path = shutil.which("tritonserver")
     if on_path:
         binary = Path(on_path).resolve()
-        return Installation(binary, binary.parent.parent / "backends")
+        root = binary.parent.parent
+        return Installation(binary, root / "backends", root / "caches")
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         raise ServerStartError(
@@ -48,7 +51,8 @@ def find_installation() -> Installation:
         )
     package = Path(spec.submodule_search_locations[0])
     root, libraries = package / "tritonserver", package.parent / "nvidia_pytriton.libs"
-    return Installation(root / "bin" / "tritonserver", root / "backends", libraries, _wheel_stub(root))
+    binary = root / "bin" / "tritonserver"
+    return Installation(binary, root / "backends", root / "caches", libraries, _wheel_stub(root))
 
 
 def _wheel_stub(root: Path) -> Path:

@@ -152,7 +152,7 @@ class TritonServer:
         self._runtime = Path(tempfile.mkdtemp(prefix="triton-rerank-"))
         backends = lay_out_backends(installation, self._runtime / "backends")
         self._on_progress(f"starting {installation.binary.name}")
-        arguments = [str(installation.binary), *self._flags(backends), *config.extra_args]
+        arguments = [str(installation.binary), *self._flags(backends, installation.caches), *config.extra_args]
         environment = triton_environment(installation.libraries)
         self._child = Child(arguments, environment=environment, log_file=self.log_file)
 
@@ -165,11 +165,12 @@ class TritonServer:
         if len(set(chosen)) < len(chosen):
             raise ServerStartError(f"grpc, http and metrics ports are {chosen}: they must differ")
 
-    def _flags(self, backends: Path) -> list[str]:
+    def _flags(self, backends: Path, caches: Path) -> list[str]:
         address = self.config.address
         return [
             f"--model-repository={self.config.model_repository.resolve()}",
             f"--backend-directory={backends}",
+            f"--cache-directory={caches}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             "--disable-auto-complete-config",  # the config is complete, and completing starts each backend twice
             *(f"--{service}-address={address}" for service in ("grpc", "http", "metrics")),

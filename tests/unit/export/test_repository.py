@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import resource
 import shutil
 import signal
@@ -12,20 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.folders import fingerprint
 
 from triton_rerank_export import parity, repository
 from triton_rerank_export.cli import main
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.repository import check_repository, install
-
-
-def fingerprint(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+from triton_rerank_export.repository_check import check_repository
 
 
 @pytest.fixture
@@ -39,8 +32,9 @@ def test_exporting_twice_gives_the_same_bytes(
     checkpoints: dict[str, Path], tmp_path: Path, name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity, "check", lambda report, precision: None)  # int8 of random weights
+    options = ExportOptions(precision=precision)  # type: ignore[arg-type]
     for folder in ("one", "two"):
-        export_model(str(checkpoints[name]), tmp_path / folder, precision=precision, on_step=lambda _: None)  # type: ignore[arg-type]
+        export_model(str(checkpoints[name]), tmp_path / folder, options, on_step=lambda _: None)
     assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
     assert check_repository(tmp_path / "one") == [name]
 
@@ -49,7 +43,7 @@ def test_an_export_that_fails_the_gate_leaves_the_repository_as_it_was(
     checkpoints: dict[str, Path], copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = fingerprint(copy.parent)
-    monkeypatch.setitem(parity.BOUNDS, "fp32", parity.Bounds(1e-12, 1.0, 1.0))
+    monkeypatch.setitem(parity.BOUNDS, "fp32", dataclasses.replace(parity.BOUNDS["fp32"], max_logit_difference=1e-12))
     arguments = ["--model", str(checkpoints["tiny-bert"]), "--model-repository", str(copy), "--precision", "fp32"]
     assert main(["export", *arguments]) == 1
     assert "does not agree with PyTorch" in capsys.readouterr().err
@@ -77,16 +71,6 @@ def test_a_full_disk_leaves_the_repository_as_it_was(checkpoints: dict[str, Path
     assert "the repository is as it was" in done.stderr
     assert "Traceback" not in done.stderr
     assert fingerprint(copy.parent) == before
-
-
-def test_a_rename_that_fails_half_way_is_rolled_back(copy: Path, tmp_path: Path) -> None:
-    before = fingerprint(copy)
-    staged = tmp_path / "staged"
-    shutil.copytree(copy / "tiny-bert-encoder", staged / "tiny-bert-encoder")
-    (staged / "tiny-bert-encoder" / "config.pbtxt").write_text("new")
-    with pytest.raises(ExportError, match="it is as it was"):
-        install(staged, copy, ["tiny-bert-encoder", "tiny-bert"])  # the second was never staged
-    assert fingerprint(copy) == before
 
 
 def test_nothing_is_left_beside_the_repository(copy: Path) -> None:
@@ -118,7 +102,20 @@ def break_config(folder: Path) -> None:
 
 
 def swap_manifest(folder: Path) -> None:
-    shutil.copyfile(folder / "tiny-xlmr" / "manifest.json", folder / "tiny-bert" / "manifest.json")
+    shutil.copyfile(folder / "tiny-xlmr/1/manifest.json", folder / "tiny-bert/1/manifest.json")
+
+
+def edit_warmup(folder: Path) -> None:
+    (folder / "tiny-bert-encoder" / "warmup" / "attention_mask-32").write_bytes(b"")
+
+
+def add_a_file(folder: Path) -> None:
+    (folder / "tiny-bert-tokenizer" / "1" / "vocab.txt").touch()
+
+
+def serve_a_missing_version(folder: Path) -> None:
+    path = folder / "tiny-bert" / "config.pbtxt"
+    path.write_text(path.read_text().replace("versions: 1", "versions: 3"))
 
 
 @pytest.mark.parametrize(
@@ -126,10 +123,13 @@ def swap_manifest(folder: Path) -> None:
     [
         (delete_graph, "tiny-bert-encoder/1/model.onnx: missing"),
         (truncate_graph, "tiny-bert-encoder/1/model.onnx: its sha256 is not the manifest's"),
-        (edit_activation, "tiny-bert/config.pbtxt: it is not the config that the manifest's data give"),
-        (swap_config, "its name is 'tiny-xlmr'"),
+        (edit_activation, "tiny-bert/config.pbtxt: not what the manifest gives, in parameters"),
+        (swap_config, "tiny-bert/config.pbtxt: not what the manifest gives, in ensemble_scheduling, name"),
         (break_config, "tiny-bert/config.pbtxt: not a model config"),
-        (swap_manifest, "it is the manifest of 'tiny-xlmr'"),
+        (edit_warmup, "tiny-bert-encoder/warmup/attention_mask-32: missing or edited"),
+        (add_a_file, "tiny-bert-tokenizer/1/vocab.txt: no export wrote it"),
+        (serve_a_missing_version, "tiny-bert/config.pbtxt: it serves version 3, but there are [1]"),
+        (swap_manifest, "tiny-bert/1/manifest.json: it is the manifest of tiny-xlmr version 1"),
     ],
 )
 def test_the_check_finds_the_fault(
@@ -154,5 +154,5 @@ def test_a_broken_checkpoint_is_one_message(
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:500])
     assert main(["export", "--model", str(folder), "--model-repository", str(tmp_path / "r")]) == 1
-    assert "the checkpoint cannot be loaded" in capsys.readouterr().err
+    assert "model.safetensors is not whole" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]

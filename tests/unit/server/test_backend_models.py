@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from google.protobuf import json_format
 
-from triton_rerank_export.triton_config import from_text
+from triton_rerank_export.triton_config import read_config
 from triton_rerank_server.installation import OUR_BACKENDS
 
 
@@ -73,7 +73,7 @@ def load(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         spec.loader.exec_module(module)
-        config = from_text((tiny_repository / model / "config.pbtxt").read_text())
+        config = read_config(tiny_repository / model / "config.pbtxt")
         edit(config)
         shell = module.TritonPythonModel()
         arguments = {"model_repository": str(tiny_repository / model), "model_version": "1", "model_name": model}

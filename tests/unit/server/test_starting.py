@@ -29,7 +29,7 @@ def nvidia_image(root: Path, *, native: bool) -> Installation:
     if native:
         (root / "backends" / "onnxruntime").mkdir()
         (root / "backends" / "onnxruntime" / "libtriton_onnxruntime.so").touch()
-    return Installation(binary, root / "backends")
+    return Installation(binary, root / "backends", root / "caches")
 
 
 def test_tritonserver_on_path_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,122 @@
+"""``triton-rerank-export export`` and ``models``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS
+from triton_rerank_export.warmup import WARMUPS
+
+if TYPE_CHECKING:
+    from triton_rerank_export.options import ExportOptions
+    from triton_rerank_export.pipeline import ExportResult
+
+_OPTION_FIELDS = (
+    "precision", "engine", "accelerator", "name", "max_length", "max_batch_size", "queue_delay_us", "max_queue_size",
+    "queue_timeout_us", "warmup", "response_cache", "replace", "keep_versions", "allow_pickle", "timing_cache",
+)  # fmt: skip
+
+
+def register(commands: Any) -> None:
+    """Add the two commands to argparse's subparsers."""
+    export = commands.add_parser("export", help="checkpoint → model repository")
+    export.add_argument(
+        "--model", required=True, help="a known name, a Hugging Face id (org/name@revision), or a folder"
+    )
+    export.add_argument("--model-repository", type=Path, required=True)
+    _add_artefact_options(export)
+    _add_serving_options(export)
+    _add_version_options(export)
+    export.set_defaults(run=_export)
+    models = commands.add_parser("models", help="list the models that have a name here")
+    models.set_defaults(run=_models)
+
+
+def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--precision", choices=PRECISIONS, help="int8 for CPUs (default), fp16 for GPUs, fp32 for both")
+    parser.add_argument("--engine", choices=ENGINES, help="default onnxruntime")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, help="tensorrt: ONNX Runtime runs it through TensorRT")
+    parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
+    parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
+    parser.add_argument(
+        "--allow-pickle", action="store_true", default=None, help="read weights that are no safetensors"
+    )
+    parser.add_argument("--timing-cache", type=Path, default=_default_timing_cache(), help="of TensorRT; %(default)s")
+
+
+def _add_serving_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-batch-size", type=int, help="pairs in a request and in an execution; default 256")
+    parser.add_argument("--queue-delay-us", type=int, help="µs that requests may wait for others; default 0")
+    parser.add_argument("--max-queue-size", type=int, help="requests that may wait; default 128")
+    parser.add_argument("--queue-timeout-us", type=int, help="µs until a waiting request is refused; default 10 s")
+    parser.add_argument("--warmup", choices=WARMUPS, help="default: full for fp16, light for int8 and fp32")
+    parser.add_argument(
+        "--response-cache", action="store_true", default=None, help="let Triton cache encoder responses"
+    )
+
+
+def _add_version_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--replace", action="store_true", default=None, help="begin again at version 1")
+    parser.add_argument("--keep-versions", type=int, help="versions that stay, the new one included; default 2")
+
+
+def _default_timing_cache() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "triton-rerank" / "tensorrt-timing.cache"
+
+
+def _export(options: argparse.Namespace) -> int:
+    from triton_rerank_export.options import ExportOptions
+    from triton_rerank_export.pipeline import export_model
+
+    chosen = {field: value for field in _OPTION_FIELDS if (value := getattr(options, field)) is not None}
+    wanted = ExportOptions(**chosen)
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        def on_step(step: str) -> None:
+            if step.startswith("downloading"):
+                status.stop()  # the download has a bar of its own
+                console.print(step)
+                return
+            status.update(step)
+            status.start()
+            if not console.is_terminal and not step.startswith("comparing"):
+                console.print(step)
+
+        result = export_model(options.model, options.model_repository, wanted, on_step=on_step)
+    print(_summary(result, options.model, options.model_repository, wanted))
+    return 0
+
+
+def _summary(result: ExportResult, model: str, repository: Path, wanted: ExportOptions) -> str:
+    report, name, version = result.report, result.manifest.model.name, result.manifest.model.version
+    first = (
+        f"{model} as {wanted.precision} in {repository}: {report.pairs} pairs compared with PyTorch, largest logit "
+        f"difference {report.max_logit_difference:.2g}, Kendall's tau {report.kendall_tau:.4f} ({report.clear_tau:.4f} of "
+        f"clearly different documents), same best document in {report.top1_kept:.0%} of the queries, "
+        f"{report.top10_overlap:.1%} of the ten best kept"
+    )
+    there = "" if len(result.versions) == 1 else f"; versions {', '.join(map(str, result.versions))} are there"
+    second = f"version {version} of {name} is active{there}" if result.changed else (
+        f"version {version} of {name} was this very export already; nothing was changed"
+    )  # fmt: skip
+    return "\n".join([first, second, *result.manifest.notes])
+
+
+def _models(_: argparse.Namespace) -> int:
+    from triton_rerank_export.catalogue import CATALOGUE
+
+    rows = [("name", "params", "max_length", "licence", "source")]
+    rows += [
+        (entry.name, entry.params, str(entry.max_length), entry.licence, entry.source) for entry in CATALOGUE.values()
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0

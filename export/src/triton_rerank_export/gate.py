@@ -1,0 +1,143 @@
+"""The gate: what a staged repository would serve, held against PyTorch fp32 from the same text.
+
+First the tokens, which must be equal: a wrong pad id or segment id need not move a logit of these pairs to be wrong.
+Then the logits. Only one model is in memory at a time, PyTorch's first.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from triton_rerank_export import fp16, parity
+from triton_rerank_export.checkpoint import Checkpoint
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.parity import Logits, ParityQuery, ParityReport
+from triton_rerank_export.reference import ActivationPeak, Reference
+from triton_rerank_export.served import ServedScorer
+from triton_rerank_export.triton_config import ServedModel
+from triton_rerank_server.backends.onnxruntime.engine import EngineError
+from triton_rerank_server.backends.tokenizer.pairs import PairError
+
+Progress = Callable[[str], object]
+
+
+def run_gate(
+    checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_step: Progress, allow_pickle: bool = False
+) -> ParityReport:
+    """Hold a staged repository against the checkpoint that it was made from.
+
+    Args:
+        checkpoint: what was exported.
+        staged: repository with the files that will be served.
+        served: the model's data.
+        on_step: called with what is being done.
+        allow_pickle: see `reference.load_model`.
+
+    Returns:
+        How the export compared with PyTorch, all bounds kept.
+
+    Raises:
+        ExportError: the tokens differ, an activation is too large for fp16, or a bound is not kept.
+    """
+    queries = parity.load_parity_set()
+    try:
+        scorer = ServedScorer(staged, served)
+        expected, peak = _pytorch(checkpoint, queries, scorer, served, on_step, allow_pickle)
+        gc.collect()  # PyTorch's weights must be gone before the session reads its own
+        got = _logits(queries, scorer.logits, "the export", on_step)
+    except PairError as exc:
+        raise ExportError(f"{checkpoint.name}: {exc}") from exc
+    except EngineError as exc:
+        raise ExportError(f"{checkpoint.name}: the exported graph does not take its tokenizer's tokens: {exc}") from exc
+    report = parity.compare(queries, expected, got)
+    if peak is not None:
+        report = replace(report, largest_activation=peak.value, largest_activation_module=peak.module)
+    parity.check(report, served.precision)
+    return report
+
+
+def check_tokens(
+    queries: Sequence[ParityQuery], reference: Reference, scorer: ServedScorer, served: ServedModel
+) -> None:
+    """Compare every tensor that the encoder would get with transformers' own, position by position.
+
+    Raises:
+        ExportError: names the first tensor, position and pair that differ, and both values.
+    """
+    for query in queries:
+        tensors = scorer.encode(query.query, query.documents)
+        width = tensors.input_ids.shape[1]
+        for row, document in enumerate(query.documents):
+            expected = reference.tokens(query.query, document, width=width)
+            for name in served.tensors:
+                ours = getattr(tensors, name)[row]
+                theirs = expected.get(name, np.zeros_like(ours))  # what the model takes where none are given
+                if not np.array_equal(ours, theirs):
+                    raise ExportError(_token_difference(served, name, theirs.tolist(), ours.tolist(), query, document))
+
+
+def check_activations(peak: ActivationPeak | None, model: str) -> None:
+    """Refuse fp16 for a model whose layers give more than fp16 can hold.
+
+    On a CPU ONNX Runtime computes fp16 in fp32, so the logits would not show it.
+
+    Raises:
+        ExportError: names the layer and its value.
+    """
+    if peak is not None and not peak.value <= fp16.LARGEST:  # NaN too
+        raise ExportError(
+            f"{model}: {peak.module} gives {peak.value:.6g} on the parity set, fp16 ends at {fp16.LARGEST:g}; "
+            "export it in fp32"
+        )
+
+
+def _pytorch(
+    checkpoint: Checkpoint,
+    queries: Sequence[ParityQuery],
+    scorer: ServedScorer,
+    served: ServedModel,
+    on_step: Progress,
+    allow_pickle: bool,
+) -> tuple[list[Logits], ActivationPeak | None]:
+    """All that needs transformers; it is let go on return."""
+    limits = scorer.tokenizer.limits()
+    reference = Reference(
+        checkpoint.folder,
+        max_length=limits.max_length,
+        max_query_tokens=limits.max_query_tokens,
+        allow_pickle=allow_pickle,
+        watch_activations=served.precision == "fp16",
+    )
+    on_step("comparing tokens with transformers")
+    check_tokens([*queries, parity.overlong_query(served.max_length)], reference, scorer, served)
+    expected = _logits(queries, reference.logits, "PyTorch", on_step)
+    check_activations(reference.peak, checkpoint.name)
+    return expected, reference.peak
+
+
+def _logits(
+    queries: Sequence[ParityQuery], score: Callable[[str, Sequence[str]], Logits], whose: str, on_step: Progress
+) -> list[Logits]:
+    logits = []
+    for number, query in enumerate(queries, start=1):
+        on_step(f"comparing: {whose}, query {number} of {len(queries)}")
+        logits.append(score(query.query, query.documents))
+    return logits
+
+
+def _token_difference(
+    served: ServedModel, name: str, theirs: list[int], ours: list[int], query: ParityQuery, document: str
+) -> str:
+    pairs = enumerate(zip_longest(theirs, ours))
+    position, (expected, got) = next((at, values) for at, values in pairs if values[0] != values[1])
+    return (
+        f"{served.name}: {name} at position {position} of {len(ours)} is {got}, transformers has {expected}, for "
+        f"{query.query[:40]!r} / {document[:40]!r}; tokenizer.json, tokenizer_config.json and the pad_token_id of "
+        f"config.json ({served.pad_token_id}) do not belong together"
+    )

@@ -1,0 +1,97 @@
+"""What a user may choose about an export, and which choices go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.repository import DEFAULT_KEEP_VERSIONS
+from triton_rerank_export.triton_config import (
+    DEFAULT_MAX_BATCH_SIZE,
+    DEFAULT_MAX_QUEUE_SIZE,
+    DEFAULT_QUEUE_DELAY_US,
+    DEFAULT_QUEUE_TIMEOUT_US,
+    Accelerator,
+    Engine,
+    Precision,
+)
+from triton_rerank_export.warmup import Warmup
+
+_MAX_INT32 = 2**31 - 1
+_BOUNDS = {  # least and most
+    "max_batch_size": (1, 65_536),
+    "queue_delay_us": (0, 10_000_000),
+    "max_queue_size": (0, _MAX_INT32),
+    "queue_timeout_us": (0, 3_600_000_000),
+    "keep_versions": (1, 100),
+}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Choices of one export; every default is what ``make export`` does.
+
+    Attributes:
+        precision: of the encoder: int8 for CPUs, fp16 for GPUs, fp32 for both.
+        engine: Triton's backend for the encoder.
+        accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
+        name: public name; None means the catalogue's, or the last part of the id or folder.
+        max_length: tokens of the longest pair; None means the model's own, 1024 at most.
+        max_batch_size: most pairs in a request and in an execution.
+        queue_delay_us: microseconds that the encoder's queue may wait for more requests.
+        max_queue_size: requests that may wait in front of a step; 0 means no bound.
+        queue_timeout_us: microseconds until a waiting request is refused; 0 means never.
+        warmup: None means "full" for graphs made for GPUs, else "light".
+        response_cache: let Triton answer a repeated request from its cache.
+        replace: begin again at version 1 instead of adding a version.
+        keep_versions: versions that stay in the repository, the new one included.
+        allow_pickle: read pytorch_model.bin where there are no safetensors.
+        timing_cache: file in which TensorRT keeps what it measured, for the next build; None means none is kept.
+    """
+
+    precision: Precision = "int8"
+    engine: Engine = "onnxruntime"
+    accelerator: Accelerator = "none"
+    name: str | None = None
+    max_length: int | None = None
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
+    max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
+    queue_timeout_us: int = DEFAULT_QUEUE_TIMEOUT_US
+    warmup: Warmup | None = None
+    response_cache: bool = False
+    replace: bool = False
+    keep_versions: int = DEFAULT_KEEP_VERSIONS
+    allow_pickle: bool = False
+    timing_cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built.
+
+        Raises:
+            ExportError: a number out of its bounds, or choices that do not go together.
+        """
+        for field, (least, most) in _BOUNDS.items():
+            value = getattr(self, field)
+            if not least <= value <= most:
+                raise ExportError(f"{_flag(field)} is {value}: it must be from {least} to {most}")
+        tensorrt = self.engine == "tensorrt" or self.accelerator == "tensorrt"
+        if self.engine == "tensorrt" and self.accelerator != "none":
+            raise ExportError("--accelerator is for ONNX Runtime; --engine tensorrt needs none")
+        if tensorrt and self.precision != "fp16":
+            raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
+
+    @property
+    def standard_operators(self) -> bool:
+        """The graph goes to TensorRT's parser, which does not know ONNX Runtime's fused operators."""
+        return self.engine == "tensorrt" or self.accelerator == "tensorrt"
+
+    @property
+    def effective_warmup(self) -> Warmup:
+        """Graphs for GPUs are warmed up in full; on a CPU nothing is compiled for a shape, so a little is enough."""
+        return self.warmup or ("full" if self.precision == "fp16" else "light")
+
+
+def _flag(field: str) -> str:
+    return "--" + field.replace("_", "-")

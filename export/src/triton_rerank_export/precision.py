@@ -1,0 +1,121 @@
+"""fp32 graph -> the precision that is served. Same input, same bytes."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto
+
+from triton_rerank_export import fp16, graph_file
+from triton_rerank_export.graph import quiet
+from triton_rerank_export.triton_config import Precision
+
+_FEED_FORWARD_OUTPUT = re.compile(r"/layer\.(\d+)/output/dense/MatMul$")
+_LOOK_UPS = {"Gather", "EmbedLayerNormalization"}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A graph in the form that is served.
+
+    Attributes:
+        path: of the graph; ``graph.graph_files(path)`` lists its files.
+        notes: sentences for the user.
+    """
+
+    path: Path
+    notes: tuple[str, ...] = ()
+
+
+def convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool = False) -> Converted:
+    """Write a graph in the precision that is served: one file or, above 256 MiB of weights, two.
+
+    Args:
+        graph: fp32; a fused one for int8, since fusion does not recognise quantised graphs.
+        precision: fp32 changes no number; what fp16 changes is said in fp16.py; int8 is dynamic: weights per channel
+            now, activations per tensor at run time.
+        work: scratch folder.
+        reduce_range: weights of int8 have 7 bits, for CPUs without VNNI: there ONNX Runtime adds pairs of products in
+            16 bits, and 8-bit weights overflow them.
+
+    Returns:
+        ``<work>/<precision>/model.onnx``; for fp32 ``graph`` itself if it already has the right form.
+
+    Raises:
+        ExportError: the graph cannot be converted.
+    """
+    try:
+        return _convert(graph, precision, work, reduce_range=reduce_range)
+    finally:
+        graph_file.free_memory()
+
+
+def _convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool) -> Converted:
+    notes: tuple[str, ...] = ()
+
+    def values(tensor: TensorProto) -> graph_file.Array:
+        return graph_file.read(tensor, graph.parent)
+
+    model = graph_file.load(graph)
+    if precision == "fp32" and graph_file.is_large(model):
+        return Converted(graph)
+    if precision == "fp16":
+        notes = fp16.to_fp16(model.graph, values)
+    elif precision == "int8":
+        model = _quantised(model, values, work, reduce_range=reduce_range)
+    path = work / precision / "model.onnx"
+    graph_file.save(model, path, values, external=graph_file.is_large(model))
+    return Converted(path, notes)
+
+
+def _quantised(model: ModelProto, values: fp16.Values, work: Path, *, reduce_range: bool) -> ModelProto:
+    """Quantise the matrices of a fused graph.
+
+    Two parts stay fp32, because as int8 they cost order (docs/LOG.md): the embeddings, and the second feed-forward
+    matrix of the first third of the layers, whose inputs have outliers.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    tables = _set_tables_aside(model.graph)
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=work) as folder, quiet():
+        source, target = Path(folder) / "model.onnx", Path(folder) / "int8.onnx"
+        graph_file.save(model, source, values, external=True)
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Attention"],
+            nodes_to_exclude=_early_feed_forward([node.name for node in model.graph.node]),
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=reduce_range,
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # fused operators have no inferred types
+        )
+        quantised = onnx.load(target)
+    for tensor in quantised.graph.initializer:
+        if tensor.name in tables:
+            tensor.CopyFrom(tables[tensor.name])
+    return quantised
+
+
+def _set_tables_aside(graph: GraphProto) -> dict[str, TensorProto]:
+    """Replace the large tables, which are not quantised, by one row: the quantiser holds a graph several times."""
+    looked_up = {name for node in graph.node if node.op_type in _LOOK_UPS for name in node.input}
+    tables = {}
+    for tensor in graph.initializer:
+        if graph_file.is_outside(tensor) and tensor.name in looked_up:
+            tables[tensor.name] = TensorProto.FromString(tensor.SerializeToString())
+            graph_file.fill(tensor, np.zeros((1, *tensor.dims[1:]), np.float32))
+    return tables
+
+
+def _early_feed_forward(nodes: Sequence[str]) -> list[str]:
+    """Names of the second feed-forward MatMul in the first third of the layers, by Hugging Face's module names."""
+    matches = [match for name in nodes if (match := _FEED_FORWARD_OUTPUT.search(name))]
+    return [match.string for match in matches if 3 * int(match[1]) < len(matches)]

@@ -1,0 +1,60 @@
+"""Tells a running Triton to serve what the repository says now, without dropping a request."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from triton_rerank.contract import ENCODER_SUFFIX, TOKENIZER_SUFFIX
+from triton_rerank_export.errors import ExportError
+
+_LOAD_TIMEOUT_S = 600.0  # a large model is read and warmed up meanwhile
+_ASK_TIMEOUT_S = 30.0
+
+
+def reload(target: str, name: str, *, timeout_s: float = _LOAD_TIMEOUT_S) -> list[int]:
+    """Have a server with ``--model-control-mode=explicit`` load a model again.
+
+    First the steps, whose new version is loaded and warmed up beside the one that serves; only when both are ready,
+    the ensemble, which is swapped at once. Requests on their way finish on the version that they began with. In one
+    call Triton would do the same, but take the ensemble away if a step fails.
+
+    Args:
+        target: ``host:port`` of its gRPC service.
+        name: public model name.
+        timeout_s: seconds that loading each of the three may take.
+
+    Returns:
+        Versions of the ensemble that the server serves now.
+
+    Raises:
+        ExportError: no server, or it refuses; it serves on what it served, and the message says what.
+    """
+    import grpc
+    from tritonclient import grpc as triton
+
+    with contextlib.closing(triton.InferenceServerClient(target)) as client:
+        try:
+            for model in (name + TOKENIZER_SUFFIX, name + ENCODER_SUFFIX, name):
+                client.load_model(model, client_timeout=timeout_s)
+            return _served(client, name)
+        except (triton.InferenceServerException, grpc.RpcError) as exc:
+            raise ExportError(f"{target}: {name} was not loaded ({exc}); {_state(client, name)}") from exc
+
+
+def _served(client: Any, name: str) -> list[int]:
+    return [int(version) for version in client.get_model_metadata(name, client_timeout=_ASK_TIMEOUT_S).versions]
+
+
+def _state(client: Any, name: str) -> str:
+    import grpc
+    from tritonclient import grpc as triton
+
+    try:
+        served = ", ".join(str(version) for version in _served(client, name))
+    except (triton.InferenceServerException, grpc.RpcError):
+        return "is it there, and does it run with --model-control-mode=explicit?"
+    return (
+        f"it serves version {served} as before. To have the repository say so too, "
+        f"activate --version {served}; a server that was started now would load the other one"
+    )

@@ -1,0 +1,156 @@
+"""A running server takes a new version, and goes back, while requests keep coming."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.raw import infer_raw
+
+from triton_rerank import RerankClient
+from triton_rerank_export import repository
+from triton_rerank_export.cli import main
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import export_model
+from triton_rerank_server import ServerConfig, TritonServer
+
+NAME = "tiny-bert"
+QUERY, DOCUMENTS = "how to zip a file", ["gzip shrinks files", "the cat sat on the mat"]
+EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+
+
+@pytest.fixture
+def copy(tiny_repository: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_repository, tmp_path / "model_repository"))
+
+
+def start(folder: Path, *arguments: str) -> TritonServer:
+    config = ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=(*EXPLICIT, *arguments))
+    return TritonServer(config)
+
+
+class Load:
+    """Four threads that ask the same question until told to stop."""
+
+    def __init__(self, target: str) -> None:
+        self.answers: list[tuple[float, ...]] = []
+        self.errors: list[str] = []
+        self._target = target
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=30)
+
+    def wait_for(self, answers: int) -> None:
+        """Return when so many more answers, or errors, have come."""
+        goal, deadline = len(self.answers) + answers, time.monotonic() + 30
+        while len(self.answers) < goal and not self.errors and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def _ask(self) -> None:
+        with RerankClient(self._target, model=NAME, timeout_s=20.0) as client:
+            while not self._stop.is_set():
+                try:
+                    ranking = sorted(client.rerank(QUERY, DOCUMENTS), key=lambda ranked: ranked.index)
+                    self.answers.append(tuple(round(ranked.logit, 3) for ranked in ranking if ranked.logit is not None))
+                except Exception as exc:  # noqa: BLE001 - whatever it is, the test is to show it
+                    self.errors.append(repr(exc))
+                    return
+
+
+def test_a_new_version_and_the_way_back_drop_no_request(copy: Path, fine_tuned: Path) -> None:
+    """Every answer under load is wholly the old version's or wholly the new one's, and none fails."""
+    with start(copy) as server, Load(server.grpc_target) as load:
+        load.wait_for(50)
+        export_model(str(fine_tuned), copy, ExportOptions(precision="fp32"), on_step=lambda _: None)
+        load.wait_for(50)  # the repository changed; the server did not
+        old = set(load.answers)
+        assert main(["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]) == 0
+        load.wait_for(8)  # those that began before the swap
+        swapped = len(load.answers)
+        load.wait_for(50)
+        new = set(load.answers[swapped:])
+        back = ["--version", "1", "--target", server.grpc_target]
+        assert main(["activate", "--model", NAME, "--model-repository", str(copy), *back]) == 0
+        load.wait_for(8)
+        returned = len(load.answers)
+        load.wait_for(50)
+        assert set(load.answers[returned:]) == old
+    assert load.errors == []
+    assert len(old) == len(new) == 1
+    assert np.allclose(np.array(list(new)) - np.array(list(old)), 3.0, atol=0.01)
+    assert set(load.answers) == old | new
+
+
+def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
+    two_versions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
+    graph = folder / "tiny-bert-encoder" / "2" / "model.onnx"
+    repository.activate(folder, NAME, 1)
+    whole = graph.read_bytes()
+    graph.unlink()
+    shutil.rmtree(graph.parent)
+    for step in ("tiny-bert-encoder", "tiny-bert-tokenizer"):  # as the repository was before the second export
+        path = folder / step / "config.pbtxt"
+        path.write_text(path.read_text().replace("versions: 1\n    versions: 2", "versions: 1"))
+    with start(folder) as server, Load(server.grpc_target) as load:
+        load.wait_for(10)
+        graph.parent.mkdir()
+        graph.write_bytes(whole[:1000])
+        assert (
+            main(["activate", "--model", NAME, "--model-repository", str(folder), "--target", server.grpc_target]) == 1
+        )
+        error = capsys.readouterr().err
+        assert "was not loaded" in error
+        assert "it serves version 1 as before" in error
+        load.wait_for(20)
+    assert load.errors == []
+    assert len(set(load.answers)) == 1
+
+
+@pytest.fixture
+def cached(copy: Path, checkpoints: dict[str, Path]) -> Iterator[TritonServer]:
+    options = ExportOptions(precision="fp32", response_cache=True, replace=True)
+    export_model(str(checkpoints[NAME]), copy, options, on_step=lambda _: None)
+    with start(copy, "--cache-config=local,size=4194304") as server:
+        yield server
+
+
+def test_the_response_cache_answers_a_repeated_request_and_heeds_max_length(cached: TritonServer) -> None:
+    inputs = {"query": [QUERY] * 2, "document": [" ".join(DOCUMENTS)] * 2}
+
+    def ask(max_length: int) -> float:
+        answer = infer_raw(cached.grpc_target, NAME, inputs, ["logits"], {"max_length": max_length})
+        return float(answer["logits"][0, 0])
+
+    first, shorter, again = ask(128), ask(10), ask(128)
+    assert first == again != shorter
+    with urllib.request.urlopen(f"http://127.0.0.1:{cached.metrics_port}/metrics", timeout=10) as page:
+        metrics = page.read().decode()
+    assert 'nv_cache_num_hits_per_model{model="tiny-bert-encoder",version="1"} 1' in metrics
+
+
+def test_every_length_of_the_ladder_was_run_before_ready(copy: Path) -> None:
+    """Triton counts no warm-up as a request, but its log has each sample."""
+    log = copy.parent / "triton.log"
+    config = ServerConfig(copy, grpc_port=0, http_port=0, metrics_port=0, log_file=log, extra_args=("--log-verbose=1",))
+    with TritonServer(config):
+        text = log.read_text()
+    for rung in (32, 64, 96, 128):
+        for size in (1, 1024 // rung):
+            assert f"{size}x{rung}" in text

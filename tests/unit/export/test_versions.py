@@ -1,0 +1,159 @@
+"""Versions of a model side by side: a second export, back to the first, and what may not share a name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from support.folders import fingerprint
+from support.tiny_models import write_fine_tuned
+
+from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank_export import repository
+from triton_rerank_export.cli import main
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.manifest import read_manifest
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import ExportResult, export_model
+from triton_rerank_export.repository import activate, active_version, installed_versions
+from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.triton_config import read_config
+
+NAME = "tiny-bert"
+STEPS = ("tiny-bert-tokenizer", "tiny-bert-encoder")
+
+
+@pytest.fixture
+def copy(two_versions: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
+
+
+def export(checkpoint: Path, target: Path, **options: object) -> ExportResult:
+    chosen = ExportOptions(**{"precision": "fp32", **options})  # type: ignore[arg-type]
+    return export_model(str(checkpoint), target, chosen, on_step=lambda _: None)
+
+
+def served(target: Path) -> tuple[int, list[int]]:
+    """Version that the ensemble serves, and the versions that the encoder holds ready."""
+    ensemble = read_config(target / NAME / "config.pbtxt")
+    steps = {step.model_version for step in ensemble.ensemble_scheduling.step}
+    assert steps == {active_version(target, NAME)}
+    ready = [list(read_config(target / step / "config.pbtxt").version_policy.specific.versions) for step in STEPS]
+    assert ready[0] == ready[1]
+    return active_version(target, NAME), ready[0]
+
+
+def test_a_second_export_makes_version_2_beside_version_1(two_versions: Path) -> None:
+    assert served(two_versions) == (2, [1, 2])
+    assert check_repository(two_versions) == [NAME, "tiny-xlmr"]
+    graphs = [(two_versions / "tiny-bert-encoder" / version / "model.onnx").read_bytes() for version in "12"]
+    assert graphs[0] != graphs[1]
+
+
+def test_activate_goes_back_and_forth_and_touches_configs_only(copy: Path) -> None:
+    before = fingerprint(copy)
+    assert activate(copy, NAME, 1) == 1
+    assert served(copy) == (1, [1, 2])
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
+    changed = {name for name, digest in fingerprint(copy).items() if before[name] != digest}
+    assert changed == {"tiny-bert/config.pbtxt"}
+    assert activate(copy, NAME) == 2
+    assert fingerprint(copy) == before
+
+
+def test_the_very_same_export_changes_nothing(copy: Path, fine_tuned: Path) -> None:
+    before = fingerprint(copy)
+    result = export(fine_tuned, copy)
+    assert not result.changed
+    assert result.manifest.model.version == 2
+    assert fingerprint(copy) == before
+
+
+def test_the_same_export_over_damaged_files_makes_a_new_version(copy: Path, fine_tuned: Path) -> None:
+    (copy / "tiny-bert-encoder" / "2" / "model.onnx").write_bytes(b"damaged")
+    assert export(fine_tuned, copy).changed
+    assert served(copy)[0] == 3
+
+
+def test_a_third_export_keeps_the_active_version_and_drops_the_other(
+    copy: Path, fine_tuned: Path, tmp_path: Path
+) -> None:
+    activate(copy, NAME, 1)
+    third = write_fine_tuned(fine_tuned, tmp_path / "third" / NAME)
+    assert export(third, copy).versions == [1, 3]
+    assert served(copy) == (3, [1, 3])
+    for folder in (NAME, *STEPS):
+        assert sorted(path.name for path in (copy / folder).glob("[0-9]*")) == ["1", "3"]
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
+
+
+def test_replace_begins_again_at_version_1(copy: Path, fine_tuned: Path) -> None:
+    assert export(fine_tuned, copy, replace=True).versions == [1]
+    assert served(copy) == (1, [1])
+    assert not (copy / NAME / "2").exists()
+
+
+def test_what_a_killed_export_left_is_not_served_and_goes_with_the_next(
+    copy: Path, fine_tuned: Path, tmp_path: Path
+) -> None:
+    (copy / "tiny-bert-encoder" / "3").mkdir()
+    third = write_fine_tuned(fine_tuned, tmp_path / "third" / NAME)
+    assert export(third, copy).versions == [2, 4]
+    assert not (copy / "tiny-bert-encoder" / "3").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "fragment"),
+    [
+        ({"max_length": 64}, "max_length 128 → 64"),
+        ({"max_batch_size": 8, "max_queue_size": 3}, "max_batch_size 256 → 8, max_queue_size 128 → 3"),
+        ({"warmup": "none"}, "warmup 'light' → 'none'"),
+        ({"response_cache": True}, "response_cache False → True"),
+    ],
+)
+def test_versions_share_their_settings(copy: Path, fine_tuned: Path, options: dict[str, object], fragment: str) -> None:
+    before = fingerprint(copy)
+    with pytest.raises(ExportError) as refused:
+        export(fine_tuned, copy, **options)
+    assert fragment in str(refused.value)
+    assert "--replace" in str(refused.value)
+    assert fingerprint(copy) == before
+
+
+def test_a_rename_that_fails_half_way_is_rolled_back(copy: Path, tmp_path: Path) -> None:
+    before = fingerprint(copy)
+    manifest = read_manifest(copy / NAME / "2" / MANIFEST_FILE)
+    staged = tmp_path / "staged"
+    for folder in (NAME, "tiny-bert-tokenizer"):  # the encoder's folder was never staged
+        (staged / folder / "2").mkdir(parents=True)
+    with pytest.raises(ExportError, match="it is as it was"):
+        repository.install(staged, copy, manifest, replace=False, keep=2)
+    assert fingerprint(copy) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--model", NAME, "--version", "7"], "tiny-bert has the versions [1, 2], not 7"),
+        (["--model", "nobody"], "no model 'nobody' with a manifest.json"),
+        (["--model", NAME, "--target", "127.0.0.1:1"], "127.0.0.1:1: tiny-bert was not loaded"),
+    ],
+)
+def test_activate_refuses_in_one_line(
+    copy: Path, arguments: list[str], fragment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["activate", "--model-repository", str(copy), *arguments]) == 1
+    error = capsys.readouterr().err
+    assert fragment in error
+    assert error.count("\n") == 1
+
+
+def test_the_manifest_says_where_each_version_came_from(two_versions: Path) -> None:
+    versions = installed_versions(two_versions, NAME)
+    assert [manifest.model.version for manifest in versions.values()] == [1, 2]
+    for manifest in versions.values():
+        assert manifest.model.source == "local folder tiny-bert"
+        assert manifest.parity["pairs"] >= 200
+        assert len(manifest.files) == 2
+        assert {"torch", "onnxruntime", "tokenizers"} <= set(manifest.tools)
