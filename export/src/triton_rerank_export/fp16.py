@@ -26,8 +26,10 @@ from triton_rerank_export.graph_file import Array, fill
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 
 # com.microsoft.Attention is fp16 with its softmax inside. On CUDA its kernels scale the scores in the matrix product
-# and compute exponentials and their sums in fp32 registers (onnxruntime's attention_softmax.cu; the flash and memory
-# efficient ones likewise). The fused layer norms do sum in fp16 there (skip_layer_norm_impl.cu), so they get fp32.
+# and compute exponentials and their sums in fp32 registers (ONNX Runtime's attention_softmax.cu, and its memory
+# efficient kernel). Kernels that it took from TensorRT as binaries, for GPUs before Hopper, cannot be read; the
+# environment variable ORT_DISABLE_FUSED_ATTENTION=1 avoids them. The fused layer norms sum in fp16 there
+# (skip_layer_norm_impl.cu), so they get fp32.
 _LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization"}
 _SUMS = {*_LAYER_NORMS, "Softmax"}
 _PRODUCTS = {"MatMul", "Gemm", "Attention"}
