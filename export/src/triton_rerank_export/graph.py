@@ -108,7 +108,7 @@ def _trace(model: Any, path: Path) -> None:
         torch.onnx.export(
             model,
             (example,),
-            path,
+            str(path),
             export_params=False,
             input_names=list(inputs),
             output_names=list(config.outputs),

@@ -90,15 +90,16 @@ def save(model: onnx.ModelProto, path: Path, values: Callable[[TensorProto], Arr
         external: large weights go into ``data_file(path)``, else there is one file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if external:
-        with data_file(path).open("wb") as out:
-            for tensor in model.graph.initializer:
-                if n_bytes(tensor) >= _KEPT_INSIDE:
-                    array = values(tensor) if is_outside(tensor) else numpy_helper.to_array(tensor)
-                    _move_outside(tensor, array, out, data_file(path).name)
-    for tensor in model.graph.initializer:
-        if is_outside(tensor) and not (external and n_bytes(tensor) >= _KEPT_INSIDE):
-            fill(tensor, values(tensor))
+    data = data_file(path)
+    with data.open("wb") as out:
+        for tensor in model.graph.initializer:
+            if external and n_bytes(tensor) >= _KEPT_INSIDE:
+                array = values(tensor) if is_outside(tensor) else numpy_helper.to_array(tensor)
+                _move_outside(tensor, array, out, data.name)
+            elif is_outside(tensor):
+                fill(tensor, values(tensor))
+    if not external:
+        data.unlink()
     onnx.save(model, path)
 
 

@@ -143,6 +143,10 @@ def test_tables_are_fp16_and_the_residual_stream_and_the_mask_fp32(serve: Serve,
     for node in nodes:
         if node.op_type in {"LayerNormalization", "Softmax"}:  # what it sums was added in fp32
             assert float_types(makers[node.input[0]], types) == {"float"}, node.name
+    biased = [node for node in nodes if node.op_type == "Add" and node.name.endswith(("/dense/Add", "/query/Add"))]
+    assert len(biased) == (8 if form == "traced" else 0)
+    for node in biased:  # with its matrix product, in one kernel
+        assert float_types(node, types) == {"float16"}, node.name
     weights = onnx.load(path).graph.initializer
     assert all(np.isfinite(numpy_helper.to_array(weight)).all() for weight in weights)  # the mask's too
 
@@ -264,6 +268,14 @@ def test_int8_keeps_tables_and_the_first_thirds_feed_forward_outputs(serve: Serv
     assert kept.endswith("/layer.0/output/dense/MatMul")
     operators = [node.op_type for node in model.graph.node]
     assert (operators.count("QAttention"), operators.count("MatMulInteger")) == (2, 7)  # five, and two of the head
+
+
+def test_int8_has_a_scale_for_each_channel(serve: Serve) -> None:
+    weights = {tensor.name: tensor for tensor in onnx.load(serve("fused", "int8").path).graph.initializer}
+    quantised = [name for name in weights if name.endswith("_quantized") and weights[name].dims[-1] > 1]
+    assert len(quantised) == 8  # two joined attention matrices, five of MatMul and the head's first
+    for name in quantised:
+        assert weights[name.removesuffix("_quantized") + "_scale"].dims[-1:] == weights[name].dims[-1:], name
 
 
 def test_reduce_range_leaves_a_bit_free(stages: Stages, serve: Serve, tmp_path: Path) -> None:
