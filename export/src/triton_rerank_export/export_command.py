@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _OPTION_FIELDS = (
     "precision", "engine", "accelerator", "name", "max_length", "max_batch_size", "queue_delay_us", "max_queue_size",
-    "queue_timeout_us", "warmup", "response_cache", "replace", "keep_versions", "allow_pickle", "timing_cache",
+    "queue_timeout_us", "warmup", "response_cache", "replace", "keep_versions", "reduce_range", "allow_pickle",
+    "timing_cache",
 )  # fmt: skip
 
 
@@ -45,6 +46,9 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
     parser.add_argument(
         "--allow-pickle", action="store_true", default=None, help="read weights that are no safetensors"
+    )
+    parser.add_argument(
+        "--reduce-range", action="store_true", default=None, help="7-bit int8 weights, for CPUs without VNNI"
     )
     parser.add_argument("--timing-cache", type=Path, default=_default_timing_cache(), help="of TensorRT; %(default)s")
 
@@ -98,9 +102,9 @@ def _summary(result: ExportResult, model: str, repository: Path, wanted: ExportO
     report, name, version = result.report, result.manifest.model.name, result.manifest.model.version
     first = (
         f"{model} as {wanted.precision} in {repository}: {report.pairs} pairs compared with PyTorch, largest logit "
-        f"difference {report.max_logit_difference:.2g}, Kendall's tau {report.kendall_tau:.4f} ({report.clear_tau:.4f} of "
-        f"clearly different documents), same best document in {report.top1_kept:.0%} of the queries, "
-        f"{report.top10_overlap:.1%} of the ten best kept"
+        f"difference {report.max_logit_difference:.2g}, Kendall's tau {report.kendall_tau:.4f} "
+        f"({report.clear_tau:.4f} of clearly different documents), same best document in {report.top1_kept:.0%} of the "
+        f"queries, {report.top10_overlap:.1%} of the ten best kept"
     )
     there = "" if len(result.versions) == 1 else f"; versions {', '.join(map(str, result.versions))} are there"
     second = f"version {version} of {name} is active{there}" if result.changed else (

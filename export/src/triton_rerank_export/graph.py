@@ -84,13 +84,6 @@ def graph_files(path: Path) -> list[Path]:
     return [path, *(data for data in [graph_file.data_file(path)] if data.is_file())]
 
 
-def to_precision(fused: Path, precision: Any, work: Path) -> Path:
-    """Only until the pipeline calls precision.convert()."""
-    from triton_rerank_export.precision import convert
-
-    return convert(fused, precision, work).path
-
-
 def _trace(model: Any, path: Path) -> None:
     """Write the graph; its weights are inputs without values."""
     import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures

@@ -46,6 +46,7 @@ class ExportOptions:
         response_cache: let Triton answer a repeated request from its cache.
         replace: begin again at version 1 instead of adding a version.
         keep_versions: versions that stay in the repository, the new one included.
+        reduce_range: int8 weights have 7 bits, for NVIDIA's native backend on CPUs without VNNI.
         allow_pickle: read pytorch_model.bin where there are no safetensors.
         timing_cache: file in which TensorRT keeps what it measured, for the next build; None means none is kept.
     """
@@ -63,6 +64,7 @@ class ExportOptions:
     response_cache: bool = False
     replace: bool = False
     keep_versions: int = DEFAULT_KEEP_VERSIONS
+    reduce_range: bool = False
     allow_pickle: bool = False
     timing_cache: Path | None = None
 
@@ -76,6 +78,8 @@ class ExportOptions:
             value = getattr(self, field)
             if not least <= value <= most:
                 raise ExportError(f"{_flag(field)} is {value}: it must be from {least} to {most}")
+        if self.reduce_range and self.precision != "int8":
+            raise ExportError(f"--reduce-range is for int8 weights; --precision is {self.precision}")
         tensorrt = self.engine == "tensorrt" or self.accelerator == "tensorrt"
         if self.engine == "tensorrt" and self.accelerator != "none":
             raise ExportError("--accelerator is for ONNX Runtime; --engine tensorrt needs none")

@@ -125,7 +125,7 @@ def _build(
         on_step("fusing attention, layer norm and GELU")
         path = graph.fuse(path, checkpoint, work, for_gpu=options.precision == "fp16")
     on_step(f"converting to {options.precision}")
-    converted = convert(path, options.precision, work)
+    converted = convert(path, options.precision, work, reduce_range=options.reduce_range)
     files = _graph_files(converted.path, served, work, options, on_step)
     repository.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
     return converted.notes

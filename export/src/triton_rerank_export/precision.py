@@ -42,7 +42,8 @@ def convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool
             now, activations per tensor at run time.
         work: scratch folder.
         reduce_range: weights of int8 have 7 bits, for CPUs without VNNI: there ONNX Runtime adds pairs of products in
-            16 bits, and 8-bit weights overflow them.
+            16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
+            but NVIDIA's backend cannot set it (docs/LOG.md).
 
     Returns:
         ``<work>/<precision>/model.onnx``; for fp32 ``graph`` itself if it already has the right form.

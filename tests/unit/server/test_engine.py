@@ -8,6 +8,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
+from triton_rerank_server.backends.onnxruntime import engine as engine_module
 from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineError, EngineOptions, Rows, micro_batches
 
 
@@ -84,3 +85,23 @@ def test_a_device_puts_the_cuda_provider_first(tiny_repository: Path, monkeypatc
     monkeypatch.setattr(ort, "InferenceSession", open_on_cpu)
     Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", EngineOptions(device_id=3))
     assert asked == [("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "saturates"),
+    [
+        ("fpu avx2 fma", True),
+        ("fpu avx2 avx512f avx512bw", True),
+        ("fpu avx2 avx512f avx512_vnni", False),
+        ("fpu avx2 avx_vnni", False),
+        (None, False),
+    ],
+)
+def test_a_cpu_without_vnni_gets_the_exact_int8_products(
+    flags: str | None, saturates: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags:
+        info.write_text(f"model name\t: some CPU\nflags\t\t: {flags}\nbugs\t\t: none\n")
+    monkeypatch.setattr(engine_module, "_CPU_INFO", info)
+    assert engine_module.int8_saturates() is saturates
