@@ -134,4 +134,5 @@ def export(checkpoint: Path, repository: Path, precision: str) -> tuple[float, f
 def server_memory_gb(pid: int) -> float:
     """Proportional memory of Triton and its stubs, in GB."""
     server = psutil.Process(pid)
-    return sum(process.memory_full_info().pss for process in [server, *server.children(recursive=True)]) / 1e9
+    total = sum(int(process.memory_full_info().pss) for process in [server, *server.children(recursive=True)])
+    return total / 1e9
