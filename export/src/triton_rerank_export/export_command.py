@@ -45,7 +45,10 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
     parser.add_argument(
-        "--allow-pickle", action="store_true", default=None, help="read weights that are no safetensors"
+        "--allow-pickle",
+        action="store_true",
+        default=None,
+        help="take pytorch_model.bin; a pickle can run its maker's code",
     )
     parser.add_argument(
         "--reduce-range", action="store_true", default=None, help="7-bit int8 weights, for CPUs without VNNI"

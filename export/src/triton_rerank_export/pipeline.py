@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -123,7 +124,8 @@ def _build(
     path = graph.export_graph(checkpoint, work)
     if not options.standard_operators:
         on_step("fusing attention, layer norm and GELU")
-        path = graph.fuse(path, checkpoint, work, for_gpu=options.precision == "fp16")
+        traced, path = path, graph.fuse(path, checkpoint, work, for_gpu=options.precision == "fp16")
+        shutil.rmtree(traced.parent)  # as large as the weights
     on_step(f"converting to {options.precision}")
     converted = convert(path, options.precision, work, reduce_range=options.reduce_range)
     files = _graph_files(converted.path, served, work, options, on_step)
