@@ -29,7 +29,7 @@ MAX_QUERY_TOKENS: Final = "max_query_tokens"  # tokens kept of the query; the re
 
 # Parameters of the ensemble in config.pbtxt, written by export and read by the client from the server.
 ACTIVATION: Final = "activation"  # "identity" or "sigmoid"
-PRECISION: Final = "precision"  # "fp32" or "int8"
+PRECISION: Final = "precision"  # "fp32", "fp16" or "int8"
 SOURCE: Final = "source"  # where the weights came from
 # MAX_LENGTH is one too.
 
@@ -37,7 +37,7 @@ SOURCE: Final = "source"  # where the weights came from
 LENGTH_LADDER: Final = "length_ladder"  # comma-separated padded lengths; Triton merges requests of equal shape only
 PAD_TOKEN_ID: Final = "pad_token_id"
 
-MANIFEST_FILE: Final = "manifest.json"  # in the ensemble's folder: source, versions, hashes, parity, canary
+MANIFEST_FILE: Final = "manifest.json"  # in each version folder of the ensemble: source, tools, hashes, parity, canary
 
 DEFAULT_GRPC_TARGET: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S: Final = 10.0

@@ -91,7 +91,7 @@ class ModelInfo:
         activation: how a logit becomes a score.
         max_length: longest pair in tokens, special tokens included.
         max_batch_size: most pairs in one request to the server.
-        precision: "fp32" or "int8".
+        precision: "fp32", "fp16" or "int8".
         source: where the weights came from.
     """
 

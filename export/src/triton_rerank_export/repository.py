@@ -94,13 +94,8 @@ def check_compatible(repository: Path, model: ServedModel) -> None:
         )
 
 
-_FREE_FIELDS = {
-    "version",
-    "activation",
-    "source",
-    "revision",
-    "licence",
-}  # of the ensemble, which is each version's own
+# What may differ between versions. Not the activation: a client reads it once, when it begins.
+_FREE_FIELDS = {"version", "source", "revision", "licence"}
 
 
 def lay_out(staged: Path, model: ServedModel, tokenizer: Path, graph_files: Sequence[Path]) -> None:

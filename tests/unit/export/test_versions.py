@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -119,6 +120,13 @@ def test_versions_share_their_settings(copy: Path, fine_tuned: Path, options: di
     assert fragment in str(refused.value)
     assert "--replace" in str(refused.value)
     assert fingerprint(copy) == before
+
+
+def test_versions_share_the_activation_which_clients_read_once(copy: Path) -> None:
+    model = installed_versions(copy, NAME)[2].model
+    repository.check_compatible(copy, dataclasses.replace(model, version=3, source="another", revision="0" * 40))
+    with pytest.raises(ExportError, match="activation 'sigmoid' → 'identity'"):
+        repository.check_compatible(copy, dataclasses.replace(model, version=3, activation="identity"))
 
 
 def test_a_rename_that_fails_half_way_is_rolled_back(copy: Path, tmp_path: Path) -> None:
