@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,16 +60,32 @@ def test_a_request_that_waited_longer_than_it_asked_for_is_refused(server: Trito
     tensors = [triton.InferInput(name, [50, 1], "BYTES") for name in ("query", "document")]
     tensors[0].set_data_from_numpy(np.full((50, 1), b"how to zip a file?", dtype=np.object_))
     tensors[1].set_data_from_numpy(np.full((50, 1), " ".join(passages).encode(), dtype=np.object_))
-    with triton.InferenceServerClient(server.grpc_target) as client:
-        busy = threading.Thread(target=client.infer, args=(DEMO, tensors), kwargs={"client_timeout": 60.0})
-        busy.start()
-        try:
-            message = ""
-            while busy.is_alive() and not message:  # until one meets the queue behind the first
-                try:
-                    client.infer(DEMO, tensors, timeout=1_000, client_timeout=60.0)
-                except triton.InferenceServerException as exc:
-                    message = str(exc.message())
-        finally:
-            busy.join(timeout=60)
+    found = threading.Event()
+
+    def keep_busy() -> None:
+        with triton.InferenceServerClient(server.grpc_target) as client:
+            while not found.is_set():
+                client.infer(DEMO, tensors, client_timeout=60.0)
+
+    busy = [threading.Thread(target=keep_busy) for _ in range(2)]  # one computes while the other waits
+    for thread in busy:
+        thread.start()
+    try:
+        message = first_refusal(server.grpc_target, tensors, timeout_us=1_000)
+    finally:
+        found.set()
+        for thread in busy:
+            thread.join(timeout=60)
     assert "Request timeout expired" in message
+
+
+def first_refusal(target: str, tensors: list[triton.InferInput], *, timeout_us: int) -> str:
+    """Ask until one is refused, 30 s at most."""
+    deadline = time.monotonic() + 30
+    with triton.InferenceServerClient(target) as client:
+        while time.monotonic() < deadline:
+            try:
+                client.infer(DEMO, tensors, timeout=timeout_us, client_timeout=60.0)
+            except triton.InferenceServerException as exc:
+                return str(exc.message())
+    return "never refused"
