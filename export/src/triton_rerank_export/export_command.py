@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS
 from triton_rerank_export.warmup import WARMUPS
 
 if TYPE_CHECKING:
-    from triton_rerank_export.options import ExportOptions
     from triton_rerank_export.pipeline import ExportResult
 
-_OPTION_FIELDS = (
-    "precision", "engine", "accelerator", "name", "max_length", "max_batch_size", "queue_delay_us", "max_queue_size",
-    "queue_timeout_us", "warmup", "response_cache", "replace", "keep_versions", "reduce_range", "allow_pickle",
-    "timing_cache",
-)  # fmt: skip
+_DEFAULTS = ExportOptions()
 
 
 def register(commands: Any) -> None:
@@ -39,37 +36,39 @@ def register(commands: Any) -> None:
 
 
 def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--precision", choices=PRECISIONS, help="int8 for CPUs (default), fp16 for GPUs, fp32 for both")
-    parser.add_argument("--engine", choices=ENGINES, help="default onnxruntime")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, help="tensorrt: ONNX Runtime runs it through TensorRT")
+    _add(parser, "precision", "int8 for CPUs, fp16 for GPUs, fp32 for both", choices=PRECISIONS)
+    _add(parser, "engine", "Triton's backend for the encoder", choices=ENGINES)
+    _add(parser, "accelerator", "tensorrt: ONNX Runtime runs the graph through it", choices=ACCELERATORS)
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
     parser.add_argument(
-        "--allow-pickle",
-        action="store_true",
-        default=None,
-        help="take pytorch_model.bin; a pickle can run its maker's code",
+        "--allow-pickle", action="store_true", help="take pytorch_model.bin; it can run its maker's code"
     )
+    parser.add_argument("--reduce-range", action="store_true", help="7-bit int8 weights, for CPUs without VNNI")
     parser.add_argument(
-        "--reduce-range", action="store_true", default=None, help="7-bit int8 weights, for CPUs without VNNI"
+        "--timing-cache", type=Path, default=_default_timing_cache(), help="of TensorRT; default %(default)s"
     )
-    parser.add_argument("--timing-cache", type=Path, default=_default_timing_cache(), help="of TensorRT; %(default)s")
 
 
 def _add_serving_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--max-batch-size", type=int, help="pairs in a request and in an execution; default 256")
-    parser.add_argument("--queue-delay-us", type=int, help="µs that requests may wait for others; default 0")
-    parser.add_argument("--max-queue-size", type=int, help="requests that may wait; default 128")
-    parser.add_argument("--queue-timeout-us", type=int, help="µs until a waiting request is refused; default 10 s")
+    _add(parser, "max_batch_size", "pairs in a request and in an execution")
+    _add(parser, "queue_delay_us", "µs that requests may wait for others")
+    _add(parser, "max_queue_size", "requests that may wait")
+    _add(parser, "queue_timeout_us", "µs until a waiting request is refused")
     parser.add_argument("--warmup", choices=WARMUPS, help="default: full for fp16, light for int8 and fp32")
-    parser.add_argument(
-        "--response-cache", action="store_true", default=None, help="let Triton cache encoder responses"
-    )
+    parser.add_argument("--response-cache", action="store_true", help="let Triton cache encoder responses")
 
 
 def _add_version_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--replace", action="store_true", default=None, help="begin again at version 1")
-    parser.add_argument("--keep-versions", type=int, help="versions that stay, the new one included; default 2")
+    parser.add_argument("--replace", action="store_true", help="begin again at version 1")
+    _add(parser, "keep_versions", "versions that stay, the new one included")
+
+
+def _add(parser: argparse.ArgumentParser, field: str, text: str, **more: Any) -> None:
+    """Add the option of a field of `ExportOptions`, with its default."""
+    default = getattr(_DEFAULTS, field)
+    flag = "--" + field.replace("_", "-")
+    parser.add_argument(flag, type=type(default), default=default, help=f"{text}; default %(default)s", **more)
 
 
 def _default_timing_cache() -> Path:
@@ -78,11 +77,9 @@ def _default_timing_cache() -> Path:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from triton_rerank_export.options import ExportOptions
     from triton_rerank_export.pipeline import export_model
 
-    chosen = {field: value for field in _OPTION_FIELDS if (value := getattr(options, field)) is not None}
-    wanted = ExportOptions(**chosen)
+    wanted = ExportOptions(**{field.name: getattr(options, field.name) for field in fields(ExportOptions)})
     console = Console(stderr=True)
     with console.status("starting") as status:
 

@@ -27,9 +27,7 @@ from triton_rerank_server.backends.tokenizer.pairs import PairError
 Progress = Callable[[str], object]
 
 
-def run_gate(
-    checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_step: Progress, allow_pickle: bool = False
-) -> ParityReport:
+def run_gate(checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_step: Progress) -> ParityReport:
     """Hold a staged repository against the checkpoint that it was made from.
 
     Args:
@@ -37,7 +35,6 @@ def run_gate(
         staged: repository with the files that will be served.
         served: the model's data.
         on_step: called with what is being done.
-        allow_pickle: see `reference.load_model`.
 
     Returns:
         How the export compared with PyTorch, all bounds kept.
@@ -48,7 +45,7 @@ def run_gate(
     queries = parity.load_parity_set()
     try:
         scorer = ServedScorer(staged, served)
-        expected, peak = _pytorch(checkpoint, queries, scorer, served, on_step, allow_pickle)
+        expected, peak = _pytorch(checkpoint, queries, scorer, served, on_step)
         gc.collect()  # PyTorch's weights must be gone before the session reads its own
         got = _logits(queries, scorer.logits, "the export", on_step)
     except PairError as exc:
@@ -103,7 +100,6 @@ def _pytorch(
     scorer: ServedScorer,
     served: ServedModel,
     on_step: Progress,
-    allow_pickle: bool,
 ) -> tuple[list[Logits], ActivationPeak | None]:
     """All that needs transformers; it is let go on return."""
     limits = scorer.tokenizer.limits()
@@ -111,7 +107,7 @@ def _pytorch(
         checkpoint.folder,
         max_length=limits.max_length,
         max_query_tokens=limits.max_query_tokens,
-        allow_pickle=allow_pickle,
+        allow_pickle=checkpoint.allow_pickle,
         watch_activations=served.precision == "fp16",
     )
     on_step("comparing tokens with transformers")

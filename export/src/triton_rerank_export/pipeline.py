@@ -70,7 +70,7 @@ def export_model(
             )
             served = _next(served_model(checkpoint, options), model_repository, options)
             notes = _build(checkpoint, served, staged, Path(work), options, on_step)
-            report = run_gate(checkpoint, staged, served, on_step=on_step, allow_pickle=options.allow_pickle)
+            report = run_gate(checkpoint, staged, served, on_step=on_step)
             return _install(staged, model_repository, served, report, notes, options, on_step)
     except OSError as exc:
         raise ExportError(f"{model_repository}: cannot be written ({exc}); the repository is as it was") from exc
