@@ -68,7 +68,7 @@ def _verify(options: argparse.Namespace) -> int:
         with RerankClient(options.target, model=name) as client:
             report = verify(client, scores)
     except RerankError as exc:
-        raise ExportError(f"{name} at {options.target}: {exc}") from exc
+        raise ExportError(str(exc)) from exc
     print(format_report(report))
     return 0 if report.ok else 1
 
