@@ -15,25 +15,48 @@ from support.tiny_models import MAX_LENGTH
 from transformers import AutoTokenizer
 
 from triton_rerank import InvalidRequestError
-from triton_rerank._plan import plan
-from triton_rerank._ranking import activate, order
+from triton_rerank._plan import BYTES_PER_TOKEN, REQUEST_COST_TOKENS, Limits, plan
+from triton_rerank._ranking import activate, order, rank
+from triton_rerank._scored import Scored
 from triton_rerank._validate import check_request
+from triton_rerank._wire import PairScores, merge
 from triton_rerank_server.backends.onnxruntime.engine import micro_batches
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 LOGITS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=50).map(lambda v: np.array(v, np.float32))
 LENGTHS = st.lists(st.integers(0, 5000), max_size=80)
+LADDERS = st.lists(st.integers(1, 600), unique=True, max_size=8).map(lambda rungs: tuple(sorted(rungs)))
 
 
-@given(LENGTHS, st.integers(0, 100), st.integers(1, 20), st.integers(1, 10_000))
+@given(LENGTHS, st.integers(0, 100), st.integers(1, 20), st.integers(1, 10_000), LADDERS)
 def test_a_plan_holds_each_document_once_within_the_limits(
-    lengths: list[int], overhead: int, max_batch_size: int, max_request_bytes: int
+    lengths: list[int], overhead: int, max_batch_size: int, max_request_bytes: int, ladder: tuple[int, ...]
 ) -> None:
-    groups = plan(lengths, overhead=overhead, max_batch_size=max_batch_size, max_request_bytes=max_request_bytes)
+    groups = plan(lengths, overhead=overhead, limits=Limits(max_batch_size, max_request_bytes, ladder))
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
     for group in groups:
         assert 1 <= len(group) <= max_batch_size
         assert len(group) == 1 or sum(lengths[index] + overhead for index in group) <= max_request_bytes
+
+
+def padded(sizes: list[int], ladder: tuple[int, ...]) -> int:
+    """Padded tokens of one request, as the plan estimates them."""
+    tokens = max(sizes) / BYTES_PER_TOKEN
+    return len(sizes) * next((rung for rung in ladder if rung >= tokens), ladder[-1])
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=7), LADDERS.filter(bool))
+def test_no_other_split_by_length_has_less_padding_and_requests_together(
+    lengths: list[int], ladder: tuple[int, ...]
+) -> None:
+    groups = plan(lengths, overhead=0, limits=Limits(1000, 10**9, ladder))
+    cost = sum(padded([lengths[i] for i in group], ladder) + REQUEST_COST_TOKENS for group in groups)
+    ascending = sorted(lengths)
+    cuts = itertools.product([False, True], repeat=len(lengths) - 1)  # every way to cut the ascending list
+    for cut in cuts:
+        edges = [0, *(i for i, here in enumerate(cut, 1) if here), len(lengths)]
+        parts = [ascending[a:b] for a, b in itertools.pairwise(edges)]
+        assert cost <= sum(padded(part, ladder) + REQUEST_COST_TOKENS for part in parts)
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 4096))
@@ -67,7 +90,60 @@ def test_every_unicode_text_survives_and_every_other_is_refused(documents: list[
     except InvalidRequestError:
         assert any("\ud800" <= character <= "\udfff" for text in documents for character in text)
     else:
-        assert [encoded.decode() for encoded in request.encoded] == documents
+        assert [request.distinct[place].decode() for place in request.places] == documents
+        assert len(set(request.distinct)) == len(request.distinct)
+
+
+def judged(logits: npt.NDArray[Any], tiers: npt.NDArray[Any] | None = None) -> Scored:
+    wide = logits.astype(np.float64)
+    return Scored("m", "s", logits, wide, np.zeros(len(logits), np.bool_), 0, tiers=tiers)
+
+
+@given(LOGITS, st.data())
+def test_duplicates_share_a_logit_and_top_k_is_a_prefix(logits: npt.NDArray[Any], data: st.DataObject) -> None:
+    places = data.draw(st.lists(st.integers(0, len(logits) - 1), min_size=1, max_size=60))
+    documents = [object() for _ in places]
+    everything = rank(documents, places, judged(logits), top_k=len(places), min_score=None)
+    assert sorted(ranked.index for ranked in everything) == list(range(len(places)))
+    assert all(ranked.document is documents[ranked.index] for ranked in everything)
+    assert all(ranked.logit == float(logits[places[ranked.index]]) for ranked in everything)
+    assert [ranked.index for ranked in everything] == order(logits[places]).tolist()
+    top_k = data.draw(st.integers(1, len(places)))
+    assert rank(documents, places, judged(logits), top_k=top_k, min_score=None) == everything[:top_k]
+
+
+@given(LOGITS, st.floats(-100, 100))
+def test_min_score_keeps_what_reaches_it_in_the_same_order(logits: npt.NDArray[Any], min_score: float) -> None:
+    places = list(range(len(logits)))
+    everything = rank(places, places, judged(logits), top_k=len(places), min_score=None)
+    kept = rank(places, places, judged(logits), top_k=len(places), min_score=min_score)
+    assert kept == tuple(ranked for ranked in everything if ranked.score is not None and ranked.score >= min_score)
+
+
+@given(LOGITS, st.data())
+def test_a_lower_tier_goes_first_and_only_the_first_has_scores(logits: npt.NDArray[Any], data: st.DataObject) -> None:
+    n = len(logits)
+    tiers = np.array(data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)), np.intp)
+    ranking = rank(list(range(n)), list(range(n)), judged(logits, tiers), top_k=n, min_score=None)
+    keys = [(int(tiers[ranked.index]), -float(logits[ranked.index]), ranked.index) for ranked in ranking]
+    assert keys == sorted(keys)
+    assert all((ranked.score is None) == (tiers[ranked.index] == 1) for ranked in ranking)
+
+
+@given(LENGTHS.filter(bool), st.integers(1, 20), LADDERS, st.data())
+def test_a_split_list_merges_to_what_one_request_would_give(
+    lengths: list[int], max_batch_size: int, ladder: tuple[int, ...], data: st.DataObject
+) -> None:
+    n = len(lengths)
+    logits = np.array(data.draw(st.lists(st.floats(-9, 9, width=32), min_size=n, max_size=n)), np.float32)
+    whole = PairScores(logits, np.arange(n, dtype=np.int64), logits > 0)
+    groups = plan(lengths, overhead=3, limits=Limits(max_batch_size, 10_000, ladder))
+    rows = [np.asarray(group, np.intp) for group in groups]
+    parts = [PairScores(whole.logits[r], whole.token_count[r], whole.truncated[r]) for r in rows]
+    merged = merge(list(zip(groups, parts, strict=True)), n)
+    assert np.array_equal(merged.logits, whole.logits)
+    assert np.array_equal(merged.token_count, whole.token_count)
+    assert np.array_equal(merged.truncated, whole.truncated)
 
 
 @pytest.mark.parametrize("family", ["tiny-bert", "tiny-xlmr"])

@@ -27,6 +27,17 @@ class Deadline:
         """Seconds since the start."""
         return self._clock() - self._start
 
+    def part(self, share: float) -> Deadline:
+        """A deadline of its own for a share of what is left.
+
+        Args:
+            share: above 0, at most 1.
+
+        Raises:
+            DeadlineExceededError: nothing is left.
+        """
+        return Deadline(share * self.left_s(doing="the next attempt"), clock=self._clock)
+
     def left_s(self, *, doing: str) -> float:
         """Seconds left.
 

@@ -3,47 +3,83 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias
 
 from triton_rerank.contract import MAX_TEXT_BYTES
 from triton_rerank.errors import InvalidRequestError, RequestTooLargeError
+from triton_rerank.types import D
+
+TextKey: TypeAlias = "str | Callable[[Any], str]"
 
 _SHOWN_CHARACTERS = 80  # of a document, in a message
+_HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Request(Generic[D]):
     """What the caller asked, checked.
 
     Attributes:
         query: UTF-8 bytes, not blank.
-        documents: the texts as given.
-        encoded: the same as UTF-8 bytes.
+        documents: the caller's own objects.
+        distinct: their different texts in UTF-8, in order of first appearance.
+        places: for each document, the place of its text in ``distinct``.
     """
 
     query: bytes
-    documents: tuple[str, ...]
-    encoded: tuple[bytes, ...]
+    documents: tuple[D, ...]
+    distinct: tuple[bytes, ...]
+    places: tuple[int, ...]
 
 
-def check_request(query: object, documents: object) -> Request:
-    """Check query and documents and encode them.
+def check_request(query: object, documents: Iterable[D], text_key: TextKey = "text") -> Request[D]:
+    """Check query and documents, find the documents' texts and encode them.
 
     Args:
         query: a text that is not blank.
-        documents: an iterable of texts; an empty text keeps its place.
+        documents: texts, mappings with the key ``text_key``, or objects with an attribute of that name; an empty text
+            keeps its place.
+        text_key: name of key or attribute, or a function from a document to its text (strings need none).
 
     Raises:
-        InvalidRequestError: a wrong type, a blank query, or a text that is not Unicode.
+        InvalidRequestError: a wrong type, a blank query, a document without a text, or a text that is not Unicode.
         RequestTooLargeError: a text of more than `MAX_TEXT_BYTES`.
     """
     encoded_query = encode_text("query", query)
     if not encoded_query.strip():
         raise InvalidRequestError("query is blank: give the text that the documents are to be ranked by")
-    texts = _document_list(documents)
-    encoded = tuple(encode_text(f"documents[{index}]", text) for index, text in enumerate(texts))
-    return Request(encoded_query, tuple(str(text) for text in texts), encoded)
+    items = _listed("documents", documents)
+    distinct: dict[bytes, int] = {}
+    places = tuple([distinct.setdefault(text, len(distinct)) for text in _encoded(items, text_key)])
+    return Request(encoded_query, tuple(items), tuple(distinct), places)
+
+
+def check_many(queries: Iterable[str], document_lists: Iterable[Iterable[D]]) -> list[tuple[str, Iterable[D]]]:
+    """Pair queries with their documents.
+
+    Raises:
+        InvalidRequestError: not two lists of the same length. What is in them is checked query by query.
+    """
+    asked, lists = _listed("queries", queries), _listed("document_lists", document_lists)
+    if len(asked) != len(lists):
+        raise InvalidRequestError(
+            f"queries has {len(asked)} entries and document_lists {len(lists)}: each query needs a list of its own"
+        )
+    return list(zip(asked, lists, strict=True))
+
+
+def check_text_key(text_key: object) -> TextKey:
+    """Where a document's text is.
+
+    Raises:
+        InvalidRequestError: neither a name nor a function.
+    """
+    if isinstance(text_key, str) or callable(text_key):
+        return text_key
+    raise InvalidRequestError(f"text_key is {_show(text_key)}: it must be the name of a key, or a function")
 
 
 def check_top_k(top_k: object, n_documents: int) -> int:
@@ -71,10 +107,53 @@ def check_timeout(timeout_s: object) -> float:
     Raises:
         InvalidRequestError: not a number, not finite, or not above 0.
     """
-    number = isinstance(timeout_s, int | float) and not isinstance(timeout_s, bool)
-    if not number or not math.isfinite(timeout_s) or timeout_s <= 0:  # type: ignore[arg-type, operator]
+    if not _is_finite(timeout_s) or timeout_s <= 0:  # type: ignore[operator]
         raise InvalidRequestError(f"timeout_s is {_show(timeout_s)}: it must be a number of seconds above 0")
     return float(timeout_s)  # type: ignore[arg-type]
+
+
+def check_min_score(min_score: object) -> float | None:
+    """Least score to return, on the scale of the model's activation.
+
+    Raises:
+        InvalidRequestError: not a finite number.
+    """
+    if min_score is None:
+        return None
+    if not _is_finite(min_score):
+        raise InvalidRequestError(f"min_score is {_show(min_score)}: it must be a number, or None for no bound")
+    return float(min_score)  # type: ignore[arg-type]
+
+
+def check_whole(name: str, value: object, *, least: int = 1) -> int:
+    """A whole number from ``least``.
+
+    Raises:
+        InvalidRequestError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidRequestError(f"{name} is {_show(value)}: it must be a whole number from {least}")
+    return value
+
+
+def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Metadata of a call, names in lower case as gRPC wants them.
+
+    Raises:
+        InvalidRequestError: not a mapping, or a name or value that gRPC refuses; a value is not shown, it is a secret.
+    """
+    if headers is None:
+        return {}
+    if not isinstance(headers, Mapping):
+        raise InvalidRequestError(f"headers is of type {type(headers).__name__}: it must map names to values")
+    for name, value in headers.items():
+        named = isinstance(name, str) and _HEADER_NAME.fullmatch(name) and not name.lower().endswith("-bin")
+        if not named or not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+            raise InvalidRequestError(
+                f"headers has {_show(name)} with a value of type {type(value).__name__}: a name is made of letters, "
+                "digits, '-', '_' and '.', and does not end with -bin; a value is printable ASCII"
+            )
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def encode_text(name: str, text: object) -> bytes:
@@ -106,12 +185,43 @@ def encode_text(name: str, text: object) -> bytes:
     return encoded
 
 
-def _document_list(documents: object) -> list[object]:
-    if isinstance(documents, str | bytes | bytearray) or not isinstance(documents, Iterable):
+def _encoded(items: Iterable[object], text_key: TextKey) -> Iterator[bytes]:
+    for index, item in enumerate(items):
+        if type(item) is str and item.isascii() and len(item) <= MAX_TEXT_BYTES:  # most are, and this is fast
+            yield item.encode()
+            continue
+        name = f"documents[{index}]"
+        yield encode_text(name, item if isinstance(item, str | bytes | bytearray) else _text_of(name, item, text_key))
+
+
+def _text_of(name: str, item: object, text_key: TextKey) -> object:
+    if callable(text_key):
+        return text_key(item)
+    if isinstance(item, Mapping):
+        if text_key not in item:
+            raise InvalidRequestError(
+                f"{name} has no key {text_key!r}, its keys are {_show(list(item))}: "
+                "name the one with the text by text_key="
+            )
+        return item[text_key]
+    if not hasattr(item, text_key):
         raise InvalidRequestError(
-            f"documents is {_show(documents)} of type {type(documents).__name__}: it must be a list of str"
+            f"{name} is {_show(item)} of type {type(item).__name__}: it must be a str, a mapping with the key "
+            f"{text_key!r} or an object with that attribute; text_key= names another, or is a function"
         )
-    return list(documents)
+    return getattr(item, text_key)
+
+
+def _listed(name: str, values: Iterable[D]) -> list[D]:
+    if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
+        raise InvalidRequestError(
+            f"{name} is {_show(values)} of type {type(values).__name__}: it must be a list, one entry each"
+        )
+    return list(values)
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _show(value: object) -> str:

@@ -1,41 +1,60 @@
-"""`RerankClient`: validate → plan → score → rank."""
+"""`RerankClient`: the core, run by blocking."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
-from triton_rerank import _plan, _ranking, _validate, _wire
-from triton_rerank._deadline import Deadline
-from triton_rerank.contract import DEFAULT_GRPC_TARGET, DEFAULT_TIMEOUT_S, MAX_REQUEST_BYTES
+from triton_rerank._core import Core, Options, choose_scorer
+from triton_rerank._runtime import SyncRuntime, run_sync
+from triton_rerank._validate import TextKey
+from triton_rerank.confidence import ConfidenceBands
+from triton_rerank.contract import DEFAULT_TIMEOUT_S
+from triton_rerank.errors import RerankError
 from triton_rerank.scorers.base import Scorer
-from triton_rerank.scorers.triton import TritonScorer
-from triton_rerank.types import ModelInfo, RankedDocument, RerankResult, Timings, Usage
-
-_PAIR_OVERHEAD_BYTES = 8  # BYTES tensors carry a 4-byte length before each of the two texts
+from triton_rerank.scorers.channel import TritonOptions
+from triton_rerank.types import D, ModelInfo, RerankResult
 
 
 class RerankClient:
-    """Reranks documents by a cross-encoder that Triton serves.
+    """Reranks documents by a cross-encoder, on Triton unless ``scorer`` says otherwise.
 
     Typical use:
         >>> with RerankClient("127.0.0.1:8001", model="minilm-l6-demo") as client:
         ...     for ranked in client.rerank("how do I compress a file?", documents, top_k=3):
         ...         print(ranked.score, ranked.document)
 
-    Safe to share between threads. Nothing is sent before the first call.
+    Safe to share between threads, not between a process and its forks. Nothing is sent before the first call.
 
     Args:
-        target: ``host:port`` of Triton's gRPC endpoint.
+        target: ``host:port`` of Triton's gRPC endpoint, several with commas between, or a DNS name with many addresses;
+            None means ``127.0.0.1:8001``.
         model: public model name, as in the model repository.
+        scorer: who orders documents, instead of target and model: a chain, a cascade, a cache and so on.
         timeout_s: seconds for a whole call, unless the call says otherwise.
+        text_key: where a document that is not a string has its text: a key of a mapping, an attribute of an object, or
+            a function from the document to its text.
+        confidence: thresholds that give a score its band.
+        options: TLS, headers, retries and so on of the connection to Triton.
+
+    Raises:
+        ConfigurationError: the arguments do not fit together.
+        InvalidRequestError: a timeout or text_key that cannot be used.
     """
 
-    def __init__(self, target: str = DEFAULT_GRPC_TARGET, *, model: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
-        self.model = model
-        self.timeout_s = _validate.check_timeout(timeout_s)
-        self._scorer: Scorer = TritonScorer(target, model)
-        self._info: ModelInfo | None = None
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        model: str | None = None,
+        scorer: Scorer | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        text_key: TextKey = "text",
+        confidence: ConfidenceBands | None = None,
+        options: TritonOptions | None = None,
+    ) -> None:
+        self.scorer = choose_scorer(target, model, scorer, options)
+        self._core = Core(self.scorer, SyncRuntime(), timeout_s=timeout_s, text_key=text_key, confidence=confidence)
 
     def __enter__(self) -> RerankClient:
         return self
@@ -44,19 +63,33 @@ class RerankClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
-        self._scorer.close()
+        """Close the connections; a fork of the process that made them leaves them alone."""
+        self._core.forget()
+        if not self._core.forked:
+            self.scorer.close()
 
     def rerank(
-        self, query: str, documents: Iterable[str], *, top_k: int | None = None, timeout_s: float | None = None
-    ) -> RerankResult:
+        self,
+        query: str,
+        documents: Iterable[D],
+        *,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        timeout_s: float | None = None,
+        max_length: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> RerankResult[D]:
         """Order documents by how well they answer the query.
 
         Args:
             query: what the user asks; not blank.
-            documents: any number of texts. None are left out: an empty text keeps its index.
+            documents: any number of texts, mappings or objects (see ``text_key``). None are left out: an empty text
+                keeps its index. Equal texts are scored once.
             top_k: how many to return; None means all, more than there are means all.
-            timeout_s: seconds for the whole call, sub-requests included; None means the client's.
+            min_score: leave out documents with a lower score (``RankedDocument.score``, after the model's activation).
+            timeout_s: seconds for the whole call, sub-requests, retries and fallback included; None means the client's.
+            max_length: longest pair in tokens, at most the model's own; None means the model's own.
+            headers: gRPC metadata of this call, beside those in ``options``.
 
         Returns:
             Documents, best first. An empty list of documents gives an empty result without a call.
@@ -67,88 +100,79 @@ class RerankClient:
             TransportError: no answer, or none in time.
             ServerError: the server refused or failed.
             InvalidResponseError: the answer does not fit the contract.
+            AllScorersFailedError: a chain that fails closed has nobody left.
         """
-        deadline = self._deadline(timeout_s)
-        request = _validate.check_request(query, documents)
-        keep = _validate.check_top_k(top_k, len(request.documents))
-        scores, n_requests = self._score(request, deadline)
-        scoring_s = deadline.elapsed_s()
-        ranked = self._rank(request, scores, deadline)[:keep] if keep else ()
-        usage = Usage(pairs=len(request.documents), token_count=int(scores.token_count.sum()))
-        return RerankResult(ranked, self.model, usage, Timings(deadline.elapsed_s(), scoring_s, n_requests))
+        return run_sync(self._core.rerank(query, documents, Options(top_k, min_score, timeout_s, max_length, headers)))
 
-    def score(self, query: str, documents: Iterable[str], *, timeout_s: float | None = None) -> list[float]:
+    def rerank_many(
+        self,
+        queries: Iterable[str],
+        document_lists: Iterable[Iterable[D]],
+        *,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        timeout_s: float | None = None,
+        max_length: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        concurrency: int = 4,
+    ) -> list[RerankResult[D] | RerankError]:
+        """Rerank for many queries under one deadline.
+
+        Args:
+            queries: as for `rerank`.
+            document_lists: for each query its documents.
+            top_k: as for `rerank`, of each query; so are the arguments that follow.
+            min_score: least score.
+            timeout_s: seconds for all queries together.
+            max_length: longest pair.
+            headers: gRPC metadata.
+            concurrency: queries that are under way at a time, each in a thread.
+
+        Returns:
+            In the order of the queries, a result or the error that this query met; the others go on.
+
+        Raises:
+            InvalidRequestError: there are not as many lists as queries, or concurrency or timeout_s is wrong.
+        """
+        options = Options(top_k, min_score, timeout_s, max_length, headers)
+        return run_sync(self._core.rerank_many(queries, document_lists, options, concurrency))
+
+    def score(
+        self,
+        query: str,
+        documents: Iterable[object],
+        *,
+        timeout_s: float | None = None,
+        max_length: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[float]:
         """Score documents without ordering them.
 
         Args:
-            query: as for `rerank`.
-            documents: as for `rerank`.
-            timeout_s: as for `rerank`.
+            query: as for `rerank`; so are the arguments that follow.
+            documents: texts, mappings or objects.
+            timeout_s: seconds for the whole call.
+            max_length: longest pair.
+            headers: gRPC metadata.
 
         Returns:
             One score a document, in the caller's order, after the model's activation.
 
         Raises:
-            RerankError: as for `rerank`.
+            RerankError: as for `rerank`; ConfigurationError from a cascade, whose scores have two scales;
+                AllScorersFailedError where `rerank` would fall back to the first stage's order.
         """
-        deadline = self._deadline(timeout_s)
-        request = _validate.check_request(query, documents)
-        if not request.documents:
-            return []
-        scores, _ = self._score(request, deadline)
-        activated = _ranking.activate(scores.logits, self._model_info(deadline).activation)
-        return [float(score) for score in activated]
+        options = Options(timeout_s=timeout_s, max_length=max_length, headers=headers)
+        return run_sync(self._core.score(query, documents, options))
 
     def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:
-        """Activation, limits, precision and source of the model, as the server states them.
+        """Activation, limits, precision and source of the model, asked of the server anew.
 
         Raises:
-            RerankError: as for `rerank`.
+            RerankError: as for `rerank`; ConfigurationError from a scorer that is not one single model.
         """
-        return self._model_info(self._deadline(timeout_s))
+        return run_sync(self._core.model_info(timeout_s))
 
     def is_ready(self, *, timeout_s: float = 2.0) -> bool:
-        """True if the server answers and the model is loaded; never raises for a server that is not there."""
-        return self._scorer.is_model_ready(_validate.check_timeout(timeout_s))
-
-    def is_server_ready(self, *, timeout_s: float = 2.0) -> bool:
-        """True if the server answers and all its models are loaded."""
-        return self._scorer.is_server_ready(_validate.check_timeout(timeout_s))
-
-    def _deadline(self, timeout_s: float | None) -> Deadline:
-        return Deadline(self.timeout_s if timeout_s is None else _validate.check_timeout(timeout_s))
-
-    def _model_info(self, deadline: Deadline) -> ModelInfo:
-        if self._info is None:
-            self._info = self._scorer.model_info(deadline)
-        return self._info
-
-    def _score(self, request: _validate.Request, deadline: Deadline) -> tuple[_wire.PairScores, int]:
-        if not request.documents:
-            return _wire.merge([], 0), 0
-        groups = _plan.plan(
-            [len(document) for document in request.encoded],
-            overhead=len(request.query) + _PAIR_OVERHEAD_BYTES,
-            max_batch_size=self._model_info(deadline).max_batch_size,
-            max_request_bytes=MAX_REQUEST_BYTES,
-        )
-        parts = [
-            (group, self._scorer.score_pairs(request.query, [request.encoded[i] for i in group], deadline))
-            for group in groups
-        ]
-        return _wire.merge(parts, len(request.documents)), len(groups)
-
-    def _rank(
-        self, request: _validate.Request, scores: _wire.PairScores, deadline: Deadline
-    ) -> tuple[RankedDocument, ...]:
-        activated = _ranking.activate(scores.logits, self._model_info(deadline).activation)
-        return tuple(
-            RankedDocument(
-                index=int(index),
-                document=request.documents[index],
-                score=float(activated[index]),
-                logit=float(scores.logits[index]),
-                truncated=bool(scores.truncated[index]),
-            )
-            for index in _ranking.order(scores.logits)
-        )
+        """True if a call would be answered now; never raises for a server that is not there."""
+        return run_sync(self._core.is_ready(timeout_s))

@@ -1,17 +1,18 @@
 """Every error that the client raises.
 
-    RerankError                               retryable  falls_back  http_status
-    ├─ InvalidRequestError (ValueError)          no          no          400
-    │   └─ RequestTooLargeError                  no          no          413
-    ├─ ConfigurationError                        no          no          500
+    RerankError                               retryable  falls_back  http_status  exit_code
+    ├─ InvalidRequestError (ValueError)          no          no          400          2
+    │   └─ RequestTooLargeError                  no          no          413          2
+    ├─ ConfigurationError                        no          no          500          3
     ├─ TransportError                            (base of the two below)
-    │   ├─ ServerUnavailableError                yes         yes         503
-    │   └─ DeadlineExceededError (TimeoutError)  no          yes         504
+    │   ├─ ServerUnavailableError                yes         yes         503          4
+    │   └─ DeadlineExceededError (TimeoutError)  no          yes         504          5
     ├─ ServerError                               (base of the three below)
-    │   ├─ OverloadedError                       yes         yes         429
-    │   ├─ ModelNotReadyError                    no          yes         503
-    │   └─ InferenceError                        no          yes         502
-    └─ InvalidResponseError                      no          yes         502
+    │   ├─ OverloadedError                       yes         yes         429          6
+    │   ├─ ModelNotReadyError                    no          yes         503          7
+    │   └─ InferenceError                        no          yes         502          8
+    ├─ InvalidResponseError                      no          yes         502          9
+    └─ AllScorersFailedError                     no          yes         503          10
 
 The attributes stand on the class: a caller decides by them, never by a message's text. A message says what was
 wrong, the value, the bound and what to do; it never carries more than 80 characters of a document.
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from triton_rerank.types import Attempt
+
 
 class RerankError(Exception):
     """Base of every error raised by triton_rerank; catch it to catch them all.
@@ -29,12 +32,14 @@ class RerankError(Exception):
         retryable: the same request may succeed if sent again.
         falls_back: another model or server may be asked instead.
         http_status: what an HTTP gateway should answer.
+        exit_code: what a command should end with.
         request_id: id of the request as sent to the server, or None if none was sent.
     """
 
     retryable: ClassVar[bool] = False
     falls_back: ClassVar[bool] = False
     http_status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
         super().__init__(message)
@@ -45,6 +50,7 @@ class InvalidRequestError(RerankError, ValueError):
     """The request can never succeed as it is: wrong type, empty query, ``top_k`` under 1."""
 
     http_status = 400
+    exit_code = 2
 
 
 class RequestTooLargeError(InvalidRequestError):
@@ -55,6 +61,8 @@ class RequestTooLargeError(InvalidRequestError):
 
 class ConfigurationError(RerankError):
     """The client and the server do not fit: unknown model, or a model that is not a reranker."""
+
+    exit_code = 3
 
 
 class TransportError(RerankError):
@@ -68,12 +76,14 @@ class ServerUnavailableError(TransportError):
     """No connection, or it broke: the server is not there, starting, or gone."""
 
     retryable = True
+    exit_code = 4
 
 
 class DeadlineExceededError(TransportError, TimeoutError):
     """``timeout_s`` passed before every answer was there."""
 
     http_status = 504
+    exit_code = 5
 
 
 class ServerError(RerankError):
@@ -88,16 +98,20 @@ class OverloadedError(ServerError):
 
     retryable = True
     http_status = 429
+    exit_code = 6
 
 
 class ModelNotReadyError(ServerError):
     """The model is known but not loaded."""
 
     http_status = 503
+    exit_code = 7
 
 
 class InferenceError(ServerError):
     """The model failed on this request."""
+
+    exit_code = 8
 
 
 class InvalidResponseError(RerankError):
@@ -105,3 +119,20 @@ class InvalidResponseError(RerankError):
 
     falls_back = True
     http_status = 502
+    exit_code = 9
+
+
+class AllScorersFailedError(RerankError):
+    """Every scorer of a chain failed, and the chain fails closed.
+
+    Attributes:
+        attempts: what each of them said, in the order in which they were asked.
+    """
+
+    falls_back = True  # a chain may stand in another chain
+    http_status = 503
+    exit_code = 10
+
+    def __init__(self, message: str, *, attempts: tuple[Attempt, ...], request_id: str | None = None) -> None:
+        super().__init__(message, request_id=request_id)
+        self.attempts = attempts

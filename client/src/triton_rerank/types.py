@@ -4,28 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 Activation = Literal["identity", "sigmoid"]
+Confidence = Literal["high", "medium", "low"]
+D = TypeVar("D")
 
 
 @dataclass(frozen=True, slots=True)
-class RankedDocument:
+class StageScore:
+    """What one stage of a cascade said of one document.
+
+    Attributes:
+        model: the stage's model.
+        score: after that model's activation; stages do not share a scale.
+        logit: the model's raw output, None where it gives none.
+    """
+
+    model: str
+    score: float
+    logit: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument(Generic[D]):
     """One document with its place in the caller's list and what the model said of it.
 
     Attributes:
         index: position in the caller's list, from 0.
-        document: the text, as the caller gave it.
-        score: the logit after the model's own activation (sigmoid: 0 to 1; identity: unbounded).
-        logit: raw model output, a float32 value; the order is made from this, never from ``score``.
+        document: the very object that the caller gave.
+        score: the logit after the model's own activation (sigmoid: 0 to 1; identity: unbounded). None where the model
+            that made the order did not score this document: in the first stage's order, and after a cascade's ``keep``.
+        logit: raw model output, a float32 value; the order is made from this, never from ``score``. None where
+            ``score`` is, and from hosted models, which tell scores only.
         truncated: True if the query or this document was cut to fit the model's ``max_length``.
+        confidence: band of the score, None unless the caller gave thresholds for the model that answered.
+        stages: in a cascade, what each stage said of this document, first stage first.
     """
 
     index: int
-    document: str
-    score: float
-    logit: float
+    document: D
+    score: float | None
+    logit: float | None
     truncated: bool
+    confidence: Confidence | None = None
+    stages: tuple[StageScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +56,15 @@ class Usage:
     """What a call consumed.
 
     Attributes:
-        pairs: query-document pairs scored.
-        token_count: tokens the model read, special tokens included, padding not.
+        pairs: documents of the request.
+        token_count: tokens that models read for this call, special tokens included, padding not; duplicates of a
+            document are read once, and cached pairs not at all. 0 from hosted models that do not tell.
+        cached_pairs: distinct pairs whose logits came from the cache.
     """
 
     pairs: int
     token_count: int
+    cached_pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +83,55 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class RerankResult:
+class Attempt:
+    """One scorer that did not answer a call.
+
+    Attributes:
+        scorer: its name.
+        error: class name of the error, "Skipped" if it was not asked because it kept failing.
+        reason: the error's message.
+        elapsed_s: seconds that it took.
+    """
+
+    scorer: str
+    error: str
+    reason: str
+    elapsed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RerankResult(Generic[D]):
     """Documents, best first. Iterates, indexes and measures like a tuple of `RankedDocument`.
 
     Attributes:
         documents: best first; equal logits keep the caller's order.
-        model: the model that answered.
+        model: the model that made the order.
+        model_version: its version as the server states it, "" where there is none.
+        served_by: name of the scorer that answered.
+        degraded: True if another than the first choice answered; the order may be worse.
+        reason: why it is degraded, else None.
         usage: pairs and tokens of the whole request, before ``top_k``.
         timings: seconds.
+        attempts: scorers that did not answer before this one did.
     """
 
-    documents: tuple[RankedDocument, ...]
+    documents: tuple[RankedDocument[D], ...]
     model: str
     usage: Usage
     timings: Timings
+    model_version: str = ""
+    served_by: str = ""
+    degraded: bool = False
+    reason: str | None = None
+    attempts: tuple[Attempt, ...] = ()
 
-    def __iter__(self) -> Iterator[RankedDocument]:
+    def __iter__(self) -> Iterator[RankedDocument[D]]:
         return iter(self.documents)
 
     def __len__(self) -> int:
         return len(self.documents)
 
-    def __getitem__(self, rank: int) -> RankedDocument:
+    def __getitem__(self, rank: int) -> RankedDocument[D]:
         return self.documents[rank]
 
 
@@ -93,6 +146,8 @@ class ModelInfo:
         max_batch_size: most pairs in one request to the server.
         precision: "fp32", "fp16" or "int8".
         source: where the weights came from.
+        version: the version that answers, "" if the config does not say.
+        length_ladder: padded lengths in tokens, ascending; a request is padded to the first that holds it.
     """
 
     name: str
@@ -101,3 +156,5 @@ class ModelInfo:
     max_batch_size: int
     precision: str
     source: str
+    version: str = ""
+    length_ladder: tuple[int, ...] = ()

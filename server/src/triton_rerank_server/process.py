@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from triton_rerank import RerankClient, RerankError
+import tritonclient.grpc as triton
+
+from triton_rerank import RerankError
 from triton_rerank_server.canary import check_canary, read_canaries
 from triton_rerank_server.child import Child
 from triton_rerank_server.environment import triton_environment
@@ -183,8 +185,8 @@ class TritonServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_timeout_s
         canaries = read_canaries(self.config.model_repository)
-        with RerankClient(self.grpc_target, model="") as client:
-            while not client.is_server_ready(timeout_s=2.0):
+        with triton.InferenceServerClient(self.grpc_target) as client:
+            while not _is_ready(client):
                 self._check_alive(deadline)
                 time.sleep(0.05)
         for canary in canaries:
@@ -214,6 +216,13 @@ class TritonServer:
         if self._runtime is None:
             raise ServerStartError("the server is not running, so it has no log file of its own")
         return self._runtime
+
+
+def _is_ready(client: triton.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_ready(client_timeout=2.0))
+    except triton.InferenceServerException:  # nobody listens yet
+        return False
 
 
 def _reachable(address: str) -> str:

@@ -1,0 +1,180 @@
+"""One call from the caller's arguments to the result: validate → score → rank. Written once, run by both clients."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from triton_rerank import _ranking, _validate
+from triton_rerank._deadline import Deadline
+from triton_rerank._runtime import Runtime
+from triton_rerank._scored import PairRequest, Scored
+from triton_rerank.contract import DEFAULT_GRPC_TARGET
+from triton_rerank.errors import AllScorersFailedError, ConfigurationError, RerankError
+from triton_rerank.scorers.base import Call, ModelScorer, Scorer
+from triton_rerank.scorers.channel import TritonOptions
+from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.types import D, ModelInfo, RerankResult, Timings, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Arguments of a call, as the caller gave them; the methods of the clients document them."""
+
+    top_k: int | None = None
+    min_score: float | None = None
+    timeout_s: float | None = None
+    max_length: int | None = None
+    headers: Mapping[str, str] | None = None
+
+
+def choose_scorer(
+    target: str | None, model: str | None, scorer: Scorer | None, options: TritonOptions | None
+) -> Scorer:
+    """The scorer that a client's arguments mean.
+
+    Raises:
+        ConfigurationError: neither or both of model and scorer, or a target or options beside a scorer.
+    """
+    if (model is None) == (scorer is None):
+        raise ConfigurationError("give model= (and a target) for one model on Triton, or scorer= for anything else")
+    if scorer is None:
+        assert model is not None
+        return TritonScorer(DEFAULT_GRPC_TARGET if target is None else target, model, options=options)
+    if target is not None or options is not None:
+        raise ConfigurationError("target and options belong to a TritonScorer: give them to the one in scorer=")
+    return scorer
+
+
+class Core:
+    """What `RerankClient` and `AsyncRerankClient` have in common, which is everything but waiting."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        runtime: Runtime,
+        *,
+        timeout_s: float,
+        text_key: _validate.TextKey,
+        confidence: _ranking.Bands | None,
+    ) -> None:
+        self.scorer = scorer
+        self.timeout_s = _validate.check_timeout(timeout_s)
+        self._runtime = runtime
+        self._text_key = _validate.check_text_key(text_key)
+        self._confidence = confidence
+        self._process = os.getpid()
+        self._closed = False
+
+    async def rerank(self, query: str, documents: Iterable[D], options: Options) -> RerankResult[D]:
+        """Order documents by how well they answer the query."""
+        return await self._rerank(query, documents, options, self._deadline(options.timeout_s))
+
+    async def rerank_many(
+        self, queries: Iterable[str], document_lists: Iterable[Iterable[D]], options: Options, concurrency: int
+    ) -> list[RerankResult[D] | RerankError]:
+        """Rerank for each query under one deadline."""
+        deadline = self._deadline(options.timeout_s)
+        _validate.check_whole("concurrency", concurrency)
+        asked = _validate.check_many(queries, document_lists)
+
+        async def outcome(query: str, documents: Iterable[D]) -> RerankResult[D] | RerankError:
+            try:
+                return await self._rerank(query, documents, options, deadline)
+            except RerankError as exc:
+                return exc
+
+        jobs = [lambda pair=pair: outcome(*pair) for pair in asked]
+        return await self._runtime.gather(jobs, concurrency=concurrency)
+
+    async def score(self, query: str, documents: Iterable[object], options: Options) -> list[float]:
+        """Scores in the caller's order."""
+        deadline = self._deadline(options.timeout_s)
+        request = _validate.check_request(query, documents, self._text_key)
+        max_length = _checked_max_length(options)
+        if not request.documents:
+            return []
+        scored = await self.scorer.score(
+            PairRequest(request.query, request.distinct, max_length), self._call(deadline, options)
+        )
+        scores = _one_scale(scored)
+        return [scores[place] for place in request.places]
+
+    async def model_info(self, timeout_s: float | None) -> ModelInfo:
+        """What the model's server says of it."""
+        if not isinstance(self.scorer, ModelScorer):
+            raise ConfigurationError(f"{self.scorer.name} is no single model: ask one of its scorers for model_info")
+        return await self.scorer.model_info(self._call(self._deadline(timeout_s), Options()))
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        """Would a call be answered?"""
+        return await self.scorer.is_ready(self._call(self._deadline(timeout_s), Options()))
+
+    def forget(self) -> None:
+        """No calls after this."""
+        self._closed = True
+
+    @property
+    def forked(self) -> bool:
+        """True in a process that was forked from the one that made the client; gRPC does not survive that."""
+        return os.getpid() != self._process
+
+    async def _rerank(
+        self, query: str, documents: Iterable[D], options: Options, deadline: Deadline
+    ) -> RerankResult[D]:
+        request = _validate.check_request(query, documents, self._text_key)
+        top_k = _validate.check_top_k(options.top_k, len(request.documents))
+        min_score = _validate.check_min_score(options.min_score)
+        max_length = _checked_max_length(options)
+        if not request.documents:
+            return _nothing(self.scorer, deadline)
+        before_s = deadline.elapsed_s()
+        pairs = PairRequest(request.query, request.distinct, max_length)
+        scored = await self.scorer.score(pairs, self._call(deadline, options))
+        scoring_s = deadline.elapsed_s() - before_s
+        ranked = _ranking.rank(
+            request.documents, request.places, scored, top_k=top_k, min_score=min_score, bands=self._confidence
+        )
+        return RerankResult(
+            documents=ranked,
+            model=scored.model,
+            usage=Usage(len(request.documents), scored.token_count, scored.cached_pairs),
+            timings=Timings(deadline.elapsed_s(), scoring_s, scored.requests),
+            model_version=scored.model_version,
+            served_by=scored.served_by,
+            degraded=scored.degraded,
+            reason=scored.reason,
+            attempts=scored.attempts,
+        )
+
+    def _deadline(self, timeout_s: float | None) -> Deadline:
+        return Deadline(self.timeout_s if timeout_s is None else _validate.check_timeout(timeout_s))
+
+    def _call(self, deadline: Deadline, options: Options) -> Call:
+        if self._closed:
+            raise ConfigurationError("the client is closed: make another one, or call inside its with block")
+        if self.forked:
+            raise ConfigurationError(
+                f"the client was made in process {self._process} and is used in its fork {os.getpid()}: gRPC does not "
+                "survive a fork; make the client after forking (in gunicorn's post_fork, for example)"
+            )
+        return Call(deadline, self._runtime, _validate.check_headers(options.headers))
+
+
+def _checked_max_length(options: Options) -> int | None:
+    return None if options.max_length is None else _validate.check_whole("max_length", options.max_length)
+
+
+def _one_scale(scored: Scored) -> list[float]:
+    if scored.scores is None:
+        raise AllScorersFailedError(
+            f"nobody scored: {scored.reason}; rerank gives the first stage's order instead", attempts=scored.attempts
+        )
+    if scored.tiers is not None and scored.tiers.any():
+        raise ConfigurationError(f"{scored.served_by} scores on two scales: use rerank, whose order never mixes them")
+    return [float(score) for score in scored.scores]
+
+
+def _nothing(scorer: Scorer, deadline: Deadline) -> RerankResult[D]:
+    return RerankResult((), getattr(scorer, "model", scorer.name), Usage(0, 0), Timings(deadline.elapsed_s(), 0.0, 0))

@@ -1,0 +1,79 @@
+"""What a scorer is asked, and what it says: one query with its distinct documents. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from triton_rerank.types import Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class PairRequest:
+    """One query with n distinct documents, checked.
+
+    Attributes:
+        query: UTF-8, not blank.
+        documents: n texts in UTF-8, n at least 1.
+        max_length: longest pair in tokens; None means the model's own.
+    """
+
+    query: bytes
+    documents: tuple[bytes, ...]
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What one stage of a cascade said of n documents.
+
+    Attributes:
+        model: the stage's model.
+        scores: float64 ``(n,)``, after its activation; NaN where it did not score.
+        logits: float32 ``(n,)``, NaN where it did not score; None if the model gives none.
+    """
+
+    model: str
+    scores: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a scorer says of n documents, in request order.
+
+    Attributes:
+        model: the model that answered.
+        served_by: name of the scorer that answered.
+        logits: float32 ``(n,)``, all finite; None from models that tell scores only, and from no model at all.
+        scores: float64 ``(n,)``, after the model's activation, all finite; None from no model at all, which keeps the
+            order of the request.
+        truncated: bool ``(n,)``.
+        token_count: tokens read, all documents together.
+        model_version: as the server states it.
+        requests: sub-requests sent.
+        cached_pairs: pairs that came from a cache.
+        tiers: int ``(n,)``; every document of a lower tier ranks before those of a higher one, and only tier 0 has a
+            score on the result. None means one tier.
+        stages: of a cascade, first stage first.
+        degraded: another than the first choice answered.
+        reason: why.
+        attempts: who failed before.
+    """
+
+    model: str
+    served_by: str
+    logits: npt.NDArray[np.float32] | None
+    scores: npt.NDArray[np.float64] | None
+    truncated: npt.NDArray[np.bool_]
+    token_count: int
+    model_version: str = ""
+    requests: int = 1
+    cached_pairs: int = 0
+    tiers: npt.NDArray[np.intp] | None = None
+    stages: tuple[Stage, ...] = ()
+    degraded: bool = False
+    reason: str | None = None
+    attempts: tuple[Attempt, ...] = ()

@@ -1,0 +1,106 @@
+"""`AsyncRerankClient`: the core, run by an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+from triton_rerank._core import Core, Options, choose_scorer
+from triton_rerank._runtime import AsyncRuntime
+from triton_rerank._validate import TextKey
+from triton_rerank.confidence import ConfidenceBands
+from triton_rerank.contract import DEFAULT_TIMEOUT_S
+from triton_rerank.errors import RerankError
+from triton_rerank.scorers.base import Scorer
+from triton_rerank.scorers.channel import TritonOptions
+from triton_rerank.types import D, ModelInfo, RerankResult
+
+
+class AsyncRerankClient:
+    """`RerankClient` for an event loop: the same arguments, results and errors, its methods awaited.
+
+    Typical use:
+        >>> async with AsyncRerankClient("127.0.0.1:8001", model="minilm-l6-demo") as client:
+        ...     result = await client.rerank("how do I compress a file?", documents, top_k=3)
+
+    Cancelling a call cancels what it sent. Every event loop gets connections of its own.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        *,
+        model: str | None = None,
+        scorer: Scorer | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        text_key: TextKey = "text",
+        confidence: ConfidenceBands | None = None,
+        options: TritonOptions | None = None,
+    ) -> None:
+        self.scorer = choose_scorer(target, model, scorer, options)
+        self._core = Core(self.scorer, AsyncRuntime(), timeout_s=timeout_s, text_key=text_key, confidence=confidence)
+
+    async def __aenter__(self) -> AsyncRerankClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections of this event loop; a fork of the process that made them leaves them alone."""
+        self._core.forget()
+        if not self._core.forked:
+            await self.scorer.aclose()
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Iterable[D],
+        *,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        timeout_s: float | None = None,
+        max_length: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> RerankResult[D]:
+        """As `RerankClient.rerank`."""
+        return await self._core.rerank(query, documents, Options(top_k, min_score, timeout_s, max_length, headers))
+
+    async def rerank_many(
+        self,
+        queries: Iterable[str],
+        document_lists: Iterable[Iterable[D]],
+        *,
+        top_k: int | None = None,
+        min_score: float | None = None,
+        timeout_s: float | None = None,
+        max_length: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        concurrency: int = 4,
+    ) -> list[RerankResult[D] | RerankError]:
+        """As `RerankClient.rerank_many`, with a task for each query."""
+        options = Options(top_k, min_score, timeout_s, max_length, headers)
+        return await self._core.rerank_many(queries, document_lists, options, concurrency)
+
+    async def score(
+        self,
+        query: str,
+        documents: Iterable[object],
+        *,
+        timeout_s: float | None = None,
+        max_length: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[float]:
+        """As `RerankClient.score`."""
+        options = Options(timeout_s=timeout_s, max_length=max_length, headers=headers)
+        return await self._core.score(query, documents, options)
+
+    async def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:
+        """As `RerankClient.model_info`."""
+        return await self._core.model_info(timeout_s)
+
+    async def is_ready(self, *, timeout_s: float = 2.0) -> bool:
+        """As `RerankClient.is_ready`."""
+        return await self._core.is_ready(timeout_s)

@@ -1,0 +1,222 @@
+"""How a gRPC channel to Triton is set up: targets, TLS, balancing, keepalive, retries. gRPC does the work.
+
+Sources: grpc/doc/service_config.md and keepalive.md, gRFC A6 (client retries), include/grpc/impl/channel_arg_names.h.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+
+from triton_rerank._validate import check_headers
+from triton_rerank.contract import MAX_REQUEST_BYTES
+from triton_rerank.errors import ConfigurationError, InvalidRequestError, ServerUnavailableError
+
+Compression = Literal["gzip", "deflate"]
+ChannelArguments = list[tuple[str, str | int]]
+
+_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")  # gRPC's own, passed on as they are
+_MAX_MESSAGE_BYTES = 2**31 - 1  # custom arguments would bring gRPC's 4 MiB back
+_RETRY_TOKENS, _TOKENS_PER_SUCCESS = 100, 0.1  # no retry once half of the tokens are spent on failures
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Certificates of a TLS channel; all files are PEM.
+
+    Attributes:
+        root_certificates: who may sign the server's; None means gRPC's default roots.
+        private_key: of the client, for mutual TLS.
+        certificate_chain: of the client, for mutual TLS.
+        server_name: name in the server's certificate, where it is not the host in the target.
+    """
+
+    root_certificates: str | Path | None = None
+    private_key: str | Path | None = None
+    certificate_chain: str | Path | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TritonOptions:
+    """How to talk to Triton.
+
+    Attributes:
+        tls: None means plain text.
+        headers: gRPC metadata of every call, for example ``{"triton-grpc-protocol-<key>": "<value>"}`` for restricted
+            protocols.
+        compression: of requests; None, since on a fast network it costs more than it saves.
+        concurrency: sub-requests of one call that are under way at a time.
+        retries: how often gRPC sends a request again that met UNAVAILABLE, with jitter, within the deadline and within
+            a budget that failures use up.
+        keepalive_s: a connection with calls under way is probed this often; one that died unseen is given up after
+            ``keepalive_timeout_s`` more.
+        keepalive_timeout_s: see there.
+        max_reconnect_s: a server that is gone is tried again at least this often.
+    """
+
+    tls: Tls | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    compression: Compression | None = None
+    concurrency: int = 8
+    retries: int = 1
+    keepalive_s: float = 10.0
+    keepalive_timeout_s: float = 5.0
+    max_reconnect_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check_number("concurrency", self.concurrency, 1, 1024)
+        _check_number("retries", self.retries, 0, 4)  # gRPC bounds attempts at 5
+        for name in ("keepalive_s", "keepalive_timeout_s", "max_reconnect_s"):
+            _check_number(name, getattr(self, name), 0.01, 3600)
+        try:
+            object.__setattr__(self, "headers", check_headers(self.headers))
+        except InvalidRequestError as exc:
+            raise ConfigurationError(str(exc)) from exc
+        if self.compression not in (None, "gzip", "deflate"):
+            raise ConfigurationError(f"compression is {self.compression!r}: it must be 'gzip', 'deflate' or None")
+
+
+def check_target(target: object) -> str:
+    """Check the form of a target; nothing is resolved.
+
+    Args:
+        target: ``host:port``, several of them with commas between, or a gRPC name (``dns:…``, ``ipv4:…``, ``unix:…``).
+
+    Raises:
+        ConfigurationError: it has another form.
+    """
+    if not isinstance(target, str) or not target:
+        raise ConfigurationError(f"target is {target!r}: it must be host:port of Triton's gRPC endpoint")
+    if target.startswith(_SCHEMES):
+        return target
+    for part in target.split(","):
+        host, _, port = part.strip().rpartition(":")
+        if not host or "://" in part or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigurationError(
+                f"target is {target!r}: {part.strip()!r} is not host:port of Triton's gRPC endpoint (no scheme, a port "
+                "from 1 to 65535); several have commas between them"
+            )
+    return target
+
+
+def grpc_target(target: str) -> str:
+    """The name that gRPC resolves; hosts of a list are looked up here, since gRPC takes lists of addresses only.
+
+    Raises:
+        ServerUnavailableError: a host of a list cannot be looked up.
+        ConfigurationError: a list mixes IPv4 and IPv6.
+    """
+    parts = [part.strip() for part in target.split(",")]
+    if target.startswith(_SCHEMES) or len(parts) == 1:
+        return target if target.startswith(_SCHEMES) else parts[0]
+    addresses = [_address(part) for part in parts]
+    families = {family for family, _ in addresses}
+    if len(families) > 1:
+        raise ConfigurationError(f"target is {target!r}: a list must be all IPv4 or all IPv6")
+    return f"{families.pop()}:{','.join(address for _, address in addresses)}"
+
+
+def channel_arguments(target: str, options: TritonOptions) -> ChannelArguments:
+    """Arguments of the channel, complete: given ones replace all of tritonclient's."""
+    arguments: ChannelArguments = [
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.keepalive_time_ms", _milliseconds(options.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", _milliseconds(options.keepalive_timeout_s)),
+        ("grpc.initial_reconnect_backoff_ms", _milliseconds(min(0.2, options.max_reconnect_s))),
+        ("grpc.min_reconnect_backoff_ms", _milliseconds(min(0.2, options.max_reconnect_s))),
+        ("grpc.max_reconnect_backoff_ms", _milliseconds(options.max_reconnect_s)),
+        ("grpc.dns_min_time_between_resolutions_ms", 5000),
+        ("grpc.service_config", json.dumps(service_config(options))),
+        ("grpc.enable_retries", 1),
+        # A request larger than this is not retried; gRPC's default of 256 KiB would leave out most of ours.
+        ("grpc.per_rpc_retry_buffer_size", 2 * MAX_REQUEST_BYTES),
+    ]
+    authority = _authority(target, options.tls)
+    return [*arguments, ("grpc.default_authority", authority)] if authority else arguments
+
+
+def service_config(options: TritonOptions) -> dict[str, Any]:
+    """Balancing over all addresses of the target, and what is sent again."""
+    method: dict[str, Any] = {"name": [{"service": "inference.GRPCInferenceService"}]}
+    if options.retries:
+        method["retryPolicy"] = {
+            "maxAttempts": 1 + options.retries,
+            "initialBackoff": "0.05s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+    return {
+        "loadBalancingConfig": [{"round_robin": {}}],
+        "methodConfig": [method],
+        "retryThrottling": {"maxTokens": _RETRY_TOKENS, "tokenRatio": _TOKENS_PER_SUCCESS},
+    }
+
+
+def credentials(tls: Tls | None) -> grpc.ChannelCredentials | None:
+    """Channel credentials, None for plain text.
+
+    Raises:
+        ConfigurationError: a file cannot be read, or a key came without its certificate.
+    """
+    if tls is None:
+        return None
+    if (tls.private_key is None) != (tls.certificate_chain is None):
+        raise ConfigurationError("Tls: private_key and certificate_chain go together; give both, or neither")
+    return grpc.ssl_channel_credentials(
+        _read(tls.root_certificates), _read(tls.private_key), _read(tls.certificate_chain)
+    )
+
+
+def _authority(target: str, tls: Tls | None) -> str | None:
+    """The name that the server's certificate must have, where gRPC would not find it in the target."""
+    if tls is None:
+        return None
+    first = target.split(",")[0].strip()
+    return tls.server_name or (first if "," in target and not target.startswith(_SCHEMES) else None)
+
+
+def _address(part: str) -> tuple[str, str]:
+    host, _, port = part.rpartition(":")
+    host = host.strip("[]")
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        host, version = _look_up(host)
+    return ("ipv4", f"{host}:{port}") if version == 4 else ("ipv6", f"[{host}]:{port}")
+
+
+def _look_up(host: str) -> tuple[str, int]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as exc:
+        raise ServerUnavailableError(f"{host!r} cannot be looked up ({exc}); check the name") from exc
+    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first
+    return str(address[0]), 4 if family == socket.AF_INET else 6
+
+
+def _read(path: str | Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: the certificate cannot be read ({exc}); check Tls") from exc
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _check_number(name: str, value: object, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ConfigurationError(f"{name} is {value!r}: it must be a number from {least:g} to {most:g}")

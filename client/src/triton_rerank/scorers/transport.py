@@ -1,0 +1,114 @@
+"""Calls of tritonclient, blocking: the sync half of `TritonScorer`. `transport_aio` is the other half."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol, TypeAlias
+
+import tritonclient.grpc as triton
+
+from triton_rerank._deadline import Deadline
+from triton_rerank.errors import DeadlineExceededError, RerankError
+
+Translate: TypeAlias = "Callable[[triton.InferenceServerException, str | None], RerankError]"
+_GRACE_S = 1.0  # gRPC ends a call at its deadline; waiting longer means that it did not
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """One sub-request: arguments of tritonclient's ``infer``, but for what depends on when it is sent."""
+
+    arguments: Mapping[str, Any]
+    deadline: Deadline
+    doing: str
+
+    @property
+    def request_id(self) -> str:
+        """As Triton logs it."""
+        return str(self.arguments["request_id"])
+
+    def timed(self) -> dict[str, Any]:
+        """All arguments; what is left of the deadline bounds the call, and the time in Triton's queues."""
+        left_s = self.deadline.left_s(doing=self.doing)
+        return {**self.arguments, "client_timeout": left_s, "timeout": max(1, int(left_s * 1e6))}
+
+
+class Transport(Protocol):
+    """What `TritonScorer` needs of a connection."""
+
+    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[triton.InferResult]:
+        """Answers in order; the first failure ends the others."""
+
+    async def ask(self, method: str, *arguments: Any, timeout_s: float, headers: Mapping[str, str]) -> Any:
+        """Call a method of tritonclient's client that is no inference."""
+
+
+class SyncTransport:
+    """Blocks.
+
+    Args:
+        connect: opens the channel.
+        translate: makes the error for an RPC that failed.
+    """
+
+    def __init__(self, connect: Callable[[], triton.InferenceServerClient], translate: Translate) -> None:
+        self._client = connect()
+        self._translate = translate
+
+    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[triton.InferResult]:
+        """Send from this thread; answers come through a queue, and what is under way is cancelled on a failure."""
+        if len(requests) == 1:
+            return [self._infer(requests[0])]
+        answers: SimpleQueue[tuple[int, Any, Any]] = SimpleQueue()
+        results: list[Any] = [None] * len(requests)
+        waiting = iter(range(len(requests)))
+        running = {place: self._start(requests[place], place, answers) for place in islice(waiting, concurrency)}
+        try:
+            while running:
+                place, results[place], error = self._next(answers, requests[0])
+                del running[place]
+                if error is not None:
+                    raise self._translate(error, requests[place].request_id) from error
+                for following in islice(waiting, 1):
+                    running[following] = self._start(requests[following], following, answers)
+        finally:
+            for context in running.values():
+                context.cancel()
+        return results
+
+    async def ask(self, method: str, *arguments: Any, timeout_s: float, headers: Mapping[str, str]) -> Any:
+        """Call it."""
+        try:
+            return getattr(self._client, method)(*arguments, headers=dict(headers), client_timeout=timeout_s)
+        except triton.InferenceServerException as exc:
+            raise self._translate(exc, None) from exc
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._client.close()
+
+    def _infer(self, request: InferRequest) -> triton.InferResult:
+        try:
+            return self._client.infer(**request.timed())
+        except triton.InferenceServerException as exc:
+            raise self._translate(exc, request.request_id) from exc
+
+    def _start(self, request: InferRequest, place: int, answers: SimpleQueue[tuple[int, Any, Any]]) -> Any:
+        def put(place: int, result: Any, error: Any) -> None:
+            answers.put((place, result, error))
+
+        return self._client.async_infer(callback=functools.partial(put, place), **request.timed())
+
+    @staticmethod
+    def _next(answers: SimpleQueue[tuple[int, Any, Any]], request: InferRequest) -> tuple[int, Any, Any]:
+        try:
+            return answers.get(timeout=max(0.0, request.deadline.timeout_s - request.deadline.elapsed_s()) + _GRACE_S)
+        except Empty as exc:
+            raise DeadlineExceededError(
+                f"nothing came {_GRACE_S:g} s after timeout_s of {request.deadline.timeout_s:g} s, though gRPC ends calls "
+                "then; please report it"
+            ) from exc
