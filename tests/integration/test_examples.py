@@ -69,25 +69,36 @@ def test_the_command_prints_a_table_or_json(
     assert main([*arguments, "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["documents"][0]["index"] == example["answer"]
-    assert set(result) == {"documents", "model", "usage", "timings"}
+    assert {"documents", "model", "served_by", "degraded", "reason", "usage", "timings"} <= set(result)
 
 
-def readme_blocks(root: Path, language: str) -> list[str]:
-    text = (root / "README.md").read_text(encoding="utf-8")
-    return [body for kind, body in BLOCK.findall(text) if kind == language]
+def blocks_of(page: Path, language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == language]
 
 
-def test_the_readmes_python_runs(root: Path, server: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = readme_blocks(root, "python")
+@pytest.mark.parametrize(("page", "shown"), [("README.md", "gzip"), ("docs/client.md", "8 0.")])
+def test_the_pages_python_runs(
+    root: Path,
+    server: TritonServer,
+    model_repository: Path,
+    capsys: pytest.CaptureFixture[str],
+    page: str,
+    shown: str,
+) -> None:
+    blocks = blocks_of(root / page, "python")
     assert blocks
     for block in blocks:
-        exec(compile(block.replace(DEFAULT_TARGET, server.grpc_target), "README.md", "exec"), {})
-    assert "gzip" in capsys.readouterr().out.splitlines()[0]
+        here = block.replace(DEFAULT_TARGET, server.grpc_target).replace(
+            '"model_repository"', repr(str(model_repository))
+        )
+        exec(compile(here, page, "exec"), {})
+    assert shown in capsys.readouterr().out.splitlines()[0]
 
 
-def test_the_readmes_commands_exist(root: Path, server: TritonServer) -> None:
-    lines = [line.split("#")[0].strip() for block in readme_blocks(root, "bash") for line in block.splitlines()]
-    assert {"make demo", "make test"} <= set(lines)
+@pytest.mark.parametrize("page", ["README.md", "docs/client.md"])
+def test_the_pages_commands_exist(root: Path, server: TritonServer, page: str) -> None:
+    lines = [line.split("#")[0].strip() for block in blocks_of(root / page, "bash") for line in block.splitlines()]
+    assert lines
     for line in filter(None, lines):
         if line.startswith("make "):
             subprocess.run([*line.split(), "--dry-run"], cwd=root, check=True, capture_output=True, timeout=60)
@@ -96,6 +107,13 @@ def test_the_readmes_commands_exist(root: Path, server: TritonServer) -> None:
             subprocess.run(["bash", "-c", command], cwd=root, check=True, capture_output=True, timeout=60)
         else:
             assert line.startswith(("git clone", "cd ", "pip install")), line
+
+
+def test_the_readme_has_the_two_commands(root: Path) -> None:
+    lines = [
+        line.split("#")[0].strip() for block in blocks_of(root / "README.md", "bash") for line in block.splitlines()
+    ]
+    assert {"make demo", "make test"} <= set(lines)
 
 
 def test_the_readme_is_short(root: Path) -> None:

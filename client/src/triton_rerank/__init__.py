@@ -1,7 +1,10 @@
 """Thin client for cross-encoder rerankers served by NVIDIA Triton."""
 
+from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
+from triton_rerank.confidence import ConfidenceBands, Thresholds
 from triton_rerank.errors import (
+    AllScorersFailedError,
     ConfigurationError,
     DeadlineExceededError,
     InferenceError,
@@ -15,14 +18,34 @@ from triton_rerank.errors import (
     ServerUnavailableError,
     TransportError,
 )
-from triton_rerank.types import ModelInfo, RankedDocument, RerankResult, Timings, Usage
+from triton_rerank.scorers.base import Scorer
+from triton_rerank.scorers.cache import CacheCounters, CachedScorer
+from triton_rerank.scorers.cascade import CascadeScorer
+from triton_rerank.scorers.chain import FallbackScorer, FirstStageOrder, ScorerCounters
+from triton_rerank.scorers.channel import Tls, TritonOptions
+from triton_rerank.scorers.hosted import CohereScorer, JinaScorer, VoyageScorer
+from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.types import Attempt, ModelInfo, RankedDocument, RerankResult, StageScore, Timings, Usage
 
 __all__ = [
+    "AllScorersFailedError",
+    "AsyncRerankClient",
+    "Attempt",
+    "CacheCounters",
+    "CachedScorer",
+    "CascadeScorer",
+    "CohereScorer",
+    "ConfidenceBands",
     "ConfigurationError",
     "DeadlineExceededError",
+    "FallbackScorer",
+    "FirstStageOrder",
     "InferenceError",
     "InvalidRequestError",
     "InvalidResponseError",
+    "JinaScorer",
+    "LocalScorer",
     "ModelInfo",
     "ModelNotReadyError",
     "OverloadedError",
@@ -31,9 +54,17 @@ __all__ = [
     "RerankClient",
     "RerankError",
     "RerankResult",
+    "Scorer",
+    "ScorerCounters",
     "ServerError",
     "ServerUnavailableError",
+    "StageScore",
+    "Thresholds",
     "Timings",
+    "Tls",
     "TransportError",
+    "TritonOptions",
+    "TritonScorer",
     "Usage",
+    "VoyageScorer",
 ]

@@ -25,7 +25,7 @@ class PairRequest:
     max_length: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no truth value
 class Stage:
     """What one stage of a cascade said of n documents.
 
@@ -40,7 +40,7 @@ class Stage:
     logits: npt.NDArray[np.float32] | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Scored:
     """What a scorer says of n documents, in request order.
 

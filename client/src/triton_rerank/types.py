@@ -88,7 +88,8 @@ class Attempt:
 
     Attributes:
         scorer: its name.
-        error: class name of the error, "Skipped" if it was not asked because it kept failing.
+        error: class name of the error, "Skipped" if it was not asked because it kept failing, "DeadlineExceededError"
+            with ``elapsed_s`` 0 if no time was left to ask it.
         reason: the error's message.
         elapsed_s: seconds that it took.
     """
