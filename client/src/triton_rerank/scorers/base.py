@@ -26,7 +26,7 @@ class Call:
     Attributes:
         deadline: of the whole call.
         runtime: how to wait.
-        headers: gRPC metadata or HTTP headers of this call.
+        headers: gRPC metadata of this call; hosted scorers do not send it, as it may hold Triton's secrets.
     """
 
     deadline: Deadline
