@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before either framework is imported: tests call nobody
+os.environ["LANGSMITH_TRACING"] = "false"
 
 import pytest
 import torch

@@ -32,7 +32,8 @@ def order(
     """
     if tiers is None:
         return np.argsort(-keys, kind="stable")
-    return np.lexsort((-keys, tiers))
+    indexes: npt.NDArray[np.intp] = np.lexsort((-keys, tiers))
+    return indexes
 
 
 def activate(logits: npt.NDArray[np.float32], activation: Activation) -> npt.NDArray[np.float64]:

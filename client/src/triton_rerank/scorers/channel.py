@@ -189,7 +189,7 @@ def _address(part: str) -> tuple[str, str]:
     host, _, port = part.rpartition(":")
     host = host.strip("[]")
     try:
-        version = ipaddress.ip_address(host).version
+        version: int = ipaddress.ip_address(host).version
     except ValueError:
         host, version = _look_up(host)
     return ("ipv4", f"{host}:{port}") if version == 4 else ("ipv6", f"[{host}]:{port}")

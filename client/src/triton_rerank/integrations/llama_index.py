@@ -1,0 +1,134 @@
+"""LlamaIndex: `TritonRerank`, a node postprocessor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # documented there
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation
+
+from triton_rerank.aio import AsyncRerankClient
+from triton_rerank.client import RerankClient
+from triton_rerank.contract import DEFAULT_TIMEOUT_S
+from triton_rerank.errors import InvalidRequestError
+from triton_rerank.integrations import DEGRADED_KEY
+from triton_rerank.scorers.base import Scorer
+from triton_rerank.types import RerankResult
+
+_dispatcher = get_dispatcher(__name__)
+
+
+class TritonRerank(BaseNodePostprocessor):
+    """Reorders retrieved nodes by a cross-encoder, for ``node_postprocessors=`` of a query engine.
+
+    Typical use:
+        >>> reranker = TritonRerank(target="127.0.0.1:8001", model="minilm-l6-demo", top_n=3)
+        >>> index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])
+
+    The model reads a node as an embedding model would (``MetadataMode.EMBED``). The retriever's score is replaced, by
+    None where the model that made the order did not score the node. Where another than the first choice answered, every
+    node is a copy with `DEGRADED_KEY` in its metadata, kept out of prompts and embeddings.
+
+    Attributes:
+        target: as for `RerankClient`.
+        model: public model name.
+        scorer: who orders nodes, instead of target and model: a chain, a cascade and so on. ``client.scorer`` shares
+            the connections of a client that is already there. Neither serialised nor pickled.
+        top_n: how many to return, None for all.
+        min_score: leave out nodes with a lower score.
+        timeout_s: seconds for a whole call.
+
+    Raises:
+        ConfigurationError: neither or both of model and scorer.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt top_n would return everything
+
+    target: str | None = None
+    model: str | None = None
+    scorer: SkipValidation[Scorer] | None = Field(default=None, exclude=True)
+    top_n: int | None = Field(default=None, ge=1)
+    min_score: float | None = None
+    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0)
+    _client: RerankClient = PrivateAttr()
+    _async_client: AsyncRerankClient = PrivateAttr()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make the clients; nothing is sent before the first call."""
+        self._client = RerankClient(self.target, model=self.model, scorer=self.scorer, text_key=_text)
+        self._async_client = AsyncRerankClient(scorer=self._client.scorer, text_key=_text)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name in serialised form."""
+        return "TritonRerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with self._reported(nodes, query_bundle) as (query, ranked):
+            ranked += _nodes(
+                self._client.rerank(query, nodes, top_k=self.top_n, min_score=self.min_score, timeout_s=self.timeout_s)
+            )
+        return ranked
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        with self._reported(nodes, query_bundle) as (query, ranked):
+            ranked += _nodes(
+                await self._async_client.rerank(
+                    query, nodes, top_k=self.top_n, min_score=self.min_score, timeout_s=self.timeout_s
+                )
+            )
+        return ranked
+
+    @contextmanager
+    def _reported(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None
+    ) -> Iterator[tuple[str, list[NodeWithScore]]]:
+        """Tell LlamaIndex's tracers of a call: the query, and a list to fill with the nodes that they are to see."""
+        if query_bundle is None:
+            raise InvalidRequestError("query_bundle is None: give the query that the nodes are to be ranked by")
+        query, ranked = query_bundle.query_str, list[NodeWithScore]()
+        model, top_n = self.model or self._client.scorer.name, self.top_n or len(nodes)
+        _dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: query,
+            EventPayload.TOP_K: top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+            yield query, ranked
+            event.on_end(payload={EventPayload.NODES: ranked})
+        _dispatcher.event(ReRankEndEvent(nodes=ranked))
+
+
+def _text(node: NodeWithScore) -> str:
+    return node.node.get_content(metadata_mode=MetadataMode.EMBED)
+
+
+def _nodes(result: RerankResult[NodeWithScore]) -> list[NodeWithScore]:
+    reason = (result.reason or result.served_by) if result.degraded else None
+    return [NodeWithScore(node=_noted(ranked.document.node, reason), score=ranked.score) for ranked in result]
+
+
+def _noted(node: BaseNode, reason: str | None) -> BaseNode:
+    """The node, or a copy if this result or an earlier one makes a difference to its metadata."""
+    metadata = {key: value for key, value in node.metadata.items() if key != DEGRADED_KEY}
+    if reason is not None:
+        metadata[DEGRADED_KEY] = reason
+    if metadata == node.metadata:
+        return node
+    hidden = {
+        name: [*(key for key in getattr(node, name) if key != DEGRADED_KEY), DEGRADED_KEY]
+        for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
+    }
+    return node.model_copy(update={"metadata": metadata, **hidden})
