@@ -177,4 +177,5 @@ def _one_scale(scored: Scored) -> list[float]:
 
 
 def _nothing(scorer: Scorer, deadline: Deadline) -> RerankResult[D]:
-    return RerankResult((), getattr(scorer, "model", scorer.name), Usage(0, 0), Timings(deadline.elapsed_s(), 0.0, 0))
+    timings = Timings(deadline.elapsed_s(), 0.0, 0)
+    return RerankResult((), getattr(scorer, "model", ""), Usage(0, 0), timings, served_by=scorer.name)

@@ -106,7 +106,7 @@ class RerankResult(Generic[D]):
 
     Attributes:
         documents: best first; equal logits keep the caller's order.
-        model: the model that made the order.
+        model: the model that made the order; where there were no documents, the scorer's if it has one single model.
         model_version: its version as the server states it, "" where there is none.
         served_by: name of the scorer that answered.
         degraded: True if another than the first choice answered; the order may be worse.
