@@ -28,13 +28,6 @@ def message(error: pytest.ExceptionInfo[BaseException]) -> str:
     return str(error.value)
 
 
-def test_no_documents_is_an_empty_result_without_a_call() -> None:
-    with RerankClient("127.0.0.1:1", model=DEMO) as client:  # nobody listens there
-        result = client.rerank("a query", [])
-        assert client.score("a query", []) == []
-    assert (len(result), result.usage.pairs, result.timings.requests) == (0, 0, 0)
-
-
 def test_an_empty_document_keeps_its_place(demo_client: RerankClient) -> None:
     result = demo_client.rerank("how do I make a file smaller?", ["", "gzip shrinks files", ""])
     assert sorted(ranked.index for ranked in result) == [0, 1, 2]
@@ -42,33 +35,10 @@ def test_an_empty_document_keeps_its_place(demo_client: RerankClient) -> None:
     assert [ranked.document for ranked in result if ranked.index != 1] == ["", ""]
 
 
-def test_a_document_of_a_million_characters_is_cut_and_says_so(demo_client: RerankClient) -> None:
-    result = demo_client.rerank("heap sort", ["sorts in place", "a binary heap " * 71_429])
-    short, long = sorted(result, key=lambda ranked: ranked.index)
-    assert len(long.document) >= 1_000_000
-    assert (short.truncated, long.truncated) == (False, True)
-
-
-def test_nul_characters_are_text_like_any_other(demo_client: RerankClient) -> None:
-    result = demo_client.rerank("nul\0query", ["a\0b", "\0", "plain"])
-    assert len(result) == 3
-
-
-def test_a_lone_surrogate_is_refused_by_name(demo_client: RerankClient) -> None:
+def test_a_lone_surrogate_is_refused_by_place(demo_client: RerankClient) -> None:
     with pytest.raises(InvalidRequestError) as error:
         demo_client.rerank("a query", ["fine", "broken \ud800 text"])
     assert "documents[1] has a lone surrogate (U+D800) at character 7" in message(error)
-
-
-def test_five_thousand_documents_come_back_whole(demo_client: RerankClient) -> None:
-    documents = [f"document number {number}" for number in range(5000)]
-    result = demo_client.rerank("number 77", documents, timeout_s=240)
-    assert sorted(ranked.index for ranked in result) == list(range(5000))
-    assert result.timings.requests >= 5000 // demo_client.model_info().max_batch_size
-
-
-def test_top_k_larger_than_the_list_gives_the_list(demo_client: RerankClient) -> None:
-    assert len(demo_client.rerank("q", ["a", "b"], top_k=99)) == 2
 
 
 def test_an_unknown_model_is_named(server: TritonServer) -> None:
@@ -95,26 +65,20 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
         with pytest.raises(ServerUnavailableError) as error:
             client.rerank("q", ["a"])
     assert "127.0.0.1:1" in message(error)
-    assert "check the address" in message(error)
+    assert "check that it runs, that this is its gRPC port" in message(error)
     assert error.value.retryable
 
 
 @pytest.mark.parametrize("timeout_s", [0.001, 0.3])
 def test_a_deadline_holds_for_the_whole_call_however_it_is_split(demo_client: RerankClient, timeout_s: float) -> None:
     demo_client.rerank("q", ["warm"])
+    documents = [f"a binary heap keeps its largest element at root {number} " * 10 for number in range(3000)]
     begin = time.monotonic()
     with pytest.raises(DeadlineExceededError) as error:
-        demo_client.rerank(
-            "heap", ["a binary heap keeps its largest element at the root " * 10] * 3000, timeout_s=timeout_s
-        )
-    assert time.monotonic() - begin < timeout_s + 2.0
+        demo_client.rerank("heap", documents, timeout_s=timeout_s)
+    assert time.monotonic() - begin < timeout_s + 0.1
     assert isinstance(error.value, TimeoutError)
-    assert "raise" in message(error)
-
-
-def test_a_target_with_a_scheme_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="without a scheme"):
-        RerankClient("http://127.0.0.1:8001", model=DEMO)
+    assert "timeout_s" in message(error)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias
+from itertools import islice
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from triton_rerank.contract import MAX_TEXT_BYTES
 from triton_rerank.errors import InvalidRequestError, RequestTooLargeError
@@ -14,6 +15,11 @@ from triton_rerank.types import D
 
 TextKey: TypeAlias = "str | Callable[[Any], str]"
 
+T = TypeVar("T")
+
+MAX_DOCUMENTS = 1_000_000  # of a call; a generator that never ends is stopped here
+MAX_TIMEOUT_S = 86_400.0  # a day; gRPC takes a few hundred years for a deadline that has passed
+MAX_WHOLE = 2**31 - 1  # Triton's parameters are 64 bits wide; nothing that is counted here comes near
 _SHOWN_CHARACTERS = 80  # of a document, in a message
 _HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
 
@@ -46,7 +52,7 @@ def check_request(query: object, documents: Iterable[D], text_key: TextKey = "te
 
     Raises:
         InvalidRequestError: a wrong type, a blank query, a document without a text, or a text that is not Unicode.
-        RequestTooLargeError: a text of more than `MAX_TEXT_BYTES`.
+        RequestTooLargeError: a text of more than `MAX_TEXT_BYTES`, or more than `MAX_DOCUMENTS` documents.
     """
     encoded_query = encode_text("query", query)
     if not encoded_query.strip():
@@ -97,7 +103,7 @@ def check_top_k(top_k: object, n_documents: int) -> int:
     if isinstance(top_k, bool) or not isinstance(top_k, int):
         raise InvalidRequestError(f"top_k is {_show(top_k)}: it must be a whole number from 1, or None for all")
     if top_k < 1:
-        raise InvalidRequestError(f"top_k is {top_k}: it must be at least 1, or None for all")
+        raise InvalidRequestError(f"top_k is {_show(top_k)}: it must be at least 1, or None for all")
     return min(top_k, n_documents)
 
 
@@ -105,10 +111,12 @@ def check_timeout(timeout_s: object) -> float:
     """Seconds for the whole call.
 
     Raises:
-        InvalidRequestError: not a number, not finite, or not above 0.
+        InvalidRequestError: not a number, not above 0, or above `MAX_TIMEOUT_S`.
     """
-    if not _is_finite(timeout_s) or timeout_s <= 0:  # type: ignore[operator]
-        raise InvalidRequestError(f"timeout_s is {_show(timeout_s)}: it must be a number of seconds above 0")
+    if not _is_finite(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:  # type: ignore[operator]
+        raise InvalidRequestError(
+            f"timeout_s is {_show(timeout_s)}: it must be a number of seconds above 0, and {MAX_TIMEOUT_S:g} at most"
+        )
     return float(timeout_s)  # type: ignore[arg-type]
 
 
@@ -126,17 +134,17 @@ def check_min_score(min_score: object) -> float | None:
 
 
 def check_whole(name: str, value: object, *, least: int = 1) -> int:
-    """A whole number from ``least``.
+    """A whole number from ``least`` to `MAX_WHOLE`.
 
     Raises:
         InvalidRequestError: it is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidRequestError(f"{name} is {_show(value)}: it must be a whole number from {least}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WHOLE:
+        raise InvalidRequestError(f"{name} is {_show(value)}: it must be a whole number from {least} to {MAX_WHOLE}")
     return value
 
 
-def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+def check_headers(headers: Mapping[Any, Any] | None) -> dict[str, str]:
     """Metadata of a call, names in lower case as gRPC wants them.
 
     Raises:
@@ -196,7 +204,7 @@ def _encoded(items: Iterable[object], text_key: TextKey) -> Iterator[bytes]:
 
 def _text_of(name: str, item: object, text_key: TextKey) -> object:
     if callable(text_key):
-        return text_key(item)
+        return _run(name, lambda: text_key(item))
     if isinstance(item, Mapping):
         if text_key not in item:
             raise InvalidRequestError(
@@ -204,12 +212,22 @@ def _text_of(name: str, item: object, text_key: TextKey) -> object:
                 "name the one with the text by text_key="
             )
         return item[text_key]
-    if not hasattr(item, text_key):
+    if not _run(name, lambda: hasattr(item, text_key)):
         raise InvalidRequestError(
             f"{name} is {_show(item)} of type {type(item).__name__}: it must be a str, a mapping with the key "
             f"{text_key!r} or an object with that attribute; text_key= names another, or is a function"
         )
-    return getattr(item, text_key)
+    return _run(name, lambda: getattr(item, text_key))
+
+
+def _run(name: str, work: Callable[[], T]) -> T:
+    """Run code of the caller's own; what it raises must not end the other queries of a call."""
+    try:
+        return work()
+    except Exception as exc:
+        raise InvalidRequestError(
+            f"{name} cannot be read, {type(exc).__name__} was raised ({_show(exc)}): see where, and mend it there"
+        ) from exc
 
 
 def _listed(name: str, values: Iterable[D]) -> list[D]:
@@ -217,13 +235,24 @@ def _listed(name: str, values: Iterable[D]) -> list[D]:
         raise InvalidRequestError(
             f"{name} is {_show(values)} of type {type(values).__name__}: it must be a list, one entry each"
         )
-    return list(values)
+    listed = _run(name, lambda: list(islice(values, MAX_DOCUMENTS + 1)))
+    if len(listed) > MAX_DOCUMENTS:
+        raise RequestTooLargeError(
+            f"{name} has more than {MAX_DOCUMENTS} entries: retrieve fewer, or check that it ends"
+        )
+    return listed
 
 
 def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - a whole number of thousands of digits, or the caller's own __repr__
+        text = f"(a {type(value).__name__} that cannot be shown)"
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

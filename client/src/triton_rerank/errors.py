@@ -133,6 +133,6 @@ class AllScorersFailedError(RerankError):
     http_status = 503
     exit_code = 10
 
-    def __init__(self, message: str, *, attempts: tuple[Attempt, ...], request_id: str | None = None) -> None:
+    def __init__(self, message: str, *, attempts: tuple[Attempt, ...] = (), request_id: str | None = None) -> None:
         super().__init__(message, request_id=request_id)
         self.attempts = attempts

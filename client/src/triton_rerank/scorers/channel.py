@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,8 +24,25 @@ Compression = Literal["gzip", "deflate"]
 ChannelArguments = list[tuple[str, str | int]]
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")  # gRPC's own, passed on as they are
+_HOST_AND_PORT = re.compile(r"(?:\[[^\s\[\]/]+\]|[^\s:/\[\]]+):([0-9]{1,5})")  # an IPv6 address stands in brackets
 _MAX_MESSAGE_BYTES = 2**31 - 1  # custom arguments would bring gRPC's 4 MiB back
 _RETRY_TOKENS, _TOKENS_PER_SUCCESS = 100, 0.1  # no retry once half of the tokens are spent on failures
+# A server that is draining, or has lost the model, refuses at once and would be asked again and again. One that
+# answered nothing but errors for an interval is left out for a while, and a retry comes later than that is noticed.
+_OUTLIERS: dict[str, Any] = {
+    "interval": "0.1s",
+    "baseEjectionTime": "2s",
+    "maxEjectionTime": "10s",
+    "maxEjectionPercent": 50,
+    "failurePercentageEjection": {
+        "threshold": 99,
+        "enforcementPercentage": 100,
+        "minimumHosts": 2,
+        "requestVolume": 2,
+    },
+}
+_CONNECT_MS = 2000  # far away, a TLS handshake takes half a second
+_FIRST_RETRY = "0.2s"  # a fifth less at times: gRPC's jitter
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +98,8 @@ class TritonOptions:
             object.__setattr__(self, "headers", check_headers(self.headers))
         except InvalidRequestError as exc:
             raise ConfigurationError(str(exc)) from exc
+        if not isinstance(self.tls, Tls | None):
+            raise ConfigurationError(f"tls is of type {type(self.tls).__name__}: it must be Tls(…), or None")
         if self.compression not in (None, "gzip", "deflate"):
             raise ConfigurationError(f"compression is {self.compression!r}: it must be 'gzip', 'deflate' or None")
 
@@ -93,16 +113,16 @@ def check_target(target: object) -> str:
     Raises:
         ConfigurationError: it has another form.
     """
-    if not isinstance(target, str) or not target:
-        raise ConfigurationError(f"target is {target!r}: it must be host:port of Triton's gRPC endpoint")
+    if not isinstance(target, str) or not target or not (target.isascii() and target.isprintable()):
+        raise ConfigurationError(f"target is {target!r:.80}: it must be host:port of Triton's gRPC endpoint, in ASCII")
     if target.startswith(_SCHEMES):
         return target
     for part in target.split(","):
-        host, _, port = part.strip().rpartition(":")
-        if not host or "://" in part or not port.isdecimal() or not 0 < int(port) < 65536:
+        found = _HOST_AND_PORT.fullmatch(part.strip())
+        if found is None or not 0 < int(found[1]) < 65536:
             raise ConfigurationError(
-                f"target is {target!r}: {part.strip()!r} is not host:port of Triton's gRPC endpoint (no scheme, a port "
-                "from 1 to 65535); several have commas between them"
+                f"target is {target!r:.80}: {part.strip()!r:.80} is not host:port of Triton's gRPC endpoint (no "
+                "scheme, IPv6 in brackets, a port from 1 to 65535); several have commas between them"
             )
     return target
 
@@ -131,8 +151,10 @@ def channel_arguments(target: str, options: TritonOptions) -> ChannelArguments:
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.keepalive_time_ms", _milliseconds(options.keepalive_s)),
         ("grpc.keepalive_timeout_ms", _milliseconds(options.keepalive_timeout_s)),
+        # gRPC 1.85 never starts the timer above (keepalive_ping_timeout_handle in writing.cc); a ping's own is 60 s.
+        ("grpc.http2.ping_timeout_ms", _milliseconds(options.keepalive_timeout_s)),
         ("grpc.initial_reconnect_backoff_ms", _milliseconds(min(0.2, options.max_reconnect_s))),
-        ("grpc.min_reconnect_backoff_ms", _milliseconds(min(0.2, options.max_reconnect_s))),
+        ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),  # its name notwithstanding, how long connecting may take
         ("grpc.max_reconnect_backoff_ms", _milliseconds(options.max_reconnect_s)),
         ("grpc.dns_min_time_between_resolutions_ms", 5000),
         ("grpc.service_config", json.dumps(service_config(options))),
@@ -150,13 +172,17 @@ def service_config(options: TritonOptions) -> dict[str, Any]:
     if options.retries:
         method["retryPolicy"] = {
             "maxAttempts": 1 + options.retries,
-            "initialBackoff": "0.05s",
+            "initialBackoff": _FIRST_RETRY,
             "maxBackoff": "1s",
             "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            # NOT_FOUND: Triton has unloaded the model, as it does before it ends. CANCELLED: by a server that ends.
+            "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND", "CANCELLED"],
         }
     return {
-        "loadBalancingConfig": [{"round_robin": {}}],
+        "loadBalancingConfig": [
+            {"outlier_detection_experimental": {**_OUTLIERS, "childPolicy": [{"round_robin": {}}]}},
+            {"round_robin": {}},  # for a gRPC that does not have the former
+        ],
         "methodConfig": [method],
         "retryThrottling": {"maxTokens": _RETRY_TOKENS, "tokenRatio": _TOKENS_PER_SUCCESS},
     }
@@ -198,7 +224,7 @@ def _address(part: str) -> tuple[str, str]:
 def _look_up(host: str) -> tuple[str, int]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:  # UnicodeError: a label that is empty or too long
         raise ServerUnavailableError(f"{host!r} cannot be looked up ({exc}); check the name") from exc
     family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first
     return str(address[0]), 4 if family == socket.AF_INET else 6
@@ -209,7 +235,7 @@ def _read(path: str | Path | None) -> bytes | None:
         return None
     try:
         return Path(path).read_bytes()
-    except OSError as exc:
+    except (OSError, ValueError, TypeError) as exc:  # no such file, NUL in its name, no name at all
         raise ConfigurationError(f"{path}: the certificate cannot be read ({exc}); check Tls") from exc
 
 

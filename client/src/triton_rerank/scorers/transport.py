@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -12,9 +13,10 @@ from typing import Any, Protocol, TypeAlias
 import tritonclient.grpc as triton
 
 from triton_rerank._deadline import Deadline
-from triton_rerank.errors import DeadlineExceededError, RerankError
+from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
 
 Translate: TypeAlias = "Callable[[triton.InferenceServerException, str | None], RerankError]"
+CLOSED = "the client was closed while this call was under way: close it after its last call"
 _GRACE_S = 1.0  # gRPC ends a call at its deadline; waiting longer means that it did not
 
 
@@ -82,26 +84,34 @@ class SyncTransport:
 
     async def ask(self, method: str, *arguments: Any, timeout_s: float, headers: Mapping[str, str]) -> Any:
         """Call it."""
-        try:
+        with self._told(None):
             return getattr(self._client, method)(*arguments, headers=dict(headers), client_timeout=timeout_s)
-        except triton.InferenceServerException as exc:
-            raise self._translate(exc, None) from exc
 
     def close(self) -> None:
         """Close the channel."""
         self._client.close()
 
     def _infer(self, request: InferRequest) -> triton.InferResult:
-        try:
+        with self._told(request.request_id):
             return self._client.infer(**request.timed())
-        except triton.InferenceServerException as exc:
-            raise self._translate(exc, request.request_id) from exc
 
     def _start(self, request: InferRequest, place: int, answers: SimpleQueue[tuple[int, Any, Any]]) -> Any:
         def put(place: int, result: Any, error: Any) -> None:
             answers.put((place, result, error))
 
-        return self._client.async_infer(callback=functools.partial(put, place), **request.timed())
+        with self._told(request.request_id):
+            return self._client.async_infer(callback=functools.partial(put, place), **request.timed())
+
+    @contextmanager
+    def _told(self, request_id: str | None) -> Iterator[None]:
+        try:
+            yield
+        except triton.InferenceServerException as exc:
+            raise self._translate(exc, request_id) from exc
+        except ValueError as exc:
+            if "closed" not in str(exc):  # gRPC says "Cannot invoke RPC on closed channel!"
+                raise
+            raise ConfigurationError(CLOSED, request_id=request_id) from exc
 
     @staticmethod
     def _next(answers: SimpleQueue[tuple[int, Any, Any]], request: InferRequest) -> tuple[int, Any, Any]:
@@ -109,6 +119,6 @@ class SyncTransport:
             return answers.get(timeout=max(0.0, request.deadline.timeout_s - request.deadline.elapsed_s()) + _GRACE_S)
         except Empty as exc:
             raise DeadlineExceededError(
-                f"nothing came {_GRACE_S:g} s after timeout_s of {request.deadline.timeout_s:g} s, though gRPC ends calls "
-                "then; please report it"
+                f"nothing came {_GRACE_S:g} s after timeout_s of {request.deadline.timeout_s:g} s, where gRPC ends "
+                "calls; please report it"
             ) from exc

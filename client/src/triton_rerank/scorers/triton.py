@@ -35,6 +35,7 @@ from triton_rerank.types import Activation, ModelInfo
 
 _ACTIVATIONS = ("identity", "sigmoid")
 _PAIR_OVERHEAD_BYTES = 8  # BYTES tensors carry a 4-byte length before each of the two texts
+_LONGEST_NAME = 255  # of a folder, and thus of a model
 _VERSION_ROUNDS = 4  # how often sub-requests are asked again that another version answered
 
 
@@ -49,14 +50,14 @@ class TritonScorer:
         options: TLS, headers, retries and so on.
 
     Raises:
-        ConfigurationError: the target is not of that form.
+        ConfigurationError: the target or the model's name is not of that form.
     """
 
     def __init__(
         self, target: str, model: str, *, name: str | None = None, options: TritonOptions | None = None
     ) -> None:
         self.target = check_target(target)
-        self.model = model
+        self.model = check_model(model)
         self.options = options or TritonOptions()
         self._name = name or f"triton({target})"
         self._info: ModelInfo | None = None
@@ -209,6 +210,20 @@ class TritonScorer:
     def _translate(self, exc: triton.InferenceServerException, request_id: str | None) -> RerankError:
         status, message = str(exc.status() or "UNKNOWN"), str(exc.message())
         return error_for(status, message, target=self.target, model=self.model, request_id=request_id)
+
+
+def check_model(model: object) -> str:
+    """Check the form of a model's name; no server is asked.
+
+    Raises:
+        ConfigurationError: it cannot be one.
+    """
+    if not isinstance(model, str) or not model.isprintable() or not 0 < len(model) <= _LONGEST_NAME:
+        raise ConfigurationError(
+            f"model is {model!r:.80}: it must be the public model name, as in the model repository, of at most "
+            f"{_LONGEST_NAME} characters"
+        )
+    return model
 
 
 def parse_model_info(model: str, config: Any) -> ModelInfo:
