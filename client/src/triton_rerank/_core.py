@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -64,7 +63,6 @@ class Core:
         self._runtime = runtime
         self._text_key = _validate.check_text_key(text_key)
         self._confidence = confidence
-        self._process = os.getpid()
         self._closed = False
 
     async def rerank(self, query: str, documents: Iterable[D], options: Options) -> RerankResult[D]:
@@ -115,11 +113,6 @@ class Core:
         """No calls after this."""
         self._closed = True
 
-    @property
-    def forked(self) -> bool:
-        """True in a process that was forked from the one that made the client; gRPC does not survive that."""
-        return os.getpid() != self._process
-
     async def _rerank(
         self, query: str, documents: Iterable[D], options: Options, deadline: Deadline
     ) -> RerankResult[D]:
@@ -154,11 +147,6 @@ class Core:
     def _call(self, deadline: Deadline, options: Options) -> Call:
         if self._closed:
             raise ConfigurationError("the client is closed: make another one, or call inside its with block")
-        if self.forked:
-            raise ConfigurationError(
-                f"the client was made in process {self._process} and is used in its fork {os.getpid()}: gRPC does not "
-                "survive a fork; make the client after forking (in gunicorn's post_fork, for example)"
-            )
         return Call(deadline, self._runtime, _validate.check_headers(options.headers))
 
 

@@ -7,6 +7,7 @@ suspends and `run_sync` gets its result in one step; under `AsyncRuntime` the ev
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,8 @@ class Runtime(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Do work that computes or blocks, without holding up an event loop."""
+    async def in_thread(self, work: Callable[[], T], *, timeout_s: float) -> T:
+        """Result of work that blocks and knows no deadline; it goes on unheard after a TimeoutError."""
 
     async def gather(self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
         """Run jobs that do not raise, at most ``concurrency`` at a time; results in the order of the jobs."""
@@ -39,9 +40,15 @@ class SyncRuntime:
         """Block."""
         time.sleep(seconds)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Do it here."""
-        return work()
+    async def in_thread(self, work: Callable[[], T], *, timeout_s: float) -> T:
+        """Wait for a thread of its own."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="triton-rerank")
+        try:
+            return pool.submit(work).result(timeout_s)
+        except concurrent.futures.TimeoutError as exc:  # the builtin one from Python 3.11 on
+            raise TimeoutError(timeout_s) from exc
+        finally:
+            pool.shutdown(wait=False)
 
     async def gather(self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
         """One thread for each job that runs."""
@@ -63,9 +70,12 @@ class AsyncRuntime:
         """Let the event loop go on."""
         await asyncio.sleep(seconds)
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
+    async def in_thread(self, work: Callable[[], T], *, timeout_s: float) -> T:
         """Hand it to the loop's thread pool."""
-        return await asyncio.get_running_loop().run_in_executor(None, work)
+        try:
+            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(None, work), timeout_s)
+        except asyncio.TimeoutError as exc:  # the builtin one from Python 3.11 on
+            raise TimeoutError(timeout_s) from exc
 
     async def gather(self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
         """One task for each job that runs; cancelling the caller cancels them."""

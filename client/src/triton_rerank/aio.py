@@ -51,8 +51,7 @@ class AsyncRerankClient:
     async def aclose(self) -> None:
         """Close the connections of this event loop; a fork of the process that made them leaves them alone."""
         self._core.forget()
-        if not self._core.forked:
-            await self.scorer.aclose()
+        await self.scorer.aclose()
 
     async def rerank(
         self,

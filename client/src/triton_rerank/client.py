@@ -24,7 +24,7 @@ class RerankClient:
         ...     for ranked in client.rerank("how do I compress a file?", documents, top_k=3):
         ...         print(ranked.score, ranked.document)
 
-    Safe to share between threads, not between a process and its forks. Nothing is sent before the first call.
+    Safe to share between threads. Nothing is sent before the first call, and after that not in a fork of the process.
 
     Args:
         target: ``host:port`` of Triton's gRPC endpoint, several with commas between, or a DNS name with many addresses;
@@ -65,8 +65,7 @@ class RerankClient:
     def close(self) -> None:
         """Close the connections; a fork of the process that made them leaves them alone."""
         self._core.forget()
-        if not self._core.forked:
-            self.scorer.close()
+        self.scorer.close()
 
     def rerank(
         self,

@@ -15,7 +15,7 @@ from triton_rerank.contract import (
     TOKENIZER_SUFFIX,
 )
 from triton_rerank.errors import ConfigurationError
-from triton_rerank.scorers.triton import parse_model_info
+from triton_rerank.scorers.model_config import parse_model_info
 from triton_rerank.types import ModelInfo
 
 

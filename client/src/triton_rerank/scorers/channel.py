@@ -127,8 +127,14 @@ def check_target(target: object) -> str:
     return target
 
 
+def needs_lookup(target: str) -> bool:
+    """True for a list with names in it: gRPC takes lists of addresses only, so `grpc_target` must look them up."""
+    parts = target.split(",")
+    return len(parts) > 1 and not target.startswith(_SCHEMES) and not all(map(_is_address, parts))
+
+
 def grpc_target(target: str) -> str:
-    """The name that gRPC resolves; hosts of a list are looked up here, since gRPC takes lists of addresses only.
+    """The name that gRPC resolves; hosts of a list are looked up here, which may take long.
 
     Raises:
         ServerUnavailableError: a host of a list cannot be looked up.
@@ -211,13 +217,19 @@ def _authority(target: str, tls: Tls | None) -> str | None:
     return tls.server_name or (first if "," in target and not target.startswith(_SCHEMES) else None)
 
 
+def _is_address(part: str) -> bool:
+    try:
+        ipaddress.ip_address(part.strip().rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
 def _address(part: str) -> tuple[str, str]:
     host, _, port = part.rpartition(":")
     host = host.strip("[]")
-    try:
-        version: int = ipaddress.ip_address(host).version
-    except ValueError:
-        host, version = _look_up(host)
+    version: int
+    host, version = (host, ipaddress.ip_address(host).version) if _is_address(part) else _look_up(host)
     return ("ipv4", f"{host}:{port}") if version == 4 else ("ipv6", f"[{host}]:{port}")
 
 

@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import tritonclient.grpc as triton
 
 from triton_rerank import _ranking, _wire
 from triton_rerank._plan import Limits, plan
-from triton_rerank._runtime import Runtime
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
-from triton_rerank.contract import (
-    ACTIVATION,
-    LENGTH_LADDER,
-    MAX_LENGTH,
-    MAX_REQUEST_BYTES,
-    PRECISION,
-    SOURCE,
-    TOKENIZER_SUFFIX,
+from triton_rerank.contract import LENGTH_LADDER, MAX_LENGTH, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
+from triton_rerank.errors import (
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    InvalidResponseError,
+    RerankError,
 )
-from triton_rerank.errors import ConfigurationError, InvalidRequestError, InvalidResponseError, RerankError
 from triton_rerank.scorers.base import Call
-from triton_rerank.scorers.channel import TritonOptions, channel_arguments, check_target, credentials, grpc_target
+from triton_rerank.scorers.channel import (
+    TritonOptions,
+    channel_arguments,
+    check_target,
+    credentials,
+    grpc_target,
+    needs_lookup,
+)
+from triton_rerank.scorers.model_config import check_model, parse_model_info
 from triton_rerank.scorers.transport import InferRequest, SyncTransport, Transport
 from triton_rerank.scorers.transport_aio import AioTransport
-from triton_rerank.types import Activation, ModelInfo
+from triton_rerank.types import ModelInfo
 
-_ACTIVATIONS = ("identity", "sigmoid")
 _PAIR_OVERHEAD_BYTES = 8  # BYTES tensors carry a 4-byte length before each of the two texts
-_LONGEST_NAME = 255  # of a folder, and thus of a model
-_VERSION_ROUNDS = 4  # how often sub-requests are asked again that another version answered
+_VERSION_ROUNDS = 12  # how often sub-requests are asked again that another version answered
+_VERSION_PATIENCE = 3  # rounds in which the wanted version did not come
 
 
 class TritonScorer:
@@ -61,6 +67,8 @@ class TritonScorer:
         self.options = options or TritonOptions()
         self._name = name or f"triton({target})"
         self._info: ModelInfo | None = None
+        self._address: str | None = None  # of the target, as gRPC resolves it
+        self._process: int | None = None  # the one that has the connections
         self._lock = Lock()
         self._sync: SyncTransport | None = None
         self._aio: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
@@ -109,17 +117,18 @@ class TritonScorer:
             return False
 
     def close(self) -> None:
-        """Close the channel of the sync client."""
-        transport, self._sync = self._sync, None
-        if transport is not None:
+        """Close the channel of the sync client; a forked process leaves it alone, since closing it there could hang."""
+        if self._process == os.getpid() and self._sync is not None:
+            transport, self._sync = self._sync, None
             transport.close()
 
     async def aclose(self) -> None:
         """Close the channels of the sync client and of this event loop."""
         self.close()
-        transport = self._aio.pop(asyncio.get_running_loop(), None)
-        if transport is not None:
-            await transport.close()
+        if self._process == os.getpid():
+            transport = self._aio.pop(asyncio.get_running_loop(), None)
+            if transport is not None:
+                await transport.close()
 
     async def _score(self, request: PairRequest, call: Call, info: ModelInfo) -> Scored:
         groups = plan(
@@ -146,18 +155,26 @@ class TritonScorer:
     async def _ask_all(
         self, request: PairRequest, groups: Sequence[Sequence[int]], call: Call
     ) -> tuple[str, list[triton.InferResult]]:
-        """Answers of one version: while servers are being updated, parts of a request may meet different ones."""
-        transport = self._transport(call.runtime)
+        """Answers of one version: while servers are being updated, parts of a request may meet different ones.
+
+        Parts that another version answered than most are asked again. If the version of most does not come any more,
+        it was replaced meanwhile, and the one that comes is wanted of all.
+        """
+        transport = await self._transport(call)
         answers: dict[int, triton.InferResult] = {}
         asked = list(range(len(groups)))
+        wanted, missed = "", 0
         for _ in range(1 + _VERSION_ROUNDS):
             parts = [self._infer_request(request, groups[place], call) for place in asked]
             answers.update(zip(asked, await transport.infer_all(parts, self.options.concurrency), strict=True))
             versions = {place: answer.get_response().model_version for place, answer in answers.items()}
-            newest = max(versions.values(), key=lambda version: (len(version), version))
-            asked = [place for place, version in versions.items() if version != newest]
+            came = Counter(versions[place] for place in asked)
+            missed = 0 if wanted in came else missed + 1
+            if not wanted or missed == _VERSION_PATIENCE:
+                wanted, missed = max(came, key=lambda version: (came[version], len(version), version)), 0
+            asked = [place for place, version in versions.items() if version != wanted]
             if not asked:
-                return newest, [answers[place] for place in range(len(groups))]
+                return wanted, [answers[place] for place in range(len(groups))]
         raise InvalidResponseError(
             f"{self.model!r} at {self.target}: versions {', '.join(sorted(set(versions.values())))} answered parts of "
             "one request, and their logits do not compare; activate the same version on every server"
@@ -181,17 +198,36 @@ class TritonScorer:
         return (await self._ask("get_model_config", model, call=call)).config
 
     async def _ask(self, method: str, *arguments: Any, call: Call) -> Any:
+        transport = await self._transport(call)
         timeout_s = call.deadline.left_s(doing=f"{method} was asked")
         headers = {**self.options.headers, **call.headers}
-        return await self._transport(call.runtime).ask(method, *arguments, timeout_s=timeout_s, headers=headers)
+        return await transport.ask(method, *arguments, timeout_s=timeout_s, headers=headers)
 
-    def _transport(self, runtime: Runtime) -> Transport:
-        if runtime.is_async:
+    async def _transport(self, call: Call) -> Transport:
+        if self._process not in (None, os.getpid()):
+            raise ConfigurationError(
+                f"{self._name} has connections of process {self._process} and is used in its fork {os.getpid()}: gRPC "
+                "does not survive a fork; make the client there (in gunicorn's post_fork, for example)"
+            )
+        if self._address is None:
+            self._address = await self._look_up(call)
+        self._process = os.getpid()
+        if call.runtime.is_async:
             return self._aio_transport()
         with self._lock:
             if self._sync is None:
                 self._sync = SyncTransport(self._connect, self._translate)
             return self._sync
+
+    async def _look_up(self, call: Call) -> str:
+        if not needs_lookup(self.target):
+            return grpc_target(self.target)
+        doing = f"the names in {self.target!r} were looked up"
+        left_s = call.deadline.left_s(doing=doing)
+        try:
+            return await call.runtime.in_thread(lambda: grpc_target(self.target), timeout_s=left_s)
+        except TimeoutError as exc:
+            raise DeadlineExceededError(f"timeout_s of {call.deadline.timeout_s:g} s passed before {doing}") from exc
 
     def _aio_transport(self) -> Transport:
         loop = asyncio.get_running_loop()
@@ -202,7 +238,7 @@ class TritonScorer:
 
     def _connect(self, client: Any = triton.InferenceServerClient) -> Any:
         return client(
-            grpc_target(self.target),
+            self._address,
             creds=credentials(self.options.tls),
             channel_args=channel_arguments(self.target, self.options),
         )
@@ -210,58 +246,6 @@ class TritonScorer:
     def _translate(self, exc: triton.InferenceServerException, request_id: str | None) -> RerankError:
         status, message = str(exc.status() or "UNKNOWN"), str(exc.message())
         return error_for(status, message, target=self.target, model=self.model, request_id=request_id)
-
-
-def check_model(model: object) -> str:
-    """Check the form of a model's name; no server is asked.
-
-    Raises:
-        ConfigurationError: it cannot be one.
-    """
-    if not isinstance(model, str) or not model.isprintable() or not 0 < len(model) <= _LONGEST_NAME:
-        raise ConfigurationError(
-            f"model is {model!r:.80}: it must be the public model name, as in the model repository, of at most "
-            f"{_LONGEST_NAME} characters"
-        )
-    return model
-
-
-def parse_model_info(model: str, config: Any) -> ModelInfo:
-    """Read what the client needs from an ensemble's config.
-
-    Args:
-        model: public model name.
-        config: ``ModelConfig`` message, as the server sends it or as it stands in config.pbtxt.
-
-    Returns:
-        All of it but ``length_ladder``, which stands in the config of the tokenizer step.
-
-    Raises:
-        ConfigurationError: a parameter is missing or has a value that is not known.
-    """
-    parameters: Mapping[str, str] = {key: value.string_value for key, value in config.parameters.items()}
-    missing = [name for name in (ACTIVATION, MAX_LENGTH, PRECISION, SOURCE) if name not in parameters]
-    if missing:
-        raise ConfigurationError(
-            f"model {model!r} is not one that triton-rerank-export wrote: its config.pbtxt has no parameter "
-            f"{', '.join(missing)}; ask for the ensemble, not for its steps"
-        )
-    activation, max_batch_size = parameters[ACTIVATION], int(config.max_batch_size)
-    if activation not in _ACTIVATIONS or not parameters[MAX_LENGTH].isdecimal() or max_batch_size < 1:
-        raise ConfigurationError(
-            f"model {model!r} has activation {activation!r}, max_length {parameters[MAX_LENGTH]!r}, max_batch_size "
-            f"{max_batch_size}: activation must be one of {', '.join(_ACTIVATIONS)} and the others whole numbers from 1"
-        )
-    versions = config.version_policy.specific.versions
-    return ModelInfo(
-        name=model,
-        activation=cast("Activation", activation),
-        max_length=int(parameters[MAX_LENGTH]),
-        max_batch_size=max_batch_size,
-        precision=parameters[PRECISION],
-        source=parameters[SOURCE],
-        version=str(max(versions)) if versions else "",
-    )
 
 
 def _decode(answer: triton.InferResult, n_documents: int) -> _wire.PairScores:
