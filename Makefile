@@ -83,6 +83,14 @@ eval: $(VENV)/.test $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json 
 speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
+.PHONY: perf-client
+perf-client: $(VENV)/.test $(DEMO_MANIFEST) ## what the client adds to a raw tritonclient call, in one run
+	$(BIN)/triton-rerank-bench client --model-repository $(REPOSITORY) $(ARGS)
+
+.PHONY: splitting
+splitting: $(VENV)/.test $(DEMO_MANIFEST) ## padding and merging by the client's plan, beside simpler ones
+	$(BIN)/triton-rerank-bench splitting --model-repository $(REPOSITORY) $(ARGS)
+
 # --- development ------------------------------------------------------------------------------------------------
 
 .PHONY: test

@@ -10,16 +10,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from triton_rerank import RerankError
-from triton_rerank_bench import report
+from triton_rerank_bench import client_report, report
 from triton_rerank_bench.bi_encoder import BiEncoder, default_model
+from triton_rerank_bench.client_cost import measure_client_cost
 from triton_rerank_bench.collections import load_collection
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.quality import Reranker, measure_quality
 from triton_rerank_bench.speed import measure_speed
+from triton_rerank_bench.splitting import measure_splitting
 from triton_rerank_server import ServerStartError
 
 DEFAULT_CACHE = Path(".cache/triton-rerank-bench")
 DEFAULT_ROUNDS = 7
+CLIENT_ROUNDS = 200  # a tenth of it with long documents
+SPLITTING_ROUNDS = 3
 DEFAULT_SEED = 1
 WIDTH = 110  # of a report that goes to a file or a pipe
 
@@ -28,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0; 1 if ``speed --check`` missed a target; 2 if nothing could be measured.
+        0; 1 if ``--check`` is given and a target was missed; 2 if nothing could be measured.
     """
     options = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
-        document, code = _speed(options, console) if options.command == "speed" else _quality(options, console)
+        document, code = _COMMANDS[options.command](options, console)
         if options.output:
             options.output.write_text(report.indented(document), encoding="utf-8")
     except (BenchError, RerankError, ServerStartError, OSError) as exc:
@@ -67,6 +71,30 @@ def _speed(options: argparse.Namespace, console: Console) -> tuple[report.Json, 
     report.print_speed(console, figures)
     missed = any(target.passed is False for target in figures.targets)
     return report.speed_json(figures, {"seed": options.seed}), int(options.check and missed)
+
+
+def _client(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
+    (reranker,) = name_rerankers([options.model_repository], options.model)
+    with _progress() as progress:
+        figures = measure_client_cost(
+            reranker.model_repository, reranker.model, n_rounds=options.rounds, seed=options.seed, progress=progress
+        )
+    client_report.print_client_cost(console, figures)
+    missed = any(target.passed is False for target in figures.targets)
+    return client_report.client_cost_json(figures, {"seed": options.seed}), int(options.check and missed)
+
+
+def _splitting(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
+    (reranker,) = name_rerankers([options.model_repository], options.model)
+    with _progress() as progress:
+        figures = measure_splitting(
+            reranker.model_repository, reranker.model, n_rounds=options.rounds, seed=options.seed, progress=progress
+        )
+    client_report.print_splitting(console, figures)
+    return client_report.splitting_json(figures, {"seed": options.seed}), 0
+
+
+_COMMANDS = {"quality": _quality, "speed": _speed, "client": _client, "splitting": _splitting}
 
 
 def name_rerankers(values: list[str], model: str | None) -> list[Reranker]:
@@ -103,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_quality(commands.add_parser("quality", help="nDCG@10 and MRR@10 on collections in BEIR form"))
     _add_speed(commands.add_parser("speed", help="seconds and memory, against sentence-transformers"))
+    _add_client(commands.add_parser("client", help="what the client adds to a raw tritonclient call"))
+    _add_splitting(commands.add_parser("splitting", help="what splitting a list does to padding, batches and seconds"))
     return parser
 
 
@@ -126,6 +156,19 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
     parser.add_argument("--rounds", type=_positive, default=DEFAULT_ROUNDS, help="counted rounds (default %(default)s)")
     parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    _add_common(parser, "of the texts and of the turns")
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-repository", required=True, metavar="PATH", help="serve and call the model in it")
+    parser.add_argument("--rounds", type=_positive, default=CLIENT_ROUNDS, help="counted rounds (default %(default)s)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    _add_common(parser, "of the texts and of the turns")
+
+
+def _add_splitting(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model-repository", required=True, metavar="PATH", help="serve and call the model in it")
+    parser.add_argument("--rounds", type=_positive, default=SPLITTING_ROUNDS, help="rounds (default %(default)s)")
     _add_common(parser, "of the texts and of the turns")
 
 

@@ -27,14 +27,14 @@ def quality_json(collections: Sequence[CollectionQuality], triton_version: str |
     bm25: Json = {"k1": first_stage.K1, "b": first_stage.B, "method": first_stage.METHOD}
     settings = {**settings, "bm25": bm25, "candidates": CANDIDATES, "resamples": RESAMPLES}
     return {
-        **_header("quality", triton_version, settings),
+        **header("quality", triton_version, settings),
         "collections": [dataclasses.asdict(collection) for collection in collections],
     }
 
 
 def speed_json(report: SpeedReport, settings: Json) -> Json:
     """The speed report as plain data: date, machine, versions, settings, figures, targets."""
-    return {**_header("speed", report.triton_version, settings), **dataclasses.asdict(report)}
+    return {**header("speed", report.triton_version, settings), **dataclasses.asdict(report)}
 
 
 def compact(document: Mapping[str, object]) -> str:
@@ -70,10 +70,11 @@ def print_speed(console: Console, report: SpeedReport) -> None:
     for workload in report.workloads:
         _print_timings(console, workload)
     _print_memory(console, report)
-    console.print(_targets_table(report.targets))
+    console.print(targets_table(report.targets))
 
 
-def _header(kind: str, triton_version: str | None, settings: Json) -> Json:
+def header(kind: str, triton_version: str | None, settings: Json) -> Json:
+    """What every report begins with: its kind, date, machine, versions and settings."""
     versions = installed_versions() | ({"tritonserver": triton_version} if triton_version else {})
     return {
         "kind": kind,
@@ -90,7 +91,7 @@ def _print_systems(console: Console, collection: CollectionQuality) -> None:
         f"{collection.n_judged} judged of {collection.n_queries} queries"
     )
     rows = ((s.system, f"{s.ndcg_at_10:.4f}", f"{s.mrr_at_10:.4f}") for s in collection.systems)
-    console.print(_table(title, ["system", "nDCG@10", "MRR@10"], rows))
+    console.print(table(title, ["system", "nDCG@10", "MRR@10"], rows))
 
 
 def _print_comparisons(console: Console, collection: CollectionQuality) -> None:
@@ -104,7 +105,7 @@ def _print_comparisons(console: Console, collection: CollectionQuality) -> None:
         for c in collection.comparisons
     )
     title = f"{collection.collection}: differences, 95 % interval over queries"
-    console.print(_table(title, ["systems", "metric", "mean", "interval"], rows))
+    console.print(table(title, ["systems", "metric", "mean", "interval"], rows))
 
 
 def _print_timings(console: Console, workload: WorkloadSpeed) -> None:
@@ -124,7 +125,7 @@ def _print_timings(console: Console, workload: WorkloadSpeed) -> None:
         )
         for t in workload.timings
     )
-    console.print(_table(title, ["contestant", "median s", "min s", "max s", "pairs/s", "tokens/s"], rows))
+    console.print(table(title, ["contestant", "median s", "min s", "max s", "pairs/s", "tokens/s"], rows))
     for ratio in workload.ratios:
         console.print(
             f"  {ratio.numerator} / {ratio.denominator}: {ratio.median:.3f} ({ratio.min:.3f} to {ratio.max:.3f})"
@@ -142,15 +143,17 @@ def _print_memory(console: Console, report: SpeedReport) -> None:
     )
 
 
-def _targets_table(targets: Sequence[Target]) -> Table:
+def targets_table(targets: Sequence[Target]) -> Table:
+    """Each target with what was measured."""
     rows = ((target.text, f"{target.value:.3f}", _VERDICTS[target.passed]) for target in targets)
-    return _table("targets", ["target", "measured", "verdict"], rows)
+    return table("targets", ["target", "measured", "verdict"], rows)
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left")
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows of text; the first column to the left, the others to the right."""
+    grid = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        grid.add_column(column, justify="left" if number == 0 else "right")
     for row in rows:
-        table.add_row(*row)
-    return table
+        grid.add_row(*row)
+    return grid

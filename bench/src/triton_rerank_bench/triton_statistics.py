@@ -1,0 +1,86 @@
+"""What Triton itself counted of a model. Its counters follow an answer by a moment, so they are waited for."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import tritonclient.grpc as triton
+
+from triton_rerank_bench.errors import BenchError
+
+_WAIT_S = 5.0
+_POLL_S = 0.0005
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums since the server started, or differences of two such sums.
+
+    Attributes:
+        requests: answered.
+        inferences: rows of all requests.
+        executions: batches that the model computed.
+        seconds: requests' time in the server, from the first byte read to the answer given.
+    """
+
+    requests: int
+    inferences: int
+    executions: int
+    seconds: float
+
+    def since(self, before: Counts) -> Counts:
+        """What was counted between two readings."""
+        return Counts(
+            self.requests - before.requests,
+            self.inferences - before.inferences,
+            self.executions - before.executions,
+            self.seconds - before.seconds,
+        )
+
+
+class TritonStatistics:
+    """Reads the counters of one model.
+
+    Args:
+        target: of a running Triton.
+        model: the ensemble, or one of its steps.
+    """
+
+    def __init__(self, target: str, model: str) -> None:
+        self._client = triton.InferenceServerClient(target)
+        self._model = model
+
+    def read(self) -> Counts:
+        """The counters now, all versions together.
+
+        Raises:
+            BenchError: Triton does not answer.
+        """
+        try:
+            versions = self._client.get_inference_statistics(self._model).model_stats
+        except triton.InferenceServerException as exc:
+            raise BenchError(f"Triton does not tell its statistics of {self._model}: {exc}") from exc
+        return Counts(
+            requests=sum(int(version.inference_stats.success.count) for version in versions),
+            inferences=sum(int(version.inference_count) for version in versions),
+            executions=sum(int(version.execution_count) for version in versions),
+            seconds=sum(int(version.inference_stats.success.ns) for version in versions) / 1e9,
+        )
+
+    def after(self, before: Counts, n_requests: int) -> Counts:
+        """What was counted since ``before``, once ``n_requests`` more were.
+
+        Raises:
+            BenchError: they are not counted within seconds, or more are: somebody else asks this server.
+        """
+        give_up = time.monotonic() + _WAIT_S
+        while (now := self.read().since(before)).requests < n_requests and time.monotonic() < give_up:
+            time.sleep(_POLL_S)
+        if now.requests != n_requests:
+            raise BenchError(f"Triton counted {now.requests} requests to {self._model} where {n_requests} were sent")
+        return now
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
