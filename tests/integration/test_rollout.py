@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ class Load:
             while not self._stop.is_set():
                 try:
                     ranking = sorted(client.rerank(QUERY, DOCUMENTS), key=lambda ranked: ranked.index)
-                    self.answers.append(tuple(round(ranked.logit, 3) for ranked in ranking))
+                    self.answers.append(tuple(round(cast("float", ranked.logit), 3) for ranked in ranking))
                 except Exception as exc:  # noqa: BLE001 - whatever it is, the test is to show it
                     self.errors.append(repr(exc))
                     return

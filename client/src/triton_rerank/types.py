@@ -149,6 +149,7 @@ class ModelInfo:
         source: where the weights came from.
         version: the version that answers, "" if the config does not say.
         length_ladder: padded lengths in tokens, ascending; a request is padded to the first that holds it.
+        queue_bounded: requests that wait too long in the server, or are one too many, are refused.
     """
 
     name: str
@@ -159,3 +160,4 @@ class ModelInfo:
     source: str
     version: str = ""
     length_ladder: tuple[int, ...] = ()
+    queue_bounded: bool = False

@@ -232,6 +232,8 @@ def _optimization(model: ServedModel) -> Any:
 
 def _batching(model: ServedModel, *, queue_delay_us: int) -> Any:
     """Requests that come while the instance is busy merge; what waits too long, or is one too many, is refused."""
+    if not (model.queue_timeout_us or model.max_queue_size):  # any bound, a request's own too, costs the prefetching
+        return pb.ModelDynamicBatching(max_queue_delay_microseconds=queue_delay_us)
     return pb.ModelDynamicBatching(
         max_queue_delay_microseconds=queue_delay_us,
         default_queue_policy=pb.ModelQueuePolicy(

@@ -103,8 +103,8 @@ def verify(client: RerankClient, scores: Sequence[PublishedScore]) -> VerifyRepo
         RerankError: the server does not answer, or does not have the model.
         ExportError: the scores cannot judge the precision that is served.
     """
-    precision = client.model_info().precision
-    return judge(client.model, precision, scores, _ask(client, scores))
+    info = client.model_info()
+    return judge(info.name, info.precision, scores, _ask(client, scores))
 
 
 def judge(model: str, precision: str, scores: Sequence[PublishedScore], got: Sequence[float]) -> VerifyReport:
@@ -154,7 +154,7 @@ def _ask(client: RerankClient, scores: Sequence[PublishedScore]) -> list[float]:
     for query in dict.fromkeys(score.query for score in scores):
         places = [place for place, score in enumerate(scores) if score.query == query]
         for ranked in client.rerank(query, [scores[place].document for place in places]):
-            got[places[ranked.index]] = ranked.logit
+            got[places[ranked.index]] = math.nan if ranked.logit is None else ranked.logit
     return got
 
 

@@ -21,6 +21,7 @@ from triton_rerank.contract import MAX_REQUEST_BYTES
 from triton_rerank.errors import ConfigurationError, InvalidRequestError, ServerUnavailableError
 
 Compression = Literal["gzip", "deflate"]
+Split = Literal["auto", "padding", "limits"]
 ChannelArguments = list[tuple[str, str | int]]
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")  # gRPC's own, passed on as they are
@@ -71,7 +72,10 @@ class TritonOptions:
         headers: gRPC metadata of every call, for example ``{"triton-grpc-protocol-<key>": "<value>"}`` for restricted
             protocols.
         compression: of requests; None, since on a fast network it costs more than it saves.
-        concurrency: sub-requests of one call that are under way at a time.
+        split: "padding" splits a list where that saves padding; "limits" only where the server's limits want it; "auto"
+            is the latter where the server's queues are bounded, since Triton pauses between queued requests then.
+        concurrency: sub-requests of one call that are under way at a time; None means 8, or one for each target of a
+            list where the server's queues are bounded.
         retries: how often gRPC sends a request again that met UNAVAILABLE, with jitter, within the deadline and within
             a budget that failures use up.
         keepalive_s: a connection with calls under way is probed this often; one that died unseen is given up after
@@ -83,14 +87,18 @@ class TritonOptions:
     tls: Tls | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     compression: Compression | None = None
-    concurrency: int = 8
+    split: Split = "auto"
+    concurrency: int | None = None
     retries: int = 1
     keepalive_s: float = 10.0
     keepalive_timeout_s: float = 5.0
     max_reconnect_s: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_number("concurrency", self.concurrency, 1, 1024)
+        if self.concurrency is not None:
+            _check_number("concurrency", self.concurrency, 1, 1024)
+        if self.split not in ("auto", "padding", "limits"):
+            raise ConfigurationError(f"split is {self.split!r}: it must be 'auto', 'padding' or 'limits'")
         _check_number("retries", self.retries, 0, 4)  # gRPC bounds attempts at 5
         for name in ("keepalive_s", "keepalive_timeout_s", "max_reconnect_s"):
             _check_number(name, getattr(self, name), 0.01, 3600)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from triton_rerank.contract import ACTIVATION, MAX_LENGTH, PRECISION, SOURCE
+from triton_rerank.contract import ACTIVATION, LENGTH_LADDER, MAX_LENGTH, PRECISION, SOURCE
 from triton_rerank.errors import ConfigurationError
 from triton_rerank.types import Activation, ModelInfo
 
@@ -35,7 +35,7 @@ def parse_model_info(model: str, config: Any) -> ModelInfo:
         config: ``ModelConfig`` message, as the server sends it or as it stands in config.pbtxt.
 
     Returns:
-        All of it but ``length_ladder``, which stands in the config of the tokenizer step.
+        All of it but ``length_ladder`` and ``queue_bounded``, which stand in the config of the tokenizer step.
 
     Raises:
         ConfigurationError: a parameter is missing or has a value that is not known.
@@ -63,3 +63,15 @@ def parse_model_info(model: str, config: Any) -> ModelInfo:
         source=parameters[SOURCE],
         version=str(max(versions)) if versions else "",
     )
+
+
+def parse_ladder(step: Any) -> tuple[int, ...]:
+    """Padded lengths in tokens, ascending, from the ``ModelConfig`` of a tokenizer step; empty if it tells none."""
+    rungs = step.parameters[LENGTH_LADDER].string_value.split(",")
+    return tuple(int(rung) for rung in rungs if rung.isdecimal())
+
+
+def is_queue_bounded(step: Any) -> bool:
+    """True if the step's queue policy has any bound, of requests or of time, its own or a request's."""
+    policy = step.dynamic_batching.default_queue_policy
+    return bool(policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override)

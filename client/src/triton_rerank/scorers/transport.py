@@ -63,8 +63,8 @@ class SyncTransport:
 
     async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[triton.InferResult]:
         """Send from this thread; answers come through a queue, and what is under way is cancelled on a failure."""
-        if len(requests) == 1:
-            return [self._infer(requests[0])]
+        if len(requests) == 1 or concurrency == 1:
+            return [self._infer(request) for request in requests]
         answers: SimpleQueue[tuple[int, Any, Any]] = SimpleQueue()
         results: list[Any] = [None] * len(requests)
         waiting = iter(range(len(requests)))

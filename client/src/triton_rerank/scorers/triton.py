@@ -18,7 +18,7 @@ from triton_rerank import _ranking, _wire
 from triton_rerank._plan import Limits, plan
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
-from triton_rerank.contract import LENGTH_LADDER, MAX_LENGTH, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
+from triton_rerank.contract import MAX_LENGTH, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
 from triton_rerank.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -35,12 +35,13 @@ from triton_rerank.scorers.channel import (
     grpc_target,
     needs_lookup,
 )
-from triton_rerank.scorers.model_config import check_model, parse_model_info
+from triton_rerank.scorers.model_config import check_model, is_queue_bounded, parse_ladder, parse_model_info
 from triton_rerank.scorers.transport import InferRequest, SyncTransport, Transport
 from triton_rerank.scorers.transport_aio import AioTransport
 from triton_rerank.types import ModelInfo
 
 _PAIR_OVERHEAD_BYTES = 8  # BYTES tensors carry a 4-byte length before each of the two texts
+_CONCURRENCY = 8  # sub-requests under way at a time
 _VERSION_ROUNDS = 12  # how often sub-requests are asked again that another version answered
 _VERSION_PATIENCE = 3  # rounds in which the wanted version did not come
 
@@ -105,8 +106,8 @@ class TritonScorer:
         """
         config = await self._config(self.model, call)
         info = parse_model_info(self.model, config)
-        ladder = (await self._config(self.model + TOKENIZER_SUFFIX, call)).parameters[LENGTH_LADDER].string_value
-        self._info = replace(info, length_ladder=tuple(int(rung) for rung in ladder.split(",") if rung.isdecimal()))
+        step = await self._config(self.model + TOKENIZER_SUFFIX, call)
+        self._info = replace(info, length_ladder=parse_ladder(step), queue_bounded=is_queue_bounded(step))
         return self._info
 
     async def is_ready(self, call: Call) -> bool:
@@ -131,12 +132,13 @@ class TritonScorer:
                 await transport.close()
 
     async def _score(self, request: PairRequest, call: Call, info: ModelInfo) -> Scored:
+        for_padding = self.options.split == "padding" or (self.options.split == "auto" and not info.queue_bounded)
         groups = plan(
             [len(document) for document in request.documents],
             overhead=len(request.query) + _PAIR_OVERHEAD_BYTES,
-            limits=Limits(info.max_batch_size, MAX_REQUEST_BYTES, info.length_ladder),
+            limits=Limits(info.max_batch_size, MAX_REQUEST_BYTES, info.length_ladder if for_padding else ()),
         )
-        version, answers = await self._ask_all(request, groups, call)
+        version, answers = await self._ask_all(request, groups, call, self._concurrency(info))
         if info.version not in ("", version):
             info = await self.model_info(call)
         decoded = [_decode(answer, len(group)) for answer, group in zip(answers, groups, strict=True)]
@@ -152,8 +154,13 @@ class TritonScorer:
             requests=len(groups),
         )
 
+    def _concurrency(self, info: ModelInfo) -> int:
+        # In front of a bounded queue, Triton 2.51 does not prefetch, and misses the moment when a model instance
+        # becomes free: requests that wait in the queue may be noticed half a second late (docs/LOG.md).
+        return self.options.concurrency or (self.target.count(",") + 1 if info.queue_bounded else _CONCURRENCY)
+
     async def _ask_all(
-        self, request: PairRequest, groups: Sequence[Sequence[int]], call: Call
+        self, request: PairRequest, groups: Sequence[Sequence[int]], call: Call, concurrency: int
     ) -> tuple[str, list[triton.InferResult]]:
         """Answers of one version: while servers are being updated, parts of a request may meet different ones.
 
@@ -166,7 +173,7 @@ class TritonScorer:
         wanted, missed = "", 0
         for _ in range(1 + _VERSION_ROUNDS):
             parts = [self._infer_request(request, groups[place], call) for place in asked]
-            answers.update(zip(asked, await transport.infer_all(parts, self.options.concurrency), strict=True))
+            answers.update(zip(asked, await transport.infer_all(parts, concurrency), strict=True))
             versions = {place: answer.get_response().model_version for place, answer in answers.items()}
             came = Counter(versions[place] for place in asked)
             missed = 0 if wanted in came else missed + 1
