@@ -41,8 +41,11 @@ def plan(lengths: Sequence[int], *, overhead: int, limits: Limits) -> tuple[tupl
     Returns:
         Document indexes of each sub-request, shortest documents first; together they hold each index once.
     """
-    if not lengths:
+    n = len(lengths)
+    if not n:
         return ()
+    if not limits.length_ladder and n <= limits.max_batch_size and sum(lengths) + n * overhead <= limits.max_request_bytes:
+        return (tuple(range(n)),)
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     sizes = [lengths[index] + overhead for index in order]
     groups: list[tuple[int, ...]] = []

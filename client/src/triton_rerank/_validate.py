@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -58,9 +58,9 @@ def check_request(query: object, documents: Iterable[D], text_key: TextKey = "te
     if not encoded_query.strip():
         raise InvalidRequestError("query is blank: give the text that the documents are to be ranked by")
     items = _listed("documents", documents)
-    distinct: dict[bytes, int] = {}
-    places = tuple([distinct.setdefault(text, len(distinct)) for text in _encoded(items, text_key)])
-    return Request(encoded_query, tuple(items), tuple(distinct), places)
+    encoded = _encoded(items, text_key)
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(encoded))}
+    return Request(encoded_query, tuple(items), tuple(distinct), tuple(map(distinct.__getitem__, encoded)))
 
 
 def check_many(queries: Iterable[str], document_lists: Iterable[Iterable[D]]) -> list[tuple[str, Iterable[D]]]:
@@ -193,13 +193,18 @@ def encode_text(name: str, text: object) -> bytes:
     return encoded
 
 
-def _encoded(items: Iterable[object], text_key: TextKey) -> Iterator[bytes]:
-    for index, item in enumerate(items):
-        if type(item) is str and item.isascii() and len(item) <= MAX_TEXT_BYTES:  # most are, and this is fast
-            yield item.encode()
-            continue
-        name = f"documents[{index}]"
-        yield encode_text(name, item if isinstance(item, str | bytes | bytearray) else _text_of(name, item, text_key))
+def _encoded(items: Sequence[object], text_key: TextKey) -> list[bytes]:
+    try:  # most requests are strings that need no look at each
+        encoded = list(map(str.encode, items))  # type: ignore[arg-type]
+        if not encoded or max(map(len, encoded)) <= MAX_TEXT_BYTES:
+            return encoded
+    except (TypeError, UnicodeEncodeError):
+        pass  # one is no string, or no Unicode: look at each, and say which
+    return [_encode_document(f"documents[{index}]", item, text_key) for index, item in enumerate(items)]
+
+
+def _encode_document(name: str, item: object, text_key: TextKey) -> bytes:
+    return encode_text(name, item if isinstance(item, str | bytes | bytearray) else _text_of(name, item, text_key))
 
 
 def _text_of(name: str, item: object, text_key: TextKey) -> object:
