@@ -44,9 +44,10 @@ def plan(lengths: Sequence[int], *, overhead: int, limits: Limits) -> tuple[tupl
     n = len(lengths)
     if not n:
         return ()
-    if not limits.length_ladder and n <= limits.max_batch_size and sum(lengths) + n * overhead <= limits.max_request_bytes:
+    fits = n <= limits.max_batch_size and sum(lengths) + n * overhead <= limits.max_request_bytes
+    if fits and not limits.length_ladder:
         return (tuple(range(n)),)
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    order = sorted(range(n), key=lengths.__getitem__)
     sizes = [lengths[index] + overhead for index in order]
     groups: list[tuple[int, ...]] = []
     for start, end in _spans(sizes, limits.length_ladder):
