@@ -33,6 +33,7 @@ TABLE: tuple[tuple[str, str, type[RerankError], str], ...] = (
     ("DEADLINE_EXCEEDED", "", DeadlineExceededError, "raise timeout_s, or send fewer documents"),
     ("CANCELLED", "channel closed", ConfigurationError, "the client was closed under the call: close it afterwards"),
     ("CANCELLED", "", ServerUnavailableError, "the server ended the call, it may be shutting down; send it again"),
+    ("NOT_FOUND", "no available versions", ModelNotReadyError, "it was unloaded: load it again"),
     ("NOT_FOUND", "", ConfigurationError, "check the model's name against the server's repository"),
     ("INVALID_ARGUMENT", "", InvalidRequestError, "change the request"),
     ("OUT_OF_RANGE", "", InvalidRequestError, "change the request"),

@@ -35,6 +35,7 @@ FAILING = "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceededError),
         ("CANCELLED", "Channel closed!", ConfigurationError),
         ("CANCELLED", "CANCELLED", ServerUnavailableError),
+        ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", ModelNotReadyError),
         ("NOT_FOUND", "Request for unknown model: 'm' is not found", ConfigurationError),
         ("INVALID_ARGUMENT", "unexpected inference input 'x'", InvalidRequestError),
         ("UNIMPLEMENTED", "Received http2 header with status: 404", ConfigurationError),
