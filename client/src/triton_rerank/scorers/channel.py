@@ -76,8 +76,9 @@ class TritonOptions:
             is the latter where the server's queues are bounded, since Triton pauses between queued requests then.
         concurrency: sub-requests of one call that are under way at a time; None means 8, or one for each target of a
             list where the server's queues are bounded.
-        retries: how often gRPC sends a request again that met UNAVAILABLE, with jitter, within the deadline and within
-            a budget that failures use up.
+        retries: how often gRPC sends a request again that met UNAVAILABLE, NOT_FOUND or CANCELLED (a server that ends
+            says all three), with jitter, within the deadline and within a budget that failures use up. With 1 there
+            are never more than twice the requests on the wire; with more, a few requests may be sent 1 + retries times.
         keepalive_s: a connection with calls under way is probed this often; one that died unseen is given up after
             ``keepalive_timeout_s`` more.
         keepalive_timeout_s: see there.
