@@ -36,7 +36,7 @@ def short_queue(model_repository: Path, tmp_path: Path) -> Iterator[TritonServer
 
 def test_a_full_queue_refuses_and_the_others_are_answered(short_queue: TritonServer, passages: list[str]) -> None:
     answered, refused = [], []
-    documents = [" ".join(passages)] * 20
+    documents = [f"{n} {' '.join(passages)}" for n in range(20)]
 
     def ask() -> None:
         with RerankClient(short_queue.grpc_target, model=DEMO, timeout_s=60.0) as client:

@@ -76,7 +76,7 @@ def test_stop_leaves_no_process_no_shared_memory_and_no_files(tiny_repository: P
 
 @pytest.mark.usefixtures("no_leftovers")
 def test_requests_in_flight_are_answered_before_it_stops(model_repository: Path) -> None:
-    batch = ["a binary heap keeps its largest element at the root " * 10] * 200  # half a second at least
+    batch = [f"{n}: a binary heap keeps its largest element at the root " * 10 for n in range(200)]  # half a second
     answers: list[int] = []
     with start(model_repository) as server, RerankClient(server.grpc_target, model="minilm-l6-demo") as client:
         client.rerank("heap", ["warm"])
@@ -91,7 +91,7 @@ def test_requests_in_flight_are_answered_before_it_stops(model_repository: Path)
 
 @pytest.mark.usefixtures("no_leftovers")
 def test_a_server_killed_in_mid_request_is_unavailable_at_once(tiny_repository: Path) -> None:
-    documents = ["a binary heap keeps its largest element at the root " * 10] * 20_000
+    documents = [f"{n}: a binary heap keeps its largest element at the root " * 10 for n in range(20_000)]
     with start(tiny_repository) as server, RerankClient(server.grpc_target, model="tiny-bert") as client:
         processes = family(server.pid)
         killer = threading.Timer(0.7, server.send_signal, [signal.SIGKILL])

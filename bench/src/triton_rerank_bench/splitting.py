@@ -153,7 +153,7 @@ def measure_splitting(
         progress.update(task, description=doing, advance=1)
 
     with (
-        without_queue_timeouts(model_repository, files.name) as patient,
+        without_queue_bounds(model_repository, files.name) as patient,
         serve(patient, files.name, on_progress=lambda doing: progress.update(task, description=doing)) as server,
         closing(_Turns(server.client, files.name, step)) as turns,
     ):
@@ -182,7 +182,7 @@ def measure_splitting(
 
 
 @contextmanager
-def without_queue_timeouts(model_repository: Path, model: str) -> Iterator[Path]:
+def without_queue_bounds(model_repository: Path, model: str) -> Iterator[Path]:
     """A repository that links to this model, whose requests may wait as long as they want.
 
     Eight callers with a thousand documents are more than a queue of ten seconds holds on a CPU, and a request's own
