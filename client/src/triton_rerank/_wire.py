@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from triton_rerank.contract import DOCUMENT, LOGITS, QUERY, TOKEN_COUNT, TRUNCATED
 from triton_rerank.errors import InvalidResponseError
 
+_LENGTH = struct.Struct("<I")
 INPUTS = (QUERY, DOCUMENT)
 OUTPUTS = (LOGITS, TOKEN_COUNT, TRUNCATED)
 
@@ -39,6 +41,16 @@ def encode_pairs(query: bytes, documents: Sequence[bytes]) -> dict[str, npt.NDAr
     rows = np.empty((len(documents), 1), dtype=np.object_)  # (n, 1) bytes
     rows[:, 0] = documents
     return {QUERY: np.full_like(rows, query), DOCUMENT: rows}
+
+
+def serialise(query: bytes, documents: Sequence[bytes]) -> dict[str, bytes]:
+    """The tensors of `encode_pairs` as Triton's BYTES on the wire: before each text its length, 4 bytes, little-endian.
+
+    Source: "Raw Binary Tensor Data" of Triton's binary data extension.
+    """
+    row = _LENGTH.pack(len(query)) + query
+    parts = [part for document in documents for part in (_LENGTH.pack(len(document)), document)]
+    return {QUERY: row * len(documents), DOCUMENT: b"".join(parts)}
 
 
 def decode_scores(outputs: dict[str, npt.NDArray[np.generic] | None], *, n_documents: int) -> PairScores:

@@ -5,9 +5,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tritonclient.utils import serialize_byte_tensor
 
 from triton_rerank import InvalidResponseError
-from triton_rerank._wire import decode_logits, decode_scores, encode_pairs, merge
+from triton_rerank._wire import decode_logits, decode_scores, encode_pairs, merge, serialise
+from triton_rerank.scorers import triton
 
 
 def outputs(n: int = 2) -> dict[str, npt.NDArray[Any] | None]:
@@ -58,3 +62,17 @@ def test_answers_of_sub_requests_come_back_in_the_callers_order() -> None:
     second["logits"] = np.array([[3.0], [4.0]], np.float32)
     parts = [((2,), decode_scores(first, n_documents=1)), ((0, 1), decode_scores(second, n_documents=2))]
     assert merge(parts, 3).logits.tolist() == [3.0, 4.0, 5.0]
+
+
+@given(st.binary(max_size=20), st.lists(st.binary(max_size=40), min_size=1, max_size=6))
+def test_the_bytes_on_the_wire_are_tritonclients_own(query: bytes, documents: list[bytes]) -> None:
+    expected = {name: serialize_byte_tensor(array).item() for name, array in encode_pairs(query, documents).items()}
+    assert serialise(query, documents) == expected
+
+
+def test_this_tritonclient_takes_them_as_they_are() -> None:
+    assert triton._RAW_CONTENT_IS_KNOWN
+    for tensor, name in zip(triton._inputs(b"q", [b"", b"a\0b"]), ("query", "document"), strict=True):
+        slow = triton._input(name, encode_pairs(b"q", [b"", b"a\0b"])[name])
+        assert tensor._get_content() == slow._get_content()
+        assert tensor._get_tensor() == slow._get_tensor()

@@ -189,10 +189,9 @@ class TritonScorer:
 
     def _infer_request(self, request: PairRequest, group: Sequence[int], call: Call) -> InferRequest:
         documents = [request.documents[index] for index in group]
-        tensors = _wire.encode_pairs(request.query, documents)
         arguments = {
             "model_name": self.model,
-            "inputs": [_input(name, array) for name, array in tensors.items()],
+            "inputs": _inputs(request.query, documents),
             "outputs": [triton.InferRequestedOutput(name) for name in _wire.OUTPUTS],
             "request_id": uuid.uuid4().hex,
             "headers": {**self.options.headers, **call.headers},
@@ -259,7 +258,29 @@ def _decode(answer: triton.InferResult, n_documents: int) -> _wire.PairScores:
     return _wire.decode_scores({name: answer.as_numpy(name) for name in _wire.OUTPUTS}, n_documents=n_documents)
 
 
+def _inputs(query: bytes, documents: Sequence[bytes]) -> list[triton.InferInput]:
+    if not _RAW_CONTENT_IS_KNOWN:
+        return [_input(name, array) for name, array in _wire.encode_pairs(query, documents).items()]
+    inputs = []
+    for name, content in _wire.serialise(query, documents).items():
+        tensor = triton.InferInput(name, [len(documents), 1], "BYTES")
+        tensor._raw_content = content
+        inputs.append(tensor)
+    return inputs
+
+
 def _input(name: str, array: Any) -> triton.InferInput:
     tensor = triton.InferInput(name, list(array.shape), "BYTES")
     tensor.set_data_from_numpy(array)
     return tensor
+
+
+def _is_raw_content_known() -> bool:
+    """Does this tritonclient keep bytes where we would put them? Its own way costs 0.1 ms a hundred pairs."""
+    query, documents = b"q", [b"", "ü\0".encode()]
+    expected = _wire.serialise(query, documents)
+    made = {name: _input(name, array) for name, array in _wire.encode_pairs(query, documents).items()}
+    return all(getattr(made[name], "_raw_content", None) == content for name, content in expected.items())
+
+
+_RAW_CONTENT_IS_KNOWN = _is_raw_content_known()
