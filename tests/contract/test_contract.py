@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 import triton_rerank
 from triton_rerank import contract
+from triton_rerank.scorers.model_config import parse_model_info, with_step
 from triton_rerank_export import demo_model
 from triton_rerank_export.checkpoint import resolve
 from triton_rerank_export.options import ExportOptions
@@ -150,6 +151,17 @@ def test_the_accelerator_stands_in_the_config_with_explicit_shapes() -> None:
     assert found.name == "tensorrt"
     assert found.parameters["trt_profile_max_shapes"].startswith("input_ids:256x512,attention_mask:256x512")
     assert found.parameters["trt_engine_cache_path"] == found.parameters["trt_timing_cache_path"]
+
+
+@pytest.mark.parametrize("bounds", [{}, {"queue_timeout_us": 0}, {"max_queue_size": 0}])
+def test_the_client_sees_whether_queues_are_bounded(bounds: dict[str, Any]) -> None:
+    unbounded = ServedModel(**MODEL, max_queue_size=0, queue_timeout_us=0).configs()
+    bounded = ServedModel(**MODEL, **bounds).configs()
+    for configs, expected in ((unbounded, False), (bounded, True)):
+        info = with_step(parse_model_info("m", configs["m"]), configs["m-tokenizer"])
+        assert info.queue_bounded is expected
+        assert info.length_ladder == length_ladder(512)
+    assert not any(configs.dynamic_batching.HasField("default_queue_policy") for configs in unbounded.values())
 
 
 def test_both_queues_are_bounded_in_length_and_time() -> None:

@@ -8,14 +8,13 @@ from typing import Any
 
 from triton_rerank.contract import (
     ENCODER_SUFFIX,
-    LENGTH_LADDER,
     MANIFEST_FILE,
     MAX_LENGTH,
     PAD_TOKEN_ID,
     TOKENIZER_SUFFIX,
 )
 from triton_rerank.errors import ConfigurationError
-from triton_rerank.scorers.model_config import parse_model_info
+from triton_rerank.scorers.model_config import parse_model_info, with_step
 from triton_rerank.types import ModelInfo
 
 
@@ -72,10 +71,9 @@ def _artefacts(repository: Path, info: ModelInfo, ensemble: Any, tokenizer: Any,
     (active,) = ensemble.version_policy.specific.versions
     versions = {step.model_name: str(step.model_version) for step in ensemble.ensemble_scheduling.step}
     settings = {key: value.string_value for key, value in tokenizer.parameters.items()}
-    ladder = tuple(int(rung) for rung in settings[LENGTH_LADDER].split(","))
     graph_file = encoder.default_model_filename or "model.onnx"  # Triton's default
     return Artefacts(
-        info=replace(info, version=str(active), length_ladder=ladder),
+        info=replace(with_step(info, tokenizer), version=str(active)),
         tokenizer_file=repository / tokenizer.name / versions[tokenizer.name] / "tokenizer.json",
         encoder_file=repository / encoder.name / versions[encoder.name] / graph_file,
         inputs=tuple(tensor.name for tensor in encoder.input),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from triton_rerank.contract import ACTIVATION, LENGTH_LADDER, MAX_LENGTH, PRECISION, SOURCE
@@ -35,7 +36,7 @@ def parse_model_info(model: str, config: Any) -> ModelInfo:
         config: ``ModelConfig`` message, as the server sends it or as it stands in config.pbtxt.
 
     Returns:
-        All of it but ``length_ladder`` and ``queue_bounded``, which stand in the config of the tokenizer step.
+        All of it but what `with_step` adds.
 
     Raises:
         ConfigurationError: a parameter is missing or has a value that is not known.
@@ -65,13 +66,22 @@ def parse_model_info(model: str, config: Any) -> ModelInfo:
     )
 
 
-def parse_ladder(step: Any) -> tuple[int, ...]:
-    """Padded lengths in tokens, ascending, from the ``ModelConfig`` of a tokenizer step; empty if it tells none."""
-    rungs = step.parameters[LENGTH_LADDER].string_value.split(",")
-    return tuple(int(rung) for rung in rungs if rung.isdecimal())
+def with_step(info: ModelInfo, step: Any) -> ModelInfo:
+    """Add what stands in the config of the ensemble's first step: the length ladder, and whether queues are bounded.
 
+    Args:
+        info: of the ensemble.
+        step: ``ModelConfig`` message of the tokenizer step.
 
-def is_queue_bounded(step: Any) -> bool:
-    """True if the step's queue policy has any bound, of requests or of time, its own or a request's."""
+    Raises:
+        ConfigurationError: the ladder is missing, or is no list of lengths.
+    """
+    rungs = step.parameters[LENGTH_LADDER].string_value.split(",") if LENGTH_LADDER in step.parameters else []
+    if not rungs or not all(rung.isdecimal() for rung in rungs):
+        raise ConfigurationError(
+            f"the configs of {info.name!r} are not as triton-rerank-export writes them ({step.name!r} has the "
+            f"{LENGTH_LADDER} {','.join(rungs)!r:.80}); export the model again"
+        )
     policy = step.dynamic_batching.default_queue_policy
-    return bool(policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override)
+    bounded = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
+    return replace(info, length_ladder=tuple(map(int, rungs)), queue_bounded=bool(bounded))

@@ -7,7 +7,6 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -35,7 +34,7 @@ from triton_rerank.scorers.channel import (
     grpc_target,
     needs_lookup,
 )
-from triton_rerank.scorers.model_config import check_model, is_queue_bounded, parse_ladder, parse_model_info
+from triton_rerank.scorers.model_config import check_model, parse_model_info, with_step
 from triton_rerank.scorers.transport import InferRequest, SyncTransport, Transport
 from triton_rerank.scorers.transport_aio import AioTransport
 from triton_rerank.types import ModelInfo
@@ -104,10 +103,8 @@ class TritonScorer:
             ConfigurationError: unknown model, or one that was not written by triton-rerank-export.
             RerankError: as the status table says.
         """
-        config = await self._config(self.model, call)
-        info = parse_model_info(self.model, config)
-        step = await self._config(self.model + TOKENIZER_SUFFIX, call)
-        self._info = replace(info, length_ladder=parse_ladder(step), queue_bounded=is_queue_bounded(step))
+        info = parse_model_info(self.model, await self._config(self.model, call))
+        self._info = with_step(info, await self._config(self.model + TOKENIZER_SUFFIX, call))
         return self._info
 
     async def is_ready(self, call: Call) -> bool:
