@@ -202,7 +202,7 @@ class TritonScorer:
 
     async def _ask(self, method: str, *arguments: Any, call: Call) -> Any:
         transport = await self._transport(call)
-        timeout_s = call.deadline.left_s(doing=f"{method} was asked")
+        timeout_s = call.deadline.left_s(doing=f"Triton was asked ({method})")
         headers = {**self.options.headers, **call.headers}
         return await transport.ask(method, *arguments, timeout_s=timeout_s, headers=headers)
 
