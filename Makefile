@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
 MODEL ?= minilm-l6-demo
 PRECISION ?= int8
-ENGINE ?= onnxruntime
+ENGINE ?=
 ACCELERATOR ?= none
 REPLACE ?=
 VERSION ?=
@@ -35,8 +35,8 @@ serve: $(VENV)/.demo $(DEMO_MANIFEST) ## keep the server up; Ctrl-C stops it (AR
 	@exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: export
-export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|fp16|int8, ENGINE=onnxruntime|tensorrt)
-	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) --engine $(ENGINE) \
+export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt)
+	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) $(if $(ENGINE),--engine $(ENGINE)) \
 	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) $(ARGS)
 
 .PHONY: models

@@ -23,7 +23,7 @@ from triton_rerank_export.pipeline import served_model
 from triton_rerank_export.repository_check import closure_faults
 from triton_rerank_export.triton_config import ServedModel, encoder_inputs, length_ladder, read_config, to_text
 from triton_rerank_export.warmup import LIGHT_TOKENS, warmup_files
-from triton_rerank_server.backends.onnxruntime.engine import CPU_TOKENS
+from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
 
 DEMO = "minilm-l6-demo"
 MODEL: dict[str, Any] = {
@@ -46,7 +46,7 @@ def contract_values() -> set[str]:
     [
         ("tokenizer", {contract.QUERY, contract.DOCUMENT, contract.MAX_LENGTH, contract.MAX_QUERY_TOKENS,
                        contract.LENGTH_LADDER, contract.PAD_TOKEN_ID}),
-        ("onnxruntime", {contract.LOGITS}),
+        ("encoder", {contract.LOGITS}),
     ],
 )  # fmt: skip
 def test_the_backends_use_the_contracts_names(root: Path, backend: str, names: set[str]) -> None:

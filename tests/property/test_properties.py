@@ -20,7 +20,7 @@ from triton_rerank._ranking import activate, order, rank
 from triton_rerank._scored import Scored
 from triton_rerank._validate import check_request
 from triton_rerank._wire import PairScores, merge
-from triton_rerank_server.backends.onnxruntime.engine import micro_batches
+from triton_rerank_server.backends.encoder.engine import micro_batches
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 LOGITS = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=50).map(lambda v: np.array(v, np.float32))

@@ -9,8 +9,11 @@ from typing import Protocol
 
 from triton_rerank import RerankClient
 from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.machine import usable_cores
 from triton_rerank_bench.repository import ModelFiles
-from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineOptions
+from triton_rerank_server.backends.encoder.engine import Engine, options_of
+from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
+from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 SERVED = "served"
@@ -130,17 +133,14 @@ def load_cross_encoder(checkpoint: Path, *, max_length: int, n_threads: int) -> 
     return predict
 
 
-def engine_options(model: ModelFiles) -> EngineOptions:
+def engine_options(model: ModelFiles) -> OnnxRuntimeOptions | OpenVinoOptions:
     """Session settings that Triton gives the encoder, read from the same config.pbtxt."""
-    defaults = EngineOptions()
+    return options_of(model.backend, model.encoder_parameters)
 
-    def whole(key: str, default: int) -> int:
-        return int(model.encoder_parameters.get(key, default))
 
-    return EngineOptions(
-        intra_op_thread_count=whole("intra_op_thread_count", defaults.intra_op_thread_count),
-        inter_op_thread_count=whole("inter_op_thread_count", defaults.inter_op_thread_count),
-        execution_mode=whole("execution_mode", defaults.execution_mode),
-        enable_mem_arena=bool(whole("enable_mem_arena", defaults.enable_mem_arena)),
-        enable_mem_pattern=bool(whole("enable_mem_pattern", defaults.enable_mem_pattern)),
-    )
+def n_threads(model: ModelFiles) -> int:
+    """Threads that the encoder computes with."""
+    options = engine_options(model)
+    if isinstance(options, OpenVinoOptions):
+        return options.inference_num_threads or usable_cores()
+    return options.intra_op_thread_count or usable_cores()

@@ -30,7 +30,8 @@ class ModelFiles:
 
     Attributes:
         name: public model name, the ensemble's.
-        precision: "fp32" or "int8".
+        precision: "fp32", "fp16", "int8" or "bf16".
+        backend: Triton's, of the encoder.
         max_length: tokens of the longest pair.
         length_ladder: padded lengths, ascending.
         pad_token_id: id that fills a row up.
@@ -41,6 +42,7 @@ class ModelFiles:
 
     name: str
     precision: str
+    backend: str
     max_length: int
     length_ladder: tuple[int, ...]
     pad_token_id: int
@@ -54,6 +56,7 @@ class _Config:
     """What is needed of one config.pbtxt."""
 
     platform: str
+    backend: str
     model_file: str
     parameters: Mapping[str, str]
 
@@ -77,6 +80,7 @@ def read_model(repository: Path, name: str | None = None) -> ModelFiles:
         return ModelFiles(
             name=name,
             precision=ensemble.parameters[PRECISION],
+            backend=encoder.backend,
             max_length=int(tokenizer.parameters[MAX_LENGTH]),
             length_ladder=tuple(int(rung) for rung in tokenizer.parameters[LENGTH_LADDER].split(",")),
             pad_token_id=int(tokenizer.parameters[PAD_TOKEN_ID]),
@@ -116,6 +120,7 @@ def _read_config(path: Path) -> _Config:
         raise BenchError(f"{path}: looked for a model config there ({exc}); `make export` writes one") from exc
     return _Config(
         platform=config.platform,
+        backend=config.backend,
         model_file=config.default_model_filename or DEFAULT_MODEL_FILE,
         parameters={key: value.string_value for key, value in config.parameters.items()},
     )

@@ -19,10 +19,10 @@ from triton_rerank_bench.contestants import (
     InProcess,
     Peer,
     Served,
-    engine_options,
     load_cross_encoder,
+    n_threads,
 )
-from triton_rerank_bench.machine import OtherLoad, usable_cores
+from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.memory import PeakMemory, sample, watching
 from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rounds import Rounds, WorkloadSpeed, run_rounds, summarise, turns
@@ -100,10 +100,10 @@ def measure_speed(
         RerankError: the served model did not answer.
     """
     files = read_model(model_repository, model)
-    n_threads = engine_options(files).intra_op_thread_count or usable_cores()
+    threads = n_threads(files)
     texts = [workloads.passages(seed), workloads.single(seed)]
     task = progress.add_task("loading sentence-transformers", total=turns(4, len(texts), n_rounds))
-    predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=n_threads)
+    predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=threads)
     in_process = InProcess(files)
     peak = PeakMemory()
     with serve(model_repository, files.name, on_progress=lambda step: _show(progress, task, step)) as server:
@@ -127,7 +127,7 @@ def measure_speed(
         model=files.name,
         precision=files.precision,
         max_length=files.max_length,
-        n_threads=n_threads,
+        n_threads=threads,
         n_rounds=n_rounds,
         triton_version=version,
         other_load=load.share(),

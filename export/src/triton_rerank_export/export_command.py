@@ -36,8 +36,8 @@ def register(commands: Any) -> None:
 
 
 def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "precision", "int8 for CPUs, fp16 for GPUs, fp32 for both", choices=PRECISIONS)
-    _add(parser, "engine", "Triton's backend for the encoder", choices=ENGINES)
+    _add(parser, "precision", "bf16 or int8 for CPUs, fp16 for GPUs, fp32 for both", choices=PRECISIONS)
+    parser.add_argument("--engine", choices=ENGINES, help="default: openvino for bf16, else onnxruntime")
     _add(parser, "accelerator", "tensorrt: ONNX Runtime runs the graph through it", choices=ACCELERATORS)
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
@@ -55,7 +55,7 @@ def _add_serving_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, "queue_delay_us", "µs that requests may wait for others")
     _add(parser, "max_queue_size", "requests that may wait")
     _add(parser, "queue_timeout_us", "µs until a waiting request is refused")
-    parser.add_argument("--warmup", choices=WARMUPS, help="default: full for fp16, light for int8 and fp32")
+    parser.add_argument("--warmup", choices=WARMUPS, help="default: full for fp16, light for the others")
     parser.add_argument("--response-cache", action="store_true", help="let Triton cache encoder responses")
 
 

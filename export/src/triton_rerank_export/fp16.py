@@ -34,7 +34,8 @@ _LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization", "EmbedLayerNorma
 _SUMS = {*_LAYER_NORMS, "Softmax"}
 _PRODUCTS = {"MatMul", "Gemm", "Attention"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast"}
-_KNOWN = {*_SUMS, *_PRODUCTS, *_ELEMENTWISE, "Gather", "Reshape", "Transpose", "Erf", "Tanh", "BiasGelu", "Gelu"}
+_MOVES = {"Gather", "Slice", "Reshape", "Transpose"}
+_KNOWN = {*_SUMS, *_PRODUCTS, *_ELEMENTWISE, *_MOVES, "Erf", "Tanh", "BiasGelu", "Gelu"}
 
 _MANY = 1e-4  # share of weights that become zero, from which the user is told
 _LISTED = 5

@@ -21,7 +21,7 @@ from triton_rerank_export.parity import Logits, ParityQuery, ParityReport
 from triton_rerank_export.reference import ActivationPeak, Reference
 from triton_rerank_export.served import ServedScorer
 from triton_rerank_export.triton_config import ServedModel
-from triton_rerank_server.backends.onnxruntime.engine import EngineError
+from triton_rerank_server.backends.encoder.session import EngineError
 from triton_rerank_server.backends.tokenizer.pairs import PairError
 
 Progress = Callable[[str], object]

@@ -33,8 +33,8 @@ class ExportOptions:
     """Choices of one export; every default is what ``make export`` does.
 
     Attributes:
-        precision: of the encoder: int8 for CPUs, fp16 for GPUs, fp32 for both.
-        engine: Triton's backend for the encoder.
+        precision: of the encoder: bf16 and int8 for CPUs, fp16 for GPUs, fp32 for both.
+        engine: Triton's backend for the encoder; None means OpenVINO for bf16, else ONNX Runtime.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
@@ -52,7 +52,7 @@ class ExportOptions:
     """
 
     precision: Precision = "int8"
-    engine: Engine = "onnxruntime"
+    engine: Engine | None = None
     accelerator: Accelerator = "none"
     name: str | None = None
     max_length: int | None = None
@@ -80,16 +80,24 @@ class ExportOptions:
                 raise ExportError(f"{_flag(field)} is {value}: it must be from {least} to {most}")
         if self.reduce_range and self.precision != "int8":
             raise ExportError(f"--reduce-range is for int8 weights; --precision is {self.precision}")
-        tensorrt = self.engine == "tensorrt" or self.accelerator == "tensorrt"
-        if self.engine == "tensorrt" and self.accelerator != "none":
-            raise ExportError("--accelerator is for ONNX Runtime; --engine tensorrt needs none")
+        engine = self.effective_engine
+        tensorrt = engine == "tensorrt" or self.accelerator == "tensorrt"
+        if engine != "onnxruntime" and self.accelerator != "none":
+            raise ExportError(f"--accelerator is for ONNX Runtime; --engine {engine} needs none")
+        if (engine == "openvino") != (self.precision == "bf16"):
+            raise ExportError(f"OpenVINO serves bf16, and nothing else does; got {engine} and {self.precision}")
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
 
     @property
+    def effective_engine(self) -> Engine:
+        """The engine that is asked for, or the precision's own."""
+        return self.engine or ("openvino" if self.precision == "bf16" else "onnxruntime")
+
+    @property
     def standard_operators(self) -> bool:
-        """The graph goes to TensorRT's parser, which does not know ONNX Runtime's fused operators."""
-        return self.engine == "tensorrt" or self.accelerator == "tensorrt"
+        """The graph goes to TensorRT or OpenVINO, which do not know all of ONNX Runtime's fused operators."""
+        return self.effective_engine != "onnxruntime" or self.accelerator == "tensorrt"
 
     @property
     def effective_warmup(self) -> Warmup:

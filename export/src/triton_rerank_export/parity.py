@@ -52,6 +52,7 @@ BOUNDS: dict[Precision, Bounds] = {
     "fp32": Bounds(1e-4, 0.99, 1.0),
     "fp16": Bounds(1e-2, 0.99, 1.0),
     "int8": Bounds(float("inf"), 0.97, 0.98),
+    "bf16": Bounds(float("inf"), 0.97, 0.98),
 }
 
 

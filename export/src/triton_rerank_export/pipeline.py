@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
         pad_token_id=checkpoint.pad_token_id,
         revision=checkpoint.revision,
         licence=checkpoint.licence,
-        engine=options.engine,
+        engine=options.effective_engine,
         accelerator=options.accelerator,
         max_batch_size=options.max_batch_size,
         queue_delay_us=options.queue_delay_us,
@@ -101,10 +102,12 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
 
 def _check_tools(options: ExportOptions) -> None:
     """Fail before the download, not after it."""
-    if options.engine == "tensorrt":
+    if options.effective_engine == "tensorrt":
         from triton_rerank_export.tensorrt import check_available
 
         check_available()
+    if options.effective_engine == "openvino" and importlib.util.find_spec("openvino") is None:
+        raise ExportError("--engine openvino needs OpenVINO for the gate: pip install 'triton-rerank-export[openvino]'")
 
 
 def _next(served: ServedModel, target: Path, options: ExportOptions) -> ServedModel:
@@ -121,7 +124,7 @@ def _build(
     from triton_rerank_export.precision import convert
 
     on_step("tracing the graph")
-    path = graph.export_graph(checkpoint, work)
+    path = graph.export_graph(checkpoint, work, first_token_only=options.standard_operators)
     if not options.standard_operators:
         on_step("fusing attention, layer norm and GELU")
         traced, path = path, graph.fuse(path, checkpoint, work, for_gpu=options.precision == "fp16")
@@ -139,7 +142,9 @@ def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOpt
         return graph.graph_files(path)
     from triton_rerank_export import accelerator, tensorrt
 
-    if options.engine == "onnxruntime":
+    if options.effective_engine == "openvino":
+        return graph.graph_files(path)
+    if options.effective_engine == "onnxruntime":
         tensorrt.check_operators(path)
         accelerator.name_graph(path)
         return graph.graph_files(path)

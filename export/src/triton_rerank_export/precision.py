@@ -17,6 +17,7 @@ from triton_rerank_export.graph import quiet
 from triton_rerank_export.triton_config import Precision
 
 _FEED_FORWARD_OUTPUT = re.compile(r"/layer\.(\d+)/output/dense/MatMul$")
+_AS_TRACED = ("fp32", "bf16")  # the weights stay fp32; OpenVINO rounds them when it loads
 _LOOK_UPS = {"Gather", "EmbedLayerNormalization"}
 
 
@@ -38,15 +39,15 @@ def convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool
 
     Args:
         graph: fp32; a fused one for int8, since fusion does not recognise quantised graphs.
-        precision: fp32 changes no number; what fp16 changes is said in fp16.py; int8 is dynamic: weights per channel
-            now, activations per tensor at run time.
+        precision: fp32 and bf16 change no number; what fp16 changes is said in fp16.py; int8 is dynamic: weights per
+            channel now, activations per tensor at run time.
         work: scratch folder.
         reduce_range: weights of int8 have 7 bits, for CPUs without VNNI: there ONNX Runtime adds pairs of products in
             16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
             but NVIDIA's backend cannot set it (docs/LOG.md).
 
     Returns:
-        ``<work>/<precision>/model.onnx``; for fp32 ``graph`` itself if it already has the right form.
+        ``<work>/<precision>/model.onnx``; for fp32 and bf16 ``graph`` itself if it already has the right form.
 
     Raises:
         ExportError: the graph cannot be converted.
@@ -64,7 +65,7 @@ def _convert(graph: Path, precision: Precision, work: Path, *, reduce_range: boo
         return graph_file.read(tensor, graph.parent)
 
     model = graph_file.load(graph)
-    if precision == "fp32" and graph_file.is_large(model):
+    if precision in _AS_TRACED and graph_file.is_large(model):
         return Converted(graph)
     if precision == "fp16":
         notes = fp16.to_fp16(model.graph, values)

@@ -151,7 +151,7 @@ def _graph_faults(repository: Path, model: ServedModel) -> list[str]:
     from google.protobuf.message import DecodeError
 
     path = repository / model.encoder_name / str(model.version) / "model.onnx"
-    if model.engine != "onnxruntime" or not path.is_file():
+    if model.engine == "tensorrt" or not path.is_file():
         return []
     try:
         graph = onnx.load(path, load_external_data=False).graph

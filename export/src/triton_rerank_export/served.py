@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank_export.triton_config import ServedModel
-from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineOptions, cuda_available
+from triton_rerank_server.backends.encoder.engine import Engine, options_of
+from triton_rerank_server.backends.encoder.onnxruntime_session import cuda_available
 from triton_rerank_server.backends.tokenizer.pairs import PairTensors, PairTokenizer
 
 
 class LogitEngine(Protocol):
-    """What scores tensors: ONNX Runtime's engine or TensorRT's."""
+    """What scores tensors: ours, over ONNX Runtime or OpenVINO, or TensorRT's."""
 
     def logits(self, requests: Sequence[Mapping[str, npt.NDArray[np.int64]]]) -> list[npt.NDArray[np.float32]]:
         """Per request, input name -> ``(n, padded length)``; gives ``(n, 1)`` a request."""
@@ -66,4 +67,4 @@ class ServedScorer:
             return PlanEngine(path, profiles(self._model.ladder, self._model.max_batch_size))
         # a CPU computes fp16 in fp32, so only a GPU shows what fp16 does
         on_gpu = self._model.precision == "fp16" and cuda_available()
-        return Engine(path, EngineOptions(device_id=0 if on_gpu else None))
+        return Engine(path, options_of(self._model.engine, self._model.parameters, device_id=0 if on_gpu else None))

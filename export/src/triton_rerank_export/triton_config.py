@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,13 +16,14 @@ from triton_rerank_export import accelerator
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.warmup import Warmup, warmups
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-Engine = Literal["onnxruntime", "tensorrt"]
+Engine = Literal["onnxruntime", "tensorrt", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 Accelerator = Literal["none", "tensorrt"]
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 
+_FOR_CPUS: tuple[Precision, ...] = ("int8", "bf16")
 _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
 _FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 
@@ -47,7 +48,8 @@ class ServedModel:
         revision: commit of the source, 40 hex digits; empty where it has none.
         licence: SPDX name of the weights' licence; empty where it is not known.
         version: version folder of the tokenizer, the encoder and the ensemble.
-        engine: Triton's backend for the encoder; "onnxruntime" serves model.onnx, "tensorrt" model.plan.
+        engine: Triton's backend for the encoder; "onnxruntime" and "openvino" serve model.onnx, "tensorrt"
+            model.plan.
         accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
         max_batch_size: most pairs in a request and in an execution.
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
@@ -96,6 +98,13 @@ class ServedModel:
     def tensors(self) -> tuple[str, ...]:
         """Names of the encoder's inputs."""
         return encoder_inputs(token_type_ids=self.token_type_ids)
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Settings of the encoder's engine, as its backend calls them."""
+        if self.engine != "openvino":
+            return {}
+        return {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "HINT_BF16": "YES"}
 
     @property
     def graph_file(self) -> str:
@@ -177,6 +186,7 @@ def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
         instance_group=[_encoder_instances(model)],
         optimization=_optimization(model),
         response_cache=_cache(model),
+        parameters=_parameters(model.parameters),
         model_warmup=warmups(
             model.warmup, tensors=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
         ),
@@ -210,13 +220,13 @@ def _ensemble_config(model: ServedModel) -> Any:
 
 
 def _encoder_instances(model: ServedModel) -> Any:
-    """A GPU where there is one, else the CPU; int8 is for CPUs, TensorRT for GPUs."""
+    """A GPU where there is one, else the CPU; int8 and bf16 are for CPUs, TensorRT for GPUs."""
     group = pb.ModelInstanceGroup
     if model.engine == "tensorrt":  # without the list only the first profile is used
         return group(count=1, kind=group.KIND_GPU, profile=[str(index) for index in range(len(model.ladder))])
     if model.accelerator == "tensorrt":
         return group(count=1, kind=group.KIND_GPU)
-    return group(count=1, kind=group.KIND_CPU if model.precision == "int8" else group.KIND_AUTO)
+    return group(count=1, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)
 
 
 def _optimization(model: ServedModel) -> Any:
@@ -278,5 +288,5 @@ def _output(tensor: Any) -> Any:
     return pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=list(tensor.dims))
 
 
-def _parameters(values: dict[str, object]) -> dict[str, Any]:
+def _parameters(values: Mapping[str, object]) -> dict[str, Any]:
     return {key: pb.ModelParameter(string_value=str(value)) for key, value in values.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 from triton_rerank_server.errors import ServerStartError
 
 OUR_BACKENDS = Path(__file__).parent / "backends"
+ENGINES = ("onnxruntime", "openvino")  # backends that ours stands in for
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,23 @@ def _wheel_stub(root: Path) -> Path:
 def lay_out_backends(installation: Installation, directory: Path) -> Path:
     """Fill ``directory`` with Triton's backends and ours.
 
-    NVIDIA's native ONNX Runtime backend is kept where it exists; ours stands in where it does not.
+    Native backends of ONNX Runtime and OpenVINO are kept where they exist; ours stands in where they do not.
     """
     directory.mkdir(parents=True)
     for backend in sorted(installation.backends.iterdir()):
         if backend.name != "python":
             (directory / backend.name).symlink_to(backend)
     _lay_out_python(installation, directory / "python")
-    for name in ("tokenizer", "onnxruntime"):
+    _copy(OUR_BACKENDS / "tokenizer", directory / "tokenizer")
+    for name in ENGINES:
         if not (directory / name / f"libtriton_{name}.so").exists():
-            shutil.copytree(OUR_BACKENDS / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+            _copy(OUR_BACKENDS / "encoder", directory / name / "encoder")
+            shutil.copy2(OUR_BACKENDS / "encoder" / "model.py", directory / name)
     return directory
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _lay_out_python(installation: Installation, directory: Path) -> None:

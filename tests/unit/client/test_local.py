@@ -34,7 +34,7 @@ from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored
 from triton_rerank.scorers.local import LocalScorer
 from triton_rerank_export.repository import activate
 from triton_rerank_export.triton_config import ServedModel, to_text
-from triton_rerank_server.backends.onnxruntime.engine import Engine
+from triton_rerank_server.backends.encoder.engine import Engine
 
 NAME = "tiny-bert"
 LONG = " ".join(["how to shrink a file that is too large for mail"] * 60).encode()
@@ -263,7 +263,7 @@ def test_a_missing_extra_is_named_at_once(tiny_repository: Path, monkeypatch: py
 def test_an_extra_without_its_engine_is_named_when_the_model_loads(
     tiny_repository: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "triton_rerank_server.backends.onnxruntime.engine", None)
+    monkeypatch.setitem(sys.modules, "triton_rerank_server.backends.encoder.engine", None)
     scorer = LocalScorer(tiny_repository, NAME)
     with pytest.raises(ConfigurationError, match=r"pip install 'triton-rerank\[local\]'"):
         scorer.load()

@@ -26,7 +26,7 @@ from triton_rerank_export.gate import run_gate
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model, served_model
 from triton_rerank_export.triton_config import PRECISIONS, Precision, ServedModel
-from triton_rerank_server.backends.onnxruntime.engine import Engine
+from triton_rerank_server.backends.encoder.engine import Engine
 from triton_rerank_server.backends.tokenizer.pairs import PairTensors, PairTokenizer
 
 FAMILIES = ("tiny-bert", "tiny-xlmr")

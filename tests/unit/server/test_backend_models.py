@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import json_format
 
 from triton_rerank_export.triton_config import read_config
-from triton_rerank_server.installation import OUR_BACKENDS
+from triton_rerank_server.installation import find_installation, lay_out_backends
 
 
 @dataclass
@@ -59,16 +59,17 @@ Loader = Callable[..., Any]
 
 
 @pytest.fixture
-def load(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
+def load(tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loader:
     """Load a backend as Triton does: its folder on sys.path, the config as JSON."""
     pb_utils = types.ModuleType("triton_python_backend_utils")
     pb_utils.__dict__.update(Tensor=Tensor, TritonError=TritonError, InferenceResponse=Response)
     pb_utils.__dict__["get_input_tensor_by_name"] = lambda request, name: Tensor(name, request.tensors[name])
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", pb_utils)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    backends = lay_out_backends(find_installation(), tmp_path / "backends")
 
     def load(backend: str, model: str, edit: Callable[[Any], None] = lambda config: None, kind: str = "CPU") -> Any:
-        spec = importlib.util.spec_from_file_location(f"{backend}_model", OUR_BACKENDS / backend / "model.py")
+        spec = importlib.util.spec_from_file_location(f"{backend}_model", backends / backend / "model.py")
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -162,7 +163,7 @@ def test_the_encoder_reads_the_keys_of_nvidias_backend(load: Loader, monkeypatch
         config.optimization.graph.level = -1
 
     shell = load("onnxruntime", "tiny-bert-encoder", edit)
-    options = shell._engine._session.get_session_options()
+    options = shell._engine._session._session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, True)
     assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,39 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from triton_rerank_server.backends.onnxruntime import engine as engine_module
-from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineError, EngineOptions, Rows, micro_batches
+from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.graph import export_graph
+from triton_rerank_server.backends.encoder import onnxruntime_session
+from triton_rerank_server.backends.encoder.engine import Engine, Rows, micro_batches, options_of
+from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
+from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
+from triton_rerank_server.backends.encoder.session import EngineError
+
+
+@pytest.fixture(scope="module")
+def standard_graph(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As OpenVINO gets it: standard operators, the last layer for the first token only."""
+    folder = checkpoints["tiny-bert"]
+    return export_graph(
+        read_checkpoint(folder, name="tiny-bert", source="here"),
+        tmp_path_factory.mktemp("graph"),
+        first_token_only=True,
+    )
+
+
+@pytest.fixture(params=["onnxruntime", "openvino", "openvino bf16"])
+def engine(request: pytest.FixtureRequest, tiny_repository: Path) -> Engine:
+    if request.param == "onnxruntime":
+        path = tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx"
+        return Engine(path, OnnxRuntimeOptions(intra_op_thread_count=1))
+    graph = request.getfixturevalue("standard_graph")
+    return Engine(graph, OpenVinoOptions(inference_num_threads=1, hint_bf16=request.param.endswith("bf16")))
 
 
 @pytest.fixture
-def engine(tiny_repository: Path) -> Engine:
-    return Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", EngineOptions(intra_op_thread_count=1))
+def close(request: pytest.FixtureRequest) -> float:
+    """How far two logits of one pair may lie apart: bf16 has 8 bits, and kernels differ with the shape."""
+    return 2e-2 if request.node.callspec.params["engine"].endswith("bf16") else 1e-5
 
 
 def pairs(lengths: list[int], width: int, seed: int = 0) -> dict[str, npt.NDArray[Any]]:
@@ -33,18 +60,18 @@ def test_a_row_over_the_budget_goes_alone() -> None:
     assert [batch.tolist() for batch in micro_batches(np.array([500, 400]), 100)] == [[1], [0]]
 
 
-def test_padding_does_not_change_a_logit(engine: Engine) -> None:
+def test_padding_does_not_change_a_logit(engine: Engine, close: float) -> None:
     narrow, wide = pairs([9, 20], 20), pairs([9, 20], 20)
     wide = {name: np.pad(array, ((0, 0), (0, 44))) for name, array in wide.items()}
-    np.testing.assert_allclose(engine.logits([narrow])[0], engine.logits([wide])[0], atol=1e-5)
+    np.testing.assert_allclose(engine.logits([narrow])[0], engine.logits([wide])[0], atol=close)
 
 
-def test_requests_of_different_widths_are_computed_together(engine: Engine) -> None:
+def test_requests_of_different_widths_are_computed_together(engine: Engine, close: float) -> None:
     first, second = pairs([9, 20, 3], 32, seed=1), pairs([60], 64, seed=2)
     together = engine.logits([first, second])
     assert [logits.shape for logits in together] == [(3, 1), (1, 1)]
-    np.testing.assert_allclose(together[0], engine.logits([first])[0], atol=1e-5)
-    np.testing.assert_allclose(together[1], engine.logits([second])[0], atol=1e-5)
+    np.testing.assert_allclose(together[0], engine.logits([first])[0], atol=close)
+    np.testing.assert_allclose(together[1], engine.logits([second])[0], atol=close)
 
 
 def test_a_mask_with_holes_is_cut_after_its_last_token_only() -> None:
@@ -61,14 +88,15 @@ def test_ids_outside_the_vocabulary_are_an_error_and_not_a_crash(engine: Engine)
 
 def test_an_unknown_graph_level_is_refused(tiny_repository: Path) -> None:
     with pytest.raises(EngineError, match=r"optimization\.graph\.level is 7"):
-        Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", EngineOptions(graph_level=7))
+        Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", OnnxRuntimeOptions(graph_level=7))
 
 
 @pytest.mark.parametrize("level", [-1, 0, 1, 2])
-def test_every_graph_level_gives_the_same_logits(tiny_repository: Path, engine: Engine, level: int) -> None:
+def test_every_graph_level_gives_the_same_logits(tiny_repository: Path, level: int) -> None:
+    engine = Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx")
     other = Engine(
         tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx",
-        EngineOptions(graph_level=level, enable_mem_arena=False, enable_mem_pattern=False),
+        OnnxRuntimeOptions(graph_level=level, enable_mem_arena=False, enable_mem_pattern=False),
     )
     request = pairs([9, 20], 32)
     np.testing.assert_allclose(other.logits([request])[0], engine.logits([request])[0], atol=1e-5)
@@ -83,7 +111,8 @@ def test_a_device_puts_the_cuda_provider_first(tiny_repository: Path, monkeypatc
         return opened(path, settings, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(ort, "InferenceSession", open_on_cpu)
-    Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", EngineOptions(device_id=3))
+    with pytest.raises(EngineError, match="opened the model on the CPU"):  # as it is here
+        Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", OnnxRuntimeOptions(device_id=3))
     assert asked == [("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]
 
 
@@ -103,5 +132,50 @@ def test_a_cpu_without_vnni_gets_the_exact_int8_products(
     info = tmp_path / "cpuinfo"
     if flags:
         info.write_text(f"model name\t: some CPU\nflags\t\t: {flags}\nbugs\t\t: none\n")
-    monkeypatch.setattr(engine_module, "_CPU_INFO", info)
-    assert engine_module.int8_saturates() is saturates
+    monkeypatch.setattr(onnxruntime_session, "_CPU_INFO", info)
+    assert onnxruntime_session.int8_saturates() is saturates
+
+
+def test_the_last_layer_for_the_first_token_only_gives_the_same_logits(
+    tiny_repository: Path, standard_graph: Path
+) -> None:
+    whole = Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx")
+    request = pairs([9, 20, 3, 40], 64)
+    np.testing.assert_allclose(Engine(standard_graph).logits([request])[0], whole.logits([request])[0], atol=1e-5)
+
+
+def test_lengths_go_up_to_the_sessions_step_but_not_beyond_the_rows() -> None:
+    mask = (np.arange(40) < np.array([1, 16, 17, 40])[:, None]).astype(np.int64)
+    assert Rows({"attention_mask": mask}).padded(16).tolist() == [16, 16, 32, 40]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"HINT_BF16": "maybe"}, "HINT_BF16 is 'MAYBE': it must be YES or NO"),
+        ({"INFERENCE_NUM_THREADS": "-1"}, "INFERENCE_NUM_THREADS is '-1': it must be a whole number"),
+        ({"NUM_STREAMS": "AUTO"}, "NUM_STREAMS is 'AUTO': it must be a whole number"),
+    ],
+)
+def test_settings_of_openvino_that_make_no_sense_are_refused(parameters: dict[str, str], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        options_of("openvino", parameters)
+
+
+def test_threads_that_the_caller_chose_win_over_the_configs() -> None:
+    assert options_of("openvino", {"INFERENCE_NUM_THREADS": "4"}, threads=1) == OpenVinoOptions(inference_num_threads=1)
+    assert options_of("onnxruntime", {"intra_op_thread_count": "4"}) == OnnxRuntimeOptions(intra_op_thread_count=4)
+
+
+def test_without_openvino_its_models_name_the_extra(standard_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(EngineError, match=r"pip install 'triton-rerank-server\[openvino\]'"):
+        Engine(standard_graph, OpenVinoOptions())
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"not a graph")
+    for options in (OnnxRuntimeOptions(), OpenVinoOptions()):
+        with pytest.raises(EngineError, match=r"model\.onnx: .* cannot load it"):
+            Engine(path, options)

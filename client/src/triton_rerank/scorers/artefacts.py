@@ -17,6 +17,8 @@ from triton_rerank.errors import ConfigurationError
 from triton_rerank.scorers.model_config import parse_model_info, with_step
 from triton_rerank.types import ModelInfo
 
+_IN_PROCESS = ("onnxruntime", "openvino")  # backends whose models can be scored without Triton
+
 
 @dataclass(frozen=True, slots=True)
 class Artefacts:
@@ -26,6 +28,8 @@ class Artefacts:
         info: as a server would state it.
         tokenizer_file: ``tokenizer.json``.
         encoder_file: ``model.onnx``.
+        backend: Triton's, of the encoder: "onnxruntime" or "openvino".
+        parameters: of the encoder's config: its engine's settings.
         inputs: names of the graph's inputs.
         max_length: longest pair in tokens, as the tokenizer step has it.
         pad_token_id: id that fills a row up.
@@ -34,6 +38,8 @@ class Artefacts:
     info: ModelInfo
     tokenizer_file: Path
     encoder_file: Path
+    backend: str
+    parameters: dict[str, str]
     inputs: tuple[str, ...]
     max_length: int
     pad_token_id: int
@@ -53,7 +59,7 @@ def read_artefacts(repository: Path, model: str) -> Artefacts:
     info = parse_model_info(model, ensemble)
     tokenizer = _read_config(repository, model + TOKENIZER_SUFFIX)
     encoder = _read_config(repository, model + ENCODER_SUFFIX)
-    if encoder.backend != "onnxruntime":
+    if encoder.backend not in _IN_PROCESS:
         raise ConfigurationError(
             f"{repository}: {encoder.name} is made for Triton's backend {encoder.backend!r}, and only ONNX models can "
             "be scored in process; export the model with --engine onnxruntime --name ANOTHER_NAME"
@@ -76,6 +82,8 @@ def _artefacts(repository: Path, info: ModelInfo, ensemble: Any, tokenizer: Any,
         info=replace(with_step(info, tokenizer), version=str(active)),
         tokenizer_file=repository / tokenizer.name / versions[tokenizer.name] / "tokenizer.json",
         encoder_file=repository / encoder.name / versions[encoder.name] / graph_file,
+        backend=encoder.backend,
+        parameters={key: value.string_value for key, value in encoder.parameters.items()},
         inputs=tuple(tensor.name for tensor in encoder.input),
         max_length=int(settings[MAX_LENGTH]),
         pad_token_id=int(settings[PAD_TOKEN_ID]),

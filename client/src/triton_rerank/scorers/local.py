@@ -37,7 +37,7 @@ from triton_rerank.scorers.base import Call, PairRequest, Scored
 from triton_rerank.types import ModelInfo
 
 if TYPE_CHECKING:
-    from triton_rerank_server.backends.onnxruntime.engine import Engine
+    from triton_rerank_server.backends.encoder.engine import Engine
     from triton_rerank_server.backends.tokenizer.pairs import PairTensors, PairTokenizer
 
 T = TypeVar("T")
@@ -62,10 +62,10 @@ class LocalScorer:
 
     Args:
         model_repository: folder as written by triton-rerank-export.
-        model: public model name, the ensemble's; its encoder must be an ONNX model.
+        model: public model name, the ensemble's; its encoder must be made for ONNX Runtime or OpenVINO.
         name: what results and logs call this scorer; None means "local".
-        threads: threads inside an operator; 0 means one a physical core. The tokenizer uses every core unless
-            ``TOKENIZERS_PARALLELISM=false`` is set.
+        threads: threads that one call computes with; 0 means what config.pbtxt says, or one a physical core. The
+            tokenizer uses every core unless ``TOKENIZERS_PARALLELISM=false`` is set.
 
     Raises:
         ConfigurationError: the extra ``local`` is not installed, or ``threads`` is below 0.
@@ -207,7 +207,7 @@ def _score(
     model: _Model, request: PairRequest, stop: threading.Event
 ) -> tuple[npt.NDArray[np.float32], int, npt.NDArray[np.bool_]]:
     """Logits ``(n,)``, tokens of all pairs together, truncated ``(n,)``."""
-    from triton_rerank_server.backends.onnxruntime.engine import CPU_TOKENS, EngineError, micro_batches
+    from triton_rerank_server.backends.encoder.engine import EngineError, micro_batches
     from triton_rerank_server.backends.tokenizer.pairs import PairError
 
     n = len(request.documents)
@@ -219,7 +219,7 @@ def _score(
             tensors = encode(block)
             truncated[block] = tensors.truncated[:, 0]
             token_count += int(tensors.token_count.sum())
-            for batch in micro_batches(tensors.token_count[:, 0].astype(np.intp), CPU_TOKENS):
+            for batch in micro_batches(tensors.token_count[:, 0].astype(np.intp), model.engine.micro_batch_tokens):
                 if stop.is_set():
                     raise CancelledError  # nobody hears it
                 inputs = {name: getattr(tensors, name)[batch] for name in model.engine.input_names}
@@ -250,7 +250,7 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
 
 def _open(artefacts: Artefacts, threads: int) -> _Model:
     try:
-        from triton_rerank_server.backends.onnxruntime.engine import Engine, EngineError, EngineOptions
+        from triton_rerank_server.backends.encoder.engine import Engine, EngineError, options_of
         from triton_rerank_server.backends.tokenizer.pairs import PairError, PairTokenizer
     except ImportError as exc:
         raise _not_installed(str(exc)) from exc
@@ -261,7 +261,7 @@ def _open(artefacts: Artefacts, threads: int) -> _Model:
             length_ladder=artefacts.info.length_ladder,
             pad_token_id=artefacts.pad_token_id,
         )
-        engine = Engine(artefacts.encoder_file, EngineOptions(intra_op_thread_count=threads))
+        engine = Engine(artefacts.encoder_file, options_of(artefacts.backend, artefacts.parameters, threads=threads))
     except (PairError, EngineError) as exc:
         raise ConfigurationError(str(exc)) from exc
     if sorted(engine.input_names) != sorted(artefacts.inputs) or LOGITS not in engine.output_names:

@@ -1,6 +1,6 @@
-"""Triton backend ``onnxruntime`` where NVIDIA's native one is absent: same config.pbtxt, same keys.
+"""Triton backend ``onnxruntime`` or ``openvino`` where the native one is absent: same config.pbtxt, same keys.
 
-Triton prefers ``libtriton_onnxruntime.so`` where it exists; this file is used only without it. It takes all requests
+Triton prefers ``libtriton_<backend>.so`` where it exists; this file is used only without it. It takes all requests
 of an execution together and computes them in micro-batches (engine.py).
 """
 
@@ -17,7 +17,10 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
-from engine import Engine, EngineError, EngineOptions, cuda_available
+from encoder.engine import Engine, options_of
+from encoder.onnxruntime_session import OnnxRuntimeOptions, cuda_available
+from encoder.openvino_session import OpenVinoOptions
+from encoder.session import EngineError
 
 
 class TritonPythonModel:
@@ -55,28 +58,30 @@ def _response(logits: npt.NDArray[np.float32]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor("logits", logits)])
 
 
-def _options(config: dict[str, Any], args: dict[str, str]) -> EngineOptions:
-    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-    counts = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode")
-    switches = ("enable_mem_arena", "enable_mem_pattern")
+def _options(config: dict[str, Any], args: dict[str, str]) -> OnnxRuntimeOptions | OpenVinoOptions:
     on_gpu = args["model_instance_kind"] == "GPU"
     if on_gpu and not cuda_available():
         raise EngineError(
             f"{args['model_name']}: instance_group asks for a GPU, but this onnxruntime has no CUDA provider; "
             "install onnxruntime-gpu, or set the kind to KIND_CPU"
         )
-    return EngineOptions(
-        **{key: _whole(key, parameters[key]) for key in counts if key in parameters},
-        **{key: bool(_whole(key, parameters[key])) for key in switches if key in parameters},
+    return options_of(
+        config["backend"],
+        {key: value["string_value"] for key, value in config.get("parameters", {}).items()},
         graph_level=int(config.get("optimization", {}).get("graph", {}).get("level", 0)),
         device_id=int(args["model_instance_device_id"]) if on_gpu else None,
+        cuda_options=_cuda_options(config),
     )
 
 
-def _whole(key: str, value: str) -> int:
-    if not value.isdecimal():
-        raise EngineError(f"parameter {key} is {value!r}: it must be a whole number, 0 or more")
-    return int(value)
+def _cuda_options(config: dict[str, Any]) -> dict[str, str]:
+    """Parameters of the accelerator called "cuda", which are the CUDA provider's options in NVIDIA's backend too."""
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    found: dict[str, str] = {}
+    for accelerator in accelerators:
+        if accelerator["name"] == "cuda":
+            found |= accelerator.get("parameters", {})
+    return found
 
 
 def _check_names(path: Path, what: str, graph: list[str], declared: list[dict[str, Any]]) -> None:

@@ -1,0 +1,129 @@
+"""OpenVINO behind the engine: bf16 matrix products where the CPU has them (AMX, AVX-512 BF16).
+
+Measured reasons for what is set here are in docs/LOG.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .session import EngineError, Ids, whole
+
+_TOKENS = 2048  # padded tokens of a micro-batch
+_LENGTH_STEP = 16  # attention over a length between two multiples costs up to twice as much
+_BF16 = "BF16"
+_SWITCH = {"YES": True, "NO": False}
+
+
+@dataclass(frozen=True)
+class OpenVinoOptions:
+    """Settings with the names and meanings of Triton's OpenVINO backend.
+
+    Attributes:
+        inference_num_threads: threads of an inference; 0 means one a physical core.
+        num_streams: inferences that run side by side; 0 means what OpenVINO chooses.
+        hint_bf16: compute in bf16 where the CPU has instructions for it; elsewhere, and without it, in fp32.
+    """
+
+    inference_num_threads: int = 0
+    num_streams: int = 1
+    hint_bf16: bool = False
+
+    @classmethod
+    def of_parameters(cls, parameters: Mapping[str, str]) -> OpenVinoOptions:
+        """Read a config.pbtxt's parameters.
+
+        Raises:
+            EngineError: a value is out of its bounds.
+        """
+        hint = parameters.get("HINT_BF16", "NO").upper()
+        if hint not in _SWITCH:
+            raise EngineError(f"parameter HINT_BF16 is {hint!r}: it must be YES or NO")
+        return cls(
+            inference_num_threads=whole("INFERENCE_NUM_THREADS", parameters.get("INFERENCE_NUM_THREADS", "0")),
+            num_streams=whole("NUM_STREAMS", parameters.get("NUM_STREAMS", "1")),
+            hint_bf16=_SWITCH[hint],
+        )
+
+    def open(self, model_file: str) -> OpenVinoSession:
+        """Load and compile a graph for the CPU.
+
+        Raises:
+            EngineError: OpenVINO is not installed, or cannot load the file.
+        """
+        return OpenVinoSession(model_file, self)
+
+
+class OpenVinoSession:
+    """A compiled graph with one request: callers take turns, as each uses all its threads anyway.
+
+    Args:
+        model_file: ``model.onnx`` of standard operators, or ``model.xml``.
+        options: settings.
+    """
+
+    micro_batch_tokens = _TOKENS
+    length_step = _LENGTH_STEP
+
+    def __init__(self, model_file: str, options: OpenVinoOptions) -> None:
+        try:
+            import openvino
+        except ImportError as exc:
+            raise EngineError(
+                f"{model_file} is served by OpenVINO, which is not installed ({exc}); "
+                "pip install 'triton-rerank-server[openvino]'"
+            ) from exc
+        core = openvino.Core()
+        try:
+            graph = core.read_model(model_file)
+            compiled = core.compile_model(graph, "CPU", _properties(core, options))
+        except RuntimeError as exc:
+            reason = str(exc).strip().splitlines()[-1]
+            raise EngineError(f"{model_file}: OpenVINO cannot load it ({reason}); export the model again") from exc
+        self.input_names: list[str] = [node.any_name for node in compiled.inputs]
+        self.output_names: list[str] = [node.any_name for node in compiled.outputs]
+        self._vocabulary = _vocabulary(graph)
+        self._request = compiled.create_infer_request()
+        self._turn = threading.Lock()
+
+    def run(self, inputs: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
+        """Input name -> int64 ``(n, padded length)``; gives logits ``(n, 1)``.
+
+        Raises:
+            EngineError: OpenVINO refuses the tensors, or a token id is outside the vocabulary.
+        """
+        ids = inputs["input_ids"]
+        if ids.min() < 0 or ids.max() >= self._vocabulary:  # OpenVINO would look beside its table, without a word
+            raise EngineError(
+                f"OpenVINO cannot score these tensors (input_ids from {ids.min()} to {ids.max()}, the model has "
+                f"{self._vocabulary} words)"
+            )
+        with self._turn:
+            try:
+                self._request.infer(dict(inputs), share_inputs=True)
+            except RuntimeError as exc:
+                reason = str(exc).strip().splitlines()[-1]
+                raise EngineError(f"OpenVINO cannot score these tensors ({reason})") from exc
+            return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+
+
+def _vocabulary(graph: Any) -> int:
+    """Rows of the largest table that the graph looks things up in, which is that of words."""
+    tables = (node.input_value(0).get_node() for node in graph.get_ops() if node.get_type_name() == "Gather")
+    return max(table.get_output_shape(0)[0] for table in tables if table.get_type_name() == "Constant")
+
+
+def _properties(core: Any, options: OpenVinoOptions) -> dict[str, object]:
+    bf16 = options.hint_bf16 and _BF16 in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    given = {"INFERENCE_NUM_THREADS": options.inference_num_threads, "NUM_STREAMS": options.num_streams}
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
+        **{key: value for key, value in given.items() if value},
+    }
