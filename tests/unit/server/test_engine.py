@@ -113,7 +113,7 @@ def test_a_device_puts_the_cuda_provider_first(tiny_repository: Path, monkeypatc
     monkeypatch.setattr(ort, "InferenceSession", open_on_cpu)
     with pytest.raises(EngineError, match="opened the model on the CPU"):  # as it is here
         Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", OnnxRuntimeOptions(device_id=3))
-    assert asked == [("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]
+    assert asked == [("CUDAExecutionProvider", {"device_id": "3"}), "CPUExecutionProvider"]
 
 
 @pytest.mark.parametrize(
