@@ -68,7 +68,7 @@ def print_speed(console: Console, report: SpeedReport) -> None:
         + ("" if quiet else "; [red]do not rely on the times: measure again on a quiet machine[/red]")
     )
     for workload in report.workloads:
-        _print_timings(console, workload)
+        print_timings(console, workload)
     _print_memory(console, report)
     console.print(targets_table(report.targets))
 
@@ -108,7 +108,8 @@ def _print_comparisons(console: Console, collection: CollectionQuality) -> None:
     console.print(table(title, ["systems", "metric", "mean", "interval"], rows))
 
 
-def _print_timings(console: Console, workload: WorkloadSpeed) -> None:
+def print_timings(console: Console, workload: WorkloadSpeed) -> None:
+    """Write seconds, ratios and agreements of one workload."""
     tokens = workload.tokens
     title = (
         f"{workload.workload}: {tokens.pairs} pairs, {tokens.total:,} tokens (mean {tokens.mean:.1f}, "

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import tritonclient.grpc as triton
 
 from triton_rerank import RerankClient
+from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.first_stage import Candidates
 from triton_rerank_server import ServerConfig, TritonServer
 
@@ -50,7 +51,7 @@ def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], No
         TritonServer(config, on_progress=on_progress) as server,
         RerankClient(server.grpc_target, model=model, timeout_s=CALL_TIMEOUT_S) as client,
     ):
-        yield ServedModel(client, server.pid, _triton_version(server.grpc_target))
+        yield ServedModel(client, server.pid, triton_version(server.grpc_target))
 
 
 def score_candidates(
@@ -84,6 +85,14 @@ def score_candidates(
     return logits
 
 
-def _triton_version(target: str) -> str:
+def triton_version(target: str) -> str:
+    """Version that a running Triton states.
+
+    Raises:
+        BenchError: it does not answer.
+    """
     with triton.InferenceServerClient(target) as client:
-        return str(client.get_server_metadata(client_timeout=10.0).version)
+        try:
+            return str(client.get_server_metadata(client_timeout=10.0).version)
+        except triton.InferenceServerException as exc:
+            raise BenchError(f"{target}: no Triton answers there ({exc.message()})") from exc

@@ -22,12 +22,16 @@ class Counts:
         inferences: rows of all requests.
         executions: batches that the model computed.
         seconds: requests' time in the server, from the first byte read to the answer given.
+        queue_seconds: of these, requests' time in the queue.
+        compute_seconds: of these, requests' time in the model's computation; each has that of its whole batch.
     """
 
     requests: int
     inferences: int
     executions: int
     seconds: float
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
 
     def since(self, before: Counts) -> Counts:
         """What was counted between two readings."""
@@ -36,6 +40,8 @@ class Counts:
             self.inferences - before.inferences,
             self.executions - before.executions,
             self.seconds - before.seconds,
+            self.queue_seconds - before.queue_seconds,
+            self.compute_seconds - before.compute_seconds,
         )
 
 
@@ -58,14 +64,18 @@ class TritonStatistics:
             BenchError: Triton does not answer.
         """
         try:
-            versions = self._client.get_inference_statistics(self._model).model_stats
+            answer = self._client.get_inference_statistics(self._model, client_timeout=_WAIT_S)
         except triton.InferenceServerException as exc:
             raise BenchError(f"Triton does not tell its statistics of {self._model}: {exc}") from exc
+        versions = answer.model_stats
+        stats = [version.inference_stats for version in versions]
         return Counts(
-            requests=sum(int(version.inference_stats.success.count) for version in versions),
+            requests=sum(int(of_version.success.count) for of_version in stats),
             inferences=sum(int(version.inference_count) for version in versions),
             executions=sum(int(version.execution_count) for version in versions),
-            seconds=sum(int(version.inference_stats.success.ns) for version in versions) / 1e9,
+            seconds=sum(int(of_version.success.ns) for of_version in stats) / 1e9,
+            queue_seconds=sum(int(of_version.queue.ns) for of_version in stats) / 1e9,
+            compute_seconds=sum(int(of_version.compute_infer.ns) for of_version in stats) / 1e9,
         )
 
     def after(self, before: Counts, n_requests: int) -> Counts:

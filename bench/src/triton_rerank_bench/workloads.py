@@ -1,5 +1,8 @@
 """Texts to time: seeded, the same on every machine, with lengths and words like those of real passages.
 
+A workload's name stands for several lists, so that what is asked again and again is not one text. Real text comes
+from a collection, generated text from words.txt:
+
 words.txt holds the running-text words of Python's own language reference (``pydoc_data.topics`` of 3.11) that occur
 three times or more, each with its count. Drawn by count, they come in natural proportion, so that tokens per word
 are natural too.
@@ -12,13 +15,21 @@ import itertools
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
+
+from triton_rerank_bench.collections import Collection, load_collection
+from triton_rerank_bench.errors import BenchError
 
 MEAN_WORDS = 67  # with the query and special tokens about 90 tokens a pair
 SPREAD = 0.37  # of the logarithm: the longest of 100 is 2.4 times the mean
+CHUNK_WORDS = 219  # with the query and special tokens about 260 tokens a pair
+CHUNK_SPREAD = 0.27  # the longest of 100 has about 490 tokens: just under the 512 of most models
 N_DOCUMENTS = 100
+MIXED_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # documents of each list
+N_LISTS = 8  # that a name stands for, but for "mixed", which has one of each size
 QUERY_WORDS = 12
 SENTENCE_WORDS = 16
 SINGLE_WORDS = 60  # about 80 tokens with the query
@@ -96,10 +107,12 @@ class TextMaker:
 
 def passages(seed: int) -> Workload:
     """100 passages of log-normal length for one query of 12 words."""
-    maker = TextMaker(seed)
-    query = maker.words(QUERY_WORDS)
-    lengths = maker.shuffled(lognormal_lengths(N_DOCUMENTS, mean=MEAN_WORDS, spread=SPREAD))
-    return Workload("passages", " ".join(query), [maker.document(length, query) for length in lengths], calls=1)
+    return _lognormal_list("passages", N_DOCUMENTS, MEAN_WORDS, SPREAD, seed)
+
+
+def chunks(seed: int) -> Workload:
+    """100 documents of log-normal length that just fit into 512 tokens with the query: about 26,000 tokens in all."""
+    return _lognormal_list("chunks", N_DOCUMENTS, CHUNK_WORDS, CHUNK_SPREAD, seed)
 
 
 def single(seed: int) -> Workload:
@@ -107,6 +120,57 @@ def single(seed: int) -> Workload:
     maker = TextMaker(seed)
     query = maker.words(QUERY_WORDS)
     return Workload("single", " ".join(query), [maker.document(SINGLE_WORDS, query)], calls=20)
+
+
+def mixed(seed: int) -> list[Workload]:
+    """Lists of 1 to 1,000 passages in seeded order, each with a query of its own."""
+    sizes = TextMaker(seed).shuffled(MIXED_SIZES)
+    return [_lognormal_list("mixed", size, MEAN_WORDS, SPREAD, seed + i) for i, size in enumerate(sizes)]
+
+
+def _several(make: Callable[[int], Workload]) -> Callable[[int], list[Workload]]:
+    return lambda seed: [make(seed + i) for i in range(N_LISTS)]
+
+
+# Name -> seed -> lists, all different. The first list of a name is the one that its function above makes.
+BY_NAME: Mapping[str, Callable[[int], list[Workload]]] = {
+    "passages": _several(passages),
+    "chunks": _several(chunks),
+    "single": _several(single),
+    "mixed": mixed,
+}
+
+
+def from_collection(folder: Path) -> Mapping[str, Callable[[int], list[Workload]]]:
+    """`BY_NAME` in real text: the same numbers of documents, whose lengths are the collection's own.
+
+    Queries are judged ones, documents are drawn from all. A chunk is several documents, whole ones, until it has
+    `CHUNK_WORDS` words.
+
+    Args:
+        folder: collection in BEIR form.
+
+    Raises:
+        BenchError: it is not of that form. The functions raise it too, where the collection is too small for a list.
+    """
+    collection = load_collection(folder)
+    texts = list(dict.fromkeys(filter(None, collection.documents)))  # the client sends equal texts once
+
+    def lists(name: str, sizes: Sequence[int], pieces: Sequence[str], seed: int) -> list[Workload]:
+        queries = list(collection.queries.values())
+        maker = TextMaker(seed)
+        chosen = maker.shuffled(range(len(queries)))
+        return [
+            Workload(name, queries[chosen[i % len(chosen)]], _draw(collection, name, pieces, size, maker), calls=1)
+            for i, size in enumerate(sizes)
+        ]
+
+    return {
+        "passages": lambda seed: lists("passages", [N_DOCUMENTS] * N_LISTS, texts, seed),
+        "chunks": lambda seed: lists("chunks", [N_DOCUMENTS] * N_LISTS, list(_joined(texts)), seed),
+        "single": lambda seed: lists("single", [1] * N_LISTS, texts, seed),
+        "mixed": lambda seed: lists("mixed", TextMaker(seed).shuffled(MIXED_SIZES), texts, seed),
+    }
 
 
 def lognormal_lengths(n: int, *, mean: float, spread: float) -> list[int]:
@@ -142,6 +206,31 @@ def token_statistics(workload: Workload, token_counts: Sequence[int]) -> TokenSt
         longest=max(token_counts),
         tokens_per_word=sum(token_counts) / words,
     )
+
+
+def _lognormal_list(name: str, size: int, mean: float, spread: float, seed: int) -> Workload:
+    maker = TextMaker(seed)
+    query = maker.words(QUERY_WORDS)
+    lengths = maker.shuffled(lognormal_lengths(size, mean=mean, spread=spread))
+    return Workload(name, " ".join(query), [maker.document(length, query) for length in lengths], calls=1)
+
+
+def _draw(collection: Collection, name: str, pieces: Sequence[str], size: int, maker: TextMaker) -> list[str]:
+    if size > len(pieces):
+        raise BenchError(
+            f"--data: {collection.name} has {len(pieces)} different texts for {name}, which wants {size}; give a "
+            "larger collection, or leave --data out"
+        )
+    return [pieces[place] for place in maker.shuffled(range(len(pieces)))[:size]]
+
+
+def _joined(texts: Sequence[str]) -> Iterator[str]:
+    chunk: list[str] = []
+    for text in texts:
+        chunk += text.split()
+        if len(chunk) >= CHUNK_WORDS:
+            yield " ".join(chunk)
+            chunk = []
 
 
 def load_words() -> tuple[list[str], list[int]]:

@@ -1,0 +1,208 @@
+"""The load generator against a real Triton with a tiny model: figures that the server's own counters bear out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from support.slow_model import write_slow
+from support.tritons import NAME, computed, frozen, kill, only_bert, received, start
+
+from triton_rerank import RerankClient, TritonOptions
+from triton_rerank.contract import ENCODER_SUFFIX
+from triton_rerank_bench import load_command, report
+from triton_rerank_bench.load import Load
+from triton_rerank_bench.load_level import ELSEWHERE
+from triton_rerank_bench.raw import Sender
+from triton_rerank_bench.served import ServedModel
+from triton_rerank_bench.strategies import padded_tokens
+from triton_rerank_bench.workloads import BY_NAME, Workload
+from triton_rerank_server import TritonServer
+
+PASSAGES = BY_NAME["passages"](1)[:2]
+SINGLE = BY_NAME["single"](1)
+
+
+@pytest.fixture(scope="module")
+def triton(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    """One of our own: what others ask would show in its counters."""
+    with start(only_bert(tiny_repository, tmp_path_factory.mktemp("load") / "model_repository")) as server:
+        yield server
+
+
+def reach(server: TritonServer) -> ServedModel:
+    return ServedModel(RerankClient(server.grpc_target, model=NAME), server.pid, "2.51.0")
+
+
+@pytest.fixture
+def served(triton: TritonServer) -> Iterator[ServedModel]:
+    found = reach(triton)
+    with found.client:
+        yield found
+
+
+def test_a_closed_loop_answers_all_and_the_servers_counters_agree(triton: TritonServer, served: ServedModel) -> None:
+    with closing(Load(served, NAME, PASSAGES, seed=1)) as load:
+        before_s, before = time.monotonic(), received(triton.grpc_target)
+        figures = load.closed(2, duration_s=1.0, warm_up_s=0.3)
+        seconds, on_the_wire = time.monotonic() - before_s, received(triton.grpc_target) - before
+    assert (figures.workload, figures.mode, figures.concurrency, figures.rate) == ("passages", "closed", 2, None)
+    assert figures.errors == {}
+    assert 0 < figures.calls < on_the_wire  # the warm-up's calls are not counted
+    assert figures.pairs_per_s == pytest.approx(100 * on_the_wire / seconds, rel=0.3)
+    assert 0 < figures.latency.p50_ms <= figures.latency.p90_ms <= figures.latency.p99_ms <= figures.latency.max_ms
+    assert figures.pairs_per_s == pytest.approx(2 * 100 / (figures.latency.p50_ms / 1e3), rel=0.5)  # Little's law
+    assert figures.queue_ms is not None
+    assert figures.compute_ms is not None
+    assert 0 < figures.compute_ms < figures.latency.max_ms
+    assert figures.rows_per_execution == pytest.approx(100 * (figures.requests_per_execution or 0))
+    assert figures.late is None
+    assert figures.peak_memory_bytes is not None
+    assert figures.peak_memory_bytes > 10**7
+
+
+def test_padding_is_that_of_the_tensors_that_the_encoder_gets(triton: TritonServer, served: ServedModel) -> None:
+    """Held against the server's token counts and the ladder in its config: short and long documents, in one request."""
+    documents = [f"{number} " + "word " * (60 if number % 2 else 1) for number in range(240)]
+    mixed = Workload("short and long", "a query", documents, calls=1)
+    with closing(Sender(triton.grpc_target, NAME)) as sender:
+        counts = sender.send(mixed.query, documents, [range(240)])
+    together = padded_tokens([range(240)], counts, served.client.model_info().length_ladder) / sum(counts)
+    with closing(Load(served, NAME, [mixed], seed=1)) as load:
+        figures = load.closed(1, duration_s=0.3, warm_up_s=0.0)
+    assert figures.padded_over_real == pytest.approx(together)
+    assert figures.tokens_per_s / figures.pairs_per_s == pytest.approx(sum(counts) / 240)
+    with closing(Load(served, NAME, [mixed], seed=1, options=TritonOptions(split="padding"))) as load:
+        split = load.closed(1, duration_s=0.3, warm_up_s=0.0)
+    assert split.padded_over_real is not None
+    assert 1.0 <= split.padded_over_real < together / 1.2
+
+
+def test_an_open_loop_offers_the_rate_whatever_the_server_does(served: ServedModel) -> None:
+    with closing(Load(served, NAME, SINGLE, seed=1)) as load:
+        figures = load.open(40, duration_s=1.0, warm_up_s=0.5)
+    assert (figures.mode, figures.rate, figures.concurrency, figures.calls) == ("open", 40, None, 40)
+    assert figures.errors == {}
+    assert figures.pairs_per_s == pytest.approx(40, abs=6)
+    assert figures.late is not None
+    assert figures.late.p50_ms < 5
+
+
+def test_one_load_measures_level_after_level(served: ServedModel) -> None:
+    seconds: list[float] = []
+    with closing(Load(served, NAME, SINGLE, seed=1, on_seconds=seconds.append)) as load:
+        first, second = load.closed(1, 0.6, 0.1), load.open(20, 0.6, 0.1)
+    assert first.calls > 1
+    assert second.calls == 12
+    assert 0.8 < sum(seconds) < 3
+
+
+def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_one(
+    triton: TritonServer, served: ServedModel
+) -> None:
+    def freeze() -> None:
+        time.sleep(0.7)
+        with frozen(triton):
+            time.sleep(1.0)
+
+    def frozen_meanwhile() -> threading.Thread:
+        thread = threading.Thread(target=freeze)
+        thread.start()
+        return thread
+
+    with closing(Load(served, NAME, SINGLE, seed=1)) as load:
+        thread = frozen_meanwhile()
+        closed = load.closed(1, duration_s=2.5, warm_up_s=0.2)
+        thread.join()
+        thread = frozen_meanwhile()
+        opened = load.open(60, duration_s=2.5, warm_up_s=0.2)
+        thread.join()
+    assert closed.latency.max_ms > 900
+    assert closed.latency.p99_ms < 500
+    assert opened.errors == {}
+    assert opened.latency.p99_ms > 900
+    assert opened.latency.p90_ms > 400
+    assert opened.late is not None
+    assert opened.late.p90_ms < 50  # calls were sent on time while nothing was answered
+
+
+def test_calls_that_a_killed_server_never_answers_are_counted_by_class(tiny_repository: Path, tmp_path: Path) -> None:
+    with start(only_bert(tiny_repository, tmp_path)) as server:
+        served = reach(server)
+        with served.client, closing(Load(served, NAME, SINGLE, seed=1, timeout_s=2.0)) as load:
+            threading.Timer(0.6, lambda: kill(server)).start()
+            figures = load.open(50, duration_s=1.0, warm_up_s=0.2)
+    assert figures.calls == 50
+    assert 0 < sum(figures.errors.values()) < 50
+    assert set(figures.errors) <= {"ServerUnavailableError", "DeadlineExceededError"}
+    assert figures.queue_ms is None
+    assert figures.latency.p50_ms < 1000
+
+
+def test_refused_and_late_calls_are_counted_by_class(tiny_repository: Path, tmp_path: Path) -> None:
+    """A server that takes 0.2 s a call, and lets two wait, is offered four times what it can do."""
+    repository = write_slow(tiny_repository, tmp_path, delay_s=0.2, max_queue_size=2)
+    with start(repository) as server:
+        served = reach(server)
+        with served.client, closing(Load(served, NAME, SINGLE, seed=1, timeout_s=0.45)) as load:
+            before = computed(server.grpc_target, NAME + ENCODER_SUFFIX)
+            figures = load.open(20, duration_s=2.0, warm_up_s=0.0)
+            executions = computed(server.grpc_target, NAME + ENCODER_SUFFIX) - before
+    assert figures.calls == 40
+    assert set(figures.errors) == {"OverloadedError", "DeadlineExceededError"}
+    answered = 40 - sum(figures.errors.values())
+    assert 0 < answered <= executions
+    assert figures.pairs_per_s < 6
+    assert figures.latency.max_ms < 500
+
+
+def test_a_server_elsewhere_has_no_memory_to_read(triton: TritonServer, served: ServedModel) -> None:
+    elsewhere = ServedModel(served.client, ELSEWHERE, served.triton_version)
+    with closing(Load(elsewhere, NAME, SINGLE, seed=1)) as load:
+        figures = load.closed(1, 0.3, 0.0)
+    assert (figures.peak_memory_bytes, figures.other_load) == (None, None)
+
+
+def command(*arguments: str) -> tuple[report.Json, int]:
+    parser = argparse.ArgumentParser()
+    load_command.add_arguments(parser)
+    return load_command.run(parser.parse_args(arguments), Console())
+
+
+def test_the_command_loads_a_server_that_runs_already(triton: TritonServer, capsys: pytest.CaptureFixture[str]) -> None:
+    document, code = command(
+        *("--target", triton.grpc_target, "--model", NAME, "--workload", "single", "--workload", "passages"),
+        *("--concurrency", "1,2", "--rate", "5,50%", "--duration", "0.6", "--warm-up", "0.1"),
+    )
+    assert code == 0
+    levels = json.loads(report.compact(document))["levels"]
+    assert [(level["workload"], level["mode"], level["concurrency"]) for level in levels] == [
+        (workload, mode, concurrency)
+        for workload in ("single", "passages")
+        for mode, concurrency in (("closed", 1), ("closed", 2), ("open", None), ("open", None))
+    ]
+    for of_name, pairs in ((levels[:4], 1), (levels[4:], 100)):
+        best = max(level["pairs_per_s"] for level in of_name)
+        assert of_name[2]["rate"] == 5
+        assert of_name[3]["rate"] == pytest.approx(best / pairs / 2, rel=0.01) or best == of_name[2]["pairs_per_s"]
+        assert all(level["errors"] == {} for level in of_name)
+    assert document["triton_version"] == "2.51.0"
+    assert "what callers saw" in capsys.readouterr().out
+
+
+def test_the_command_starts_a_server_of_its_own(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document, _ = command(
+        *("--model-repository", str(tiny_repository), "--model", NAME, "--workload", "single"),
+        *("--concurrency", "1", "--duration", "0.5", "--warm-up", "0.5"),
+    )
+    (level,) = json.loads(report.compact(document))["levels"]
+    assert level["peak_memory_bytes"] > 10**7
+    assert 0 <= level["other_load"] <= 1
+    assert "single, callers: 1" in capsys.readouterr().err

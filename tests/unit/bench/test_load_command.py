@@ -1,0 +1,191 @@
+"""The command ``load``: what it refuses before it starts anything, and what its report says."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from triton_rerank import RerankError
+from triton_rerank_bench import load_command
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.load import Latency, LoadFigures, latency
+from triton_rerank_bench.load_command import Rate, check_output, choose_lists, parse_concurrency, parse_rates
+from triton_rerank_bench.load_report import LoadReport, figures_json, load_json, print_load
+
+CLOSED = LoadFigures(
+    workload="passages",
+    mode="closed",
+    concurrency=4,
+    rate=None,
+    duration_s=20.0,
+    calls=40,
+    errors={},
+    pairs_per_s=200.0,
+    tokens_per_s=18_000.0,
+    latency=Latency(2000.0, 2100.0, 2200.0, 2300.0),
+    queue_ms=1500.0,
+    compute_ms=500.0,
+    requests_per_execution=1.5,
+    rows_per_execution=150.0,
+    padded_over_real=2.75,
+    peak_memory_bytes=270_000_000,
+    other_load=0.01,
+)
+OPEN = LoadFigures(
+    workload="passages",
+    mode="open",
+    concurrency=None,
+    rate=1.6,
+    duration_s=20.0,
+    calls=32,
+    errors={"OverloadedError": 30, "NotSent": 2},
+    pairs_per_s=0.0,
+    tokens_per_s=0.0,
+    latency=latency([]),
+    queue_ms=None,
+    compute_ms=None,
+    requests_per_execution=None,
+    rows_per_execution=None,
+    padded_over_real=None,
+    peak_memory_bytes=None,
+    late=Latency(0.1, 0.2, 0.3, 0.4),
+)
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    load_command.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+def printed(*levels: LoadFigures) -> str:
+    console = Console(width=120, file=io.StringIO())
+    with console.capture() as captured:
+        print_load(console, LoadReport("demo", "int8", 512, "2.51.0", list(levels)))
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workload", "pasages"], r"--workload pasages: .* passages, chunks, single, mixed"),
+        (["--rate", "0"], r"the rate is 0: .* above 0"),
+        (["--rate=-2"], r"the rate is -2: .* above 0"),
+        (["--rate", "nan"], r"the rate is nan: .* above 0"),
+        (["--rate", "1,inf"], r"the rate is inf: .* above 0"),
+        (["--rate", "fast"], r"--rate fast: 'fast' is not a number; give such as 1.5 or 80%"),
+        (["--rate", "0.01"], r"0.01 calls a second gives none in 20 s"),
+        (["--rate", "80%"], r"--rate 80%: .* give --concurrency too"),
+        (["--rate", "0%", "--concurrency", "1"], r"the rate is 0: .* above 0"),
+        (["--concurrency", "0"], r"the concurrency is 0: .* from 1 to 1000"),
+        (["--concurrency", "1,1001"], r"the concurrency is 1001: .* from 1 to 1000"),
+        (["--concurrency", "1,,2"], r"--concurrency 1,,2: '' is not a whole number"),
+        (["--concurrency", "1.5"], r"'1.5' is not a whole number"),
+        (["--duration", "0"], r"the duration is 0 s: it must be above 0"),
+        (["--duration", "nan"], r"the duration is nan s: it must be above 0"),
+        (["--warm-up", "-1"], r"the warm-up is -1 s: it must be 0 or more"),
+        (["--timeout", "0"], r"--timeout 0: it must be a number of seconds above 0"),
+        (["--data", "absent"], r"--data absent: looked for corpus.jsonl"),
+        (["--output", "absent/report.json"], r"--output absent/report.json: cannot be written"),
+        (["--model", "absent"], r"absent/config.pbtxt: looked for a model config"),
+    ],
+)
+def test_bad_input_is_told_in_one_line_before_anything_starts(
+    arguments: list[str], message: str, tiny_repository: Path
+) -> None:
+    options = parse("--model-repository", str(tiny_repository), *arguments)
+    with pytest.raises(BenchError, match=message) as caught:
+        load_command.run(options, Console())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target", "127.0.0.1:9"], r"say by --model"),
+        (["--target", "127.0.0.1:9", "--model", "demo"], r"Connection refused"),
+        (["--target", "nowhere", "--model", "demo"], r"is not host:port"),
+        (["--model-repository", "absent"], r"looked for a built model"),
+    ],
+)
+def test_a_server_that_is_not_there_is_told(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises((BenchError, RerankError), match=message) as caught:
+        load_command.run(parse(*arguments), Console())
+    assert "\n" not in str(caught.value)
+    assert capsys.readouterr().err == ""  # no bar of a run that did not start
+
+
+def test_rates_are_calls_a_second_or_shares() -> None:
+    assert parse_rates("1.5, 80%,50%", 20.0) == (Rate(1.5, False), Rate(0.8, True), Rate(0.5, True))
+    assert parse_concurrency("1, 2,16") == (1, 2, 16)
+
+
+def test_levels_are_those_asked_for_and_both_kinds_by_default() -> None:
+    def levels(*arguments: str) -> tuple[int, int]:
+        sweep = load_command._sweep(parse("--model-repository", ".", *arguments))
+        return len(sweep.concurrencies), len(sweep.rates)
+
+    assert levels() == (4, 2)
+    assert levels("--concurrency", "3") == (1, 0)
+    assert levels("--rate", "2,3") == (0, 2)
+    assert levels("--rate", "2,50%", "--concurrency", "1,2") == (2, 2)
+
+
+def test_lists_are_of_the_word_list_or_of_a_collection(collection_folder: Path) -> None:
+    generated = choose_lists(["single", "passages"], None, 1)
+    assert {name: len(lists[0].documents) for name, lists in generated.items()} == {"single": 1, "passages": 100}
+    (real,) = choose_lists(["single"], collection_folder, 1).values()
+    assert real[0].query in ("how do I compress a file?", "sort an array")
+
+
+def test_a_report_that_can_be_written_is_not_touched_by_the_check(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    check_output(path)
+    assert not path.exists()
+    path.write_text("before")
+    check_output(path)
+    assert path.read_text() == "before"
+    with pytest.raises(BenchError, match=r"cannot be written"):
+        check_output(tmp_path)
+
+
+def test_tables_say_what_callers_saw_and_what_the_server_did() -> None:
+    text = printed(CLOSED)
+    callers, server = (re.findall(r"│ (closed, 4 .*) │", text)[i].split("│") for i in (0, 1))
+    assert [cell.strip() for cell in callers] == [
+        *("closed, 4", "40", "0", "200.0", "18,000", "2,000.0", "2,100.0", "2,200.0", "2,300.0", "–")
+    ]
+    assert [cell.strip() for cell in server] == ["closed, 4", "1,500.0", "500.0", "1.50", "150.00", "2.75", "270", "1%"]
+    assert "do not rely" not in text
+
+
+def test_errors_a_late_generator_and_a_busy_machine_are_told() -> None:
+    text = printed(OPEN)
+    assert "open, 1.6/s: 30 of 32 calls failed: OverloadedError" in text
+    assert "open, 1.6/s: 2 of 32 calls failed: NotSent" in text
+    assert "itself was late" not in text
+    slow = LoadFigures(**{**vars(OPEN), "latency": Latency(2.0, 2.0, 2.0, 2.0), "other_load": 0.2})
+    text = printed(slow)
+    assert "the load generator itself was late by 0.3 ms (p99)" in text
+    assert "the machine was busy" in text
+
+
+def test_json_is_strict_though_nothing_was_answered() -> None:
+    document = load_json(LoadReport("demo", "int8", 512, "2.51.0", [CLOSED, OPEN]), {"seed": 1})
+    closed, opened = json.loads(json.dumps(document, allow_nan=False))["levels"]
+    assert closed["latency"]["p99_ms"] == 2200.0
+    assert closed["late"] is None
+    assert opened["latency"] == {"p50_ms": None, "p90_ms": None, "p99_ms": None, "max_ms": None}
+    assert opened["late"]["max_ms"] == 0.4
+    assert (document["kind"], document["model"], document["settings"]) == ("load", "demo", {"seed": 1})
+    assert math.isinf(OPEN.latency.p50_ms)
+    assert figures_json(OPEN)["errors"] == {"OverloadedError": 30, "NotSent": 2}
