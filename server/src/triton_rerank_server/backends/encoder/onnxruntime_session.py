@@ -72,8 +72,8 @@ class OnnxRuntimeOptions:
         Raises:
             EngineError: a value is out of its bounds.
         """
-        counts = {key: whole(key, parameters[key]) for key in _COUNTS if key in parameters}
-        switches = {key: bool(whole(key, parameters[key])) for key in _SWITCHES if key in parameters}
+        counts: dict[str, Any] = {key: whole(key, parameters[key]) for key in _COUNTS if key in parameters}
+        switches: dict[str, Any] = {key: bool(whole(key, parameters[key])) for key in _SWITCHES if key in parameters}
         return cls(
             **counts,
             **switches,

@@ -116,7 +116,7 @@ class OpenVinoSession:
 def _vocabulary(graph: Any) -> int:
     """Rows of the largest table that the graph looks things up in, which is that of words."""
     tables = (node.input_value(0).get_node() for node in graph.get_ops() if node.get_type_name() == "Gather")
-    return max(table.get_output_shape(0)[0] for table in tables if table.get_type_name() == "Constant")
+    return max(int(table.get_output_shape(0)[0]) for table in tables if table.get_type_name() == "Constant")
 
 
 def _properties(core: Any, options: OpenVinoOptions) -> dict[str, object]:
