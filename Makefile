@@ -91,6 +91,30 @@ perf-client: $(VENV)/.test $(DEMO_MANIFEST) ## what the client adds to a raw tri
 splitting: $(VENV)/.test $(DEMO_MANIFEST) ## padding and merging by the client's plan, beside simpler ones
 	$(BIN)/triton-rerank-bench splitting --model-repository $(REPOSITORY) $(ARGS)
 
+.PHONY: load
+load: $(VENV)/.test $(DEMO_MANIFEST) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
+	$(BIN)/triton-rerank-bench load --model-repository $(REPOSITORY) $(ARGS)
+
+GPU_VENV := .venv-gpu
+GPU_PYTHON ?= $(GPU_VENV)/bin/python
+
+.PHONY: perf-gpu
+perf-gpu: ## the served model on an NVIDIA GPU, beside sentence-transformers (docs/gpu.md; GPU_PYTHON=… an environment of yours)
+	@command -v nvidia-smi >/dev/null || { echo "make perf-gpu: nvidia-smi is not on PATH; it needs a machine with an NVIDIA GPU and its driver" >&2; exit 2; }
+	@$(if $(filter $(GPU_VENV)/%,$(GPU_PYTHON)),$(MAKE) --no-print-directory $(GPU_VENV)/.ready)
+	@mkdir -p perf .cache
+	@test -f .cache/checkpoint/config.json || $(GPU_PYTHON) -c 'from pathlib import Path; from triton_rerank_export.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
+	$(GPU_PYTHON) -m triton_rerank_bench.cli gpu --checkpoint minilm-l6=.cache/checkpoint --output perf/gpu.json $(ARGS)
+
+$(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.txt) $(DISTRIBUTIONS:%=%/pyproject.toml)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else \
+	  "Python %d.%d: 3.11 or 3.12 is needed; choose one with make PYTHON=python3.12 …" % v)'
+	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV)
+	version=$$($(GPU_VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	  $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -c requirements/constraints-$$version.txt -r requirements/gpu.in
+	$(GPU_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation $(DISTRIBUTIONS:%=-e %)
+	@touch $@
+
 # --- development ------------------------------------------------------------------------------------------------
 
 .PHONY: test

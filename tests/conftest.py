@@ -56,10 +56,11 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def tiny_repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both tiny models in fp32. Tests that change it copy it first."""
+    """Both tiny models in fp32, with bounded queues. Tests that change it copy it first."""
+    options = ExportOptions(precision="fp32", max_queue_size=128, queue_timeout_us=10_000_000)
     repository = tmp_path_factory.mktemp("tiny") / "model_repository"
     for name in TINY:
-        export_model(str(checkpoints[name]), repository, ExportOptions(precision="fp32"), on_step=lambda _: None)
+        export_model(str(checkpoints[name]), repository, options, on_step=lambda _: None)
     return repository
 
 

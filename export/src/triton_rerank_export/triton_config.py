@@ -29,8 +29,10 @@ _FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072
 
 DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
 DEFAULT_QUEUE_DELAY_US = 0  # requests merge while the instance is busy; waiting would only add latency on a CPU
-DEFAULT_MAX_QUEUE_SIZE = 128  # requests that wait; the next one is refused at once
-DEFAULT_QUEUE_TIMEOUT_US = int(contract.DEFAULT_TIMEOUT_S * 1e6)  # a request that waited so long has no reader left
+# No bounds: in front of a bounded queue Triton 2.51 pauses for half a second now and then (docs/LOG.md). A caller's
+# deadline cancels what waits too long.
+DEFAULT_MAX_QUEUE_SIZE = 0
+DEFAULT_QUEUE_TIMEOUT_US = 0
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class ServedModel:
         accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
         max_batch_size: most pairs in a request and in an execution.
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
-        max_queue_size: requests that may wait in front of a step; one more is refused.
-        queue_timeout_us: microseconds until a waiting request is refused; a request may ask for less.
+        max_queue_size: requests that may wait in front of a step; one more is refused. 0 means no bound.
+        queue_timeout_us: microseconds until a waiting request is refused; a request may ask for less. 0 means never.
         warmup: each length of the ladder is run before the server is ready, with one pair and with as many as the
             engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
         response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).

@@ -207,7 +207,8 @@ def _score(
     model: _Model, request: PairRequest, stop: threading.Event
 ) -> tuple[npt.NDArray[np.float32], int, npt.NDArray[np.bool_]]:
     """Logits ``(n,)``, tokens of all pairs together, truncated ``(n,)``."""
-    from triton_rerank_server.backends.encoder.engine import EngineError, micro_batches
+    from triton_rerank_server.backends.encoder.engine import micro_batches
+    from triton_rerank_server.backends.encoder.session import EngineError
     from triton_rerank_server.backends.tokenizer.pairs import PairError
 
     n = len(request.documents)
@@ -250,7 +251,8 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
 
 def _open(artefacts: Artefacts, threads: int) -> _Model:
     try:
-        from triton_rerank_server.backends.encoder.engine import Engine, EngineError, options_of
+        from triton_rerank_server.backends.encoder.engine import Engine, options_of
+        from triton_rerank_server.backends.encoder.session import EngineError
         from triton_rerank_server.backends.tokenizer.pairs import PairError, PairTokenizer
     except ImportError as exc:
         raise _not_installed(str(exc)) from exc
