@@ -66,8 +66,8 @@ $(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
 
 # --- measurement ------------------------------------------------------------------------------------------------
 
-.cache/fp32/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
-	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision fp32 --replace --model-repository .cache/fp32
+.cache/%/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision $* --replace --model-repository .cache/$*
 	@touch $@
 
 .cache/checkpoint/config.json: $(DEMO_DELTA) | $(VENV)/.test
@@ -90,6 +90,11 @@ perf-client: $(VENV)/.test $(DEMO_MANIFEST) ## what the client adds to a raw tri
 .PHONY: splitting
 splitting: $(VENV)/.test $(DEMO_MANIFEST) ## padding and merging by the client's plan, beside simpler ones
 	$(BIN)/triton-rerank-bench splitting --model-repository $(REPOSITORY) $(ARGS)
+
+.PHONY: perf
+perf: $(VENV)/.test $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json .cache/bf16/minilm-l6-demo/1/manifest.json ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick)
+	$(BIN)/triton-rerank-bench perf --model-repository int8=$(REPOSITORY) --model-repository bf16=.cache/bf16 \
+	  --model-repository fp32=.cache/fp32 $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(ARGS)
 
 .PHONY: load
 load: $(VENV)/.test $(DEMO_MANIFEST) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")

@@ -10,25 +10,22 @@ from __future__ import annotations
 import functools
 import random
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf import text_format
 from rich.progress import Progress
-from tritonclient.grpc import model_config_pb2
 
 from triton_rerank import RerankClient, TritonScorer
 from triton_rerank._plan import BYTES_PER_TOKEN, REQUEST_COST_TOKENS, Limits
-from triton_rerank.contract import ENCODER_SUFFIX, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
+from triton_rerank.contract import ENCODER_SUFFIX, MAX_REQUEST_BYTES
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.raw import Sender
-from triton_rerank_bench.repository import CONFIG, read_model
+from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rounds import Ratio
 from triton_rerank_bench.served import serve
 from triton_rerank_bench.strategies import (
@@ -41,6 +38,7 @@ from triton_rerank_bench.strategies import (
     plan_list,
 )
 from triton_rerank_bench.triton_statistics import Counts, TritonStatistics
+from triton_rerank_bench.variants import without_queue_bounds
 from triton_rerank_bench.workloads import SPREAD, Workload
 
 CALLERS = (1, 8)
@@ -179,31 +177,6 @@ def measure_splitting(
         lists=figures,
         sets=sets,
     )
-
-
-@contextmanager
-def without_queue_bounds(model_repository: Path, model: str) -> Iterator[Path]:
-    """A repository that links to this model, whose requests may wait as long as they want.
-
-    Eight callers with a thousand documents are more than a queue of ten seconds holds on a CPU, and a request's own
-    timeout can only shorten it. Without any bound the client splits for padding, which is measured here.
-
-    Args:
-        model_repository: with the model.
-        model: public model name.
-    """
-    with tempfile.TemporaryDirectory(prefix="triton-rerank-bench-") as folder:
-        for name in (model, model + TOKENIZER_SUFFIX, model + ENCODER_SUFFIX):
-            source, copy = model_repository.resolve() / name, Path(folder) / name
-            copy.mkdir()
-            for path in source.iterdir():
-                (copy / path.name).symlink_to(path)
-            config = text_format.Parse((source / CONFIG).read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-            if config.HasField("dynamic_batching"):
-                config.dynamic_batching.ClearField("default_queue_policy")
-            (copy / CONFIG).unlink()
-            (copy / CONFIG).write_text(text_format.MessageToString(config), encoding="utf-8")
-        yield Path(folder)
 
 
 def summarise(name: str, callers: int, lists: Sequence[PlannedList], samples: Samples) -> SetFigures:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
 from triton_rerank_server.errors import ServerStartError
 
+# Asks Linux for SIGTERM when the parent dies, then becomes the program. Not a preexec_fn: that makes subprocess fork,
+# and a gRPC client in this process does not survive a fork of it (its poller ends the child).
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _end_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+_END_WITH_PARENT = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {signal.SIGTERM.value})
+if os.getppid() == int(sys.argv[1]):
+    try:
+        os.execv(sys.argv[2], sys.argv[2:])
+    except OSError as exc:
+        sys.exit(f"{{sys.argv[2]}} cannot be started: {{exc}}")
+"""
 
 
 class Child:
@@ -55,7 +62,8 @@ class Child:
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, not to its group."""
         if not self._ended.is_set():
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+                os.kill(self.pid, number)
 
     def stop(self, timeout_s: float, *, kill: bool) -> int | None:
         """SIGTERM, wait, SIGKILL if it must be; then the rest of its group."""
@@ -68,15 +76,16 @@ class Child:
 
     def _run(self, arguments: list[str], environment: dict[str, str], log_file: Path) -> None:
         try:
+            program = _find(arguments[0])
+            wrapper = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
             with log_file.open("ab") as log:
                 process = subprocess.Popen(
-                    arguments,
+                    [*wrapper, program, *arguments[1:]],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    preexec_fn=_end_with_parent,  # one libc call, no locks
                 )
             self.pid = process.pid
         except OSError as exc:
@@ -86,3 +95,10 @@ class Child:
             self._started.set()
         self._exit_code = process.wait()
         self._ended.set()
+
+
+def _find(program: str) -> str:
+    found = shutil.which(program)
+    if found is None:
+        raise FileNotFoundError(f"{program} is not there, or not executable")
+    return found

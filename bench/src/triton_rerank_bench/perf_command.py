@@ -1,0 +1,213 @@
+"""``triton-rerank-bench perf``: the fastest setting that holds a p99 on this machine, and a report with plots."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+from triton_rerank_bench import perf_report, report, workloads
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.knobs import KNOBS, Ground, ground
+from triton_rerank_bench.load_command import choose_lists
+from triton_rerank_bench.machine import usable_cores
+from triton_rerank_bench.perf_report import About
+from triton_rerank_bench.report_folder import ReportFolder
+from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.setting_servers import SettingServers
+from triton_rerank_bench.tuner import Schedule, Tuner
+from triton_rerank_bench.tuning import Wanted
+from triton_rerank_bench.variants import read_configs
+from triton_rerank_bench.workloads import Workload
+
+DEFAULT_MINUTES = 20.0
+QUICK_MINUTES = 3.0
+DEFAULT_OUTPUT = Path("perf")
+DEFAULT_WORKLOAD = "passages"
+DEFAULT_SEED = 1
+INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
+_LEAST_MINUTES = 0.25
+_NVIDIA = Path("/proc/driver/nvidia/version")  # is there while its driver is loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    parser.add_argument(
+        "--model-repository", action="append", default=[], metavar="[NAME=]PATH", help="one a precision; repeatable"
+    )
+    parser.add_argument("--model", help="public model name, if a repository holds more than one")
+    parser.add_argument(
+        "--workload", default=DEFAULT_WORKLOAD, help=f"{', '.join(workloads.BY_NAME)} (default passages)"
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="real text: a collection in BEIR form")
+    parser.add_argument("--p99-ms", metavar="MS", help="latency that 99 of 100 calls must not exceed (default: any)")
+    parser.add_argument("--rate", metavar="N", help="pairs a second that all machines together must answer")
+    parser.add_argument("--quick", action="store_true", help=f"take {QUICK_MINUTES:g} minutes")
+    parser.add_argument("--minutes", metavar="M", help=f"that it may take (default {DEFAULT_MINUTES:g})")
+    parser.add_argument("--knob", action="append", default=[], metavar="NAME", help=f"{', '.join(KNOBS)} (default all)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts and arrivals (default %(default)s)")
+    parser.add_argument(
+        "--output", dest="output_folder", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="default %(default)s"
+    )
+    parser.set_defaults(output=None)  # the report goes into the folder, nowhere else
+
+
+def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
+    """Tune, print the answer and write the report.
+
+    Returns:
+        The report as plain data, and 0, or 130 if the user interrupted it.
+
+    Raises:
+        BenchError: an option is wrong, or an exported setting cannot be measured; nothing is written then.
+        ServerStartError: Triton did not start with an exported setting.
+        RerankError: a served model did not answer.
+    """
+    wanted, schedule = _wanted(options), Schedule.of(60 * _minutes(options))
+    repositories, model = _repositories(options)
+    lists = choose_lists([options.workload], options.data, options.seed)[options.workload]
+    pairs_per_call = statistics.fmean(len(workload.documents) for workload in lists)
+    grounds = _grounds(repositories, model, lists)
+    with ReportFolder(options.output_folder, perf_report.FILES) as folder:
+        with _progress() as on_step:
+            servers = SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step)
+            tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=pairs_per_call, on_step=on_step)
+            _tune(tuner, servers)
+        tuning = tuner.tuning
+        answer = tuning.answer()
+        if answer is None:
+            console.print("interrupted before anything was measured: nothing is written")
+            return {"kind": "perf", "interrupted": True}, INTERRUPTED
+        about = About(
+            model=model,
+            precisions={label: read_model(path, model).precision for label, path in repositories.items()},
+            workload=options.workload,
+            pairs_per_call=pairs_per_call,
+            triton_version=servers.triton_version,
+            command=_command(options),
+            settings={"seed": options.seed, "knobs": list(wanted.knobs), "quick": options.quick},
+            diff=servers.diff(answer.setting),
+        )
+        document = perf_report.perf_json(tuning, about)
+        written = perf_report.write_report(folder, tuning, about, document)
+    perf_report.print_tuning(console, tuning, about)
+    console.print("written: " + ", ".join(map(str, written)), highlight=False)
+    return document, INTERRUPTED if tuning.interrupted else 0
+
+
+def _tune(tuner: Tuner, servers: SettingServers) -> None:
+    with servers:
+        try:
+            tuner.run()
+        except KeyboardInterrupt:
+            tuner.tuning.interrupted = True
+    tuner.tuning.elapsed_s = tuner.elapsed_s
+    tuner.tuning.other_load = servers.other_load.share()
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    for knob in options.knob:
+        if knob not in KNOBS:
+            raise BenchError(f"--knob {knob}: there is none of this name; there are {', '.join(KNOBS)}")
+    return Wanted(
+        p99_ms=_number("--p99-ms", options.p99_ms),
+        rate=_number("--rate", options.rate),
+        knobs=tuple(knob for knob in KNOBS if not options.knob or knob in options.knob),
+    )
+
+
+def _minutes(options: argparse.Namespace) -> float:
+    if options.quick and options.minutes is not None:
+        raise BenchError(f"--quick takes {QUICK_MINUTES:g} minutes: give it or --minutes, not both")
+    minutes = QUICK_MINUTES if options.quick else _number("--minutes", options.minutes) or DEFAULT_MINUTES
+    if minutes < _LEAST_MINUTES:
+        raise BenchError(f"--minutes {minutes:g}: nothing can be compared in less than {_LEAST_MINUTES:g} minutes")
+    return minutes
+
+
+def _number(flag: str, text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise BenchError(f"{flag} {text}: it must be a number above 0")
+    return value
+
+
+def _repositories(options: argparse.Namespace) -> tuple[dict[str, Path], str]:
+    """Label -> folder, and the public name of the model that all of them hold."""
+    from triton_rerank_bench.cli import name_rerankers  # which imports this module
+
+    if not options.model_repository:
+        raise BenchError("--model-repository: none is given; give the one to tune, several as NAME=PATH to compare")
+    rerankers = name_rerankers(options.model_repository, options.model)
+    names = {each.label: read_model(each.model_repository, each.model).name for each in rerankers}
+    if len(set(names.values())) > 1:
+        held = ", ".join(f"{label} holds {name}" for label, name in names.items())
+        raise BenchError(f"--model-repository: {held}; say by --model which one is to be compared")
+    return {each.label: each.model_repository for each in rerankers}, names[rerankers[0].label]
+
+
+def _grounds(repositories: Mapping[str, Path], model: str, lists: Sequence[Workload]) -> dict[str, Ground]:
+    return {
+        label: ground(
+            label,
+            read_configs(folder, model),
+            cores=usable_cores(),
+            has_gpu=_NVIDIA.exists(),
+            most_pairs=max(len(workload.documents) for workload in lists),
+        )
+        for label, folder in repositories.items()
+    }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """As it can be given again."""
+    words = ["triton-rerank-bench", "perf"]
+    for value in options.model_repository:
+        words += ["--model-repository", value]
+    for flag in ("model", "workload", "data", "p99_ms", "rate", "minutes", "seed"):
+        value = getattr(options, flag)
+        words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
+    for knob in options.knob:
+        words += ["--knob", knob]
+    return shlex.join([*words, *(["--quick"] if options.quick else []), "--output", str(options.output_folder)])
+
+
+class _TimeLeft(ProgressColumn):
+    """What the tuner said at its last step, less what went by since."""
+
+    def render(self, task: Task) -> Text:
+        left_s = round(max(0.0, task.fields["ends_s"] - time.monotonic()))
+        return Text(f"about {left_s // 60}:{left_s % 60:02d} left")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """Shows steps on stderr, since stdout carries the report; told what is done, and how many seconds are left."""
+    start_s = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), _TimeLeft())
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
+        task = progress.add_task("starting", total=None, ends_s=start_s)
+
+        def on_step(doing: str, left_s: float | None = None) -> None:
+            now_s = time.monotonic()
+            if left_s is None:
+                progress.update(task, description=doing, completed=now_s - start_s)
+            else:
+                done_s = now_s - start_s
+                progress.update(task, description=doing, completed=done_s, total=done_s + left_s, ends_s=now_s + left_s)
+
+        yield on_step

@@ -1,0 +1,149 @@
+"""Pictures of a tuning run: latency against throughput, throughput against the size of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triton_rerank_bench.choice import operating_point
+from triton_rerank_bench.tuning import Sweep, Tuning
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 6.0, 120
+# Okabe and Ito's colours, which people with any colour vision tell apart; black and grey are taken for bounds and text.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_GREY = "#767676"
+_ANSWER = "#000000"
+
+
+def plot_latency(tuning: Tuning, path: Path, *, title: str, caption: str) -> None:
+    """A curve a setting through its levels of callers: p99 above pairs a second; write a PNG.
+
+    Args:
+        tuning: with one sweep at least.
+        path: of the PNG.
+        title: above.
+        caption: below: machine, model, date.
+    """
+    figure, axes = _new(title, caption)
+    for sweep, colour in zip(tuning.sweeps, _COLOURS, strict=False):
+        _latency_curve(axes, sweep, colour)
+    _trials(axes, tuning)
+    _answer(axes, tuning)
+    bound = tuning.wanted.p99_ms
+    if bound is not None:
+        axes.axhline(bound, color=_GREY, linestyle="--", linewidth=1)
+        axes.annotate(
+            f"bound: p99 {bound:,g} ms",
+            (1, bound),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            color=_GREY,
+            fontsize="small",
+        )
+    axes.set_xlabel("throughput, pairs a second")
+    axes.set_ylabel("latency of a call, ms")
+    axes.set_yscale("log")
+    axes.margins(x=0.08, y=0.12)  # of the data, for the numbers beside the points
+    axes.set_xlim(left=0)
+    _plain_ticks(axes)
+    _save(figure, axes, path)
+
+
+def plot_sizes(sweeps: Sequence[Sweep], path: Path, *, title: str, caption: str) -> None:
+    """A curve a repository: pairs a second above the pairs of a call; write a PNG.
+
+    Args:
+        sweeps: of the exported settings.
+        path: of the PNG.
+        title: above.
+        caption: below: machine, model, date.
+    """
+    figure, axes = _new(title, caption)
+    shown: set[int] = set()
+    for sweep, colour in zip(sweeps, _COLOURS, strict=False):
+        sizes, speeds = [each.pairs for each in sweep.sizes], [each.figures.pairs_per_s for each in sweep.sizes]
+        callers = {each.figures.concurrency for each in sweep.sizes}
+        label = f"{sweep.setting.repository} as exported, callers: {', '.join(map(str, sorted(filter(None, callers))))}"
+        axes.plot(sizes, speeds, color=colour, marker="o", label=label)
+        shown.update(sizes)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(shown), [str(size) for size in sorted(shown)])
+    axes.set_xlabel("batch size: pairs in a call")
+    axes.set_ylabel("throughput, pairs a second")
+    axes.set_ylim(bottom=0)
+    _save(figure, axes, path)
+
+
+def _latency_curve(axes: Axes, sweep: Sweep, colour: str) -> None:
+    speeds = [figures.pairs_per_s for figures in sweep.levels]
+    label = f"{sweep.setting.repository} as exported"
+    axes.plot(
+        speeds, [f.latency.p99_ms for f in sweep.levels], color=colour, marker="o", label=f"{label}, p99 (callers)"
+    )
+    axes.plot(
+        speeds, [f.latency.p50_ms for f in sweep.levels], color=colour, linestyle=":", alpha=0.7, label=f"{label}, p50"
+    )
+    for figures in sweep.levels:
+        axes.annotate(
+            str(figures.concurrency),
+            (figures.pairs_per_s, figures.latency.p99_ms),
+            xytext=(6, 5),
+            textcoords="offset points",
+            color=colour,
+            fontsize="small",
+        )
+
+
+def _trials(axes: Axes, tuning: Tuning) -> None:
+    points = [operating_point(trial.levels, tuning.wanted.p99_ms) for trial in tuning.trials if trial.levels]
+    if points:
+        speeds, latencies = zip(*((point.pairs_per_s, point.latency.p99_ms) for point in points), strict=True)
+        axes.scatter(speeds, latencies, color=_GREY, marker="x", s=28, label="other settings tried, p99", zorder=2)
+
+
+def _answer(axes: Axes, tuning: Tuning) -> None:
+    answer = tuning.answer()
+    if answer is not None:
+        label = f"the answer, p99 ({answer.concurrency})"
+        place = ([answer.pairs_per_s], [answer.p99_ms])
+        axes.scatter(*place, s=190, facecolors="none", edgecolors=_ANSWER, linewidths=1.6, label=label, zorder=4)
+
+
+def _new(title: str, caption: str) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import, which no other command needs
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DPI)
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", fontsize="medium", fontweight="bold")
+    figure.text(0.015, 0.015, caption, fontsize="small", color=_GREY, ha="left", va="bottom")
+    axes.grid(visible=True, which="major", color="#DDDDDD", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _plain_ticks(axes: Axes) -> None:
+    """1,000 rather than 10³, and more of them than one a power of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+    low, high = axes.get_ylim()
+    few = high / low > 30
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if few else (1, 1.5, 2, 3, 4, 5, 6, 8)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _save(figure: Figure, axes: Axes, path: Path) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize="small", loc="best")
+    figure.subplots_adjust(left=0.085, right=0.975, top=0.93, bottom=0.17)
+    figure.savefig(path, format="png", dpi=DPI)

@@ -1,0 +1,97 @@
+"""Ways to call `perf` wrong: one line, nothing started, nothing overwritten."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from triton_rerank_bench import perf_command, setting_servers
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.knobs import KNOBS
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    perf_command.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        pytest.fail("a server was started")
+
+    monkeypatch.setattr(setting_servers, "serve", refuse)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--p99-ms", "0"], "--p99-ms 0: it must be a number above 0"),
+        (["--p99-ms", "nan"], "--p99-ms nan: it must be"),
+        (["--p99-ms", "-5"], "--p99-ms -5: it must be"),
+        (["--p99-ms", "fast"], "--p99-ms fast: it must be"),
+        (["--p99-ms", ""], "--p99-ms : it must be"),
+        (["--rate", "0"], "--rate 0: it must be"),
+        (["--rate", "inf"], "--rate inf: it must be"),
+        (["--minutes", "0"], "--minutes 0: it must be"),
+        (["--minutes", "0.1"], "--minutes 0.1: nothing can be compared in less than 0.25 minutes"),
+        (["--minutes", "5", "--quick"], "--quick takes 3 minutes: give it or --minutes"),
+        (["--workload", "novels"], "--workload novels: there is none of this name; there are passages"),
+        (["--model", "absent"], "looked for a model config there"),
+        (["--knob", "colour"], "--knob colour: there is none of this name; there are instances"),
+        (["--data", "/absent"], "/absent"),
+        (["--output", "/proc/perf"], "--output /proc/perf: must be a folder to write to"),
+    ],
+)
+def test_wrong_values_are_told_in_one_line(
+    arguments: list[str], message: str, tiny_repository: Path, tmp_path: Path
+) -> None:
+    given = ["--model-repository", str(tiny_repository), "--model", "tiny-bert", "--output", str(tmp_path / "perf")]
+    with pytest.raises(BenchError) as caught:
+        perf_command.run(parse(*given, *arguments), Console(quiet=True))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_repositories_are_told(tiny_repository: Path, tmp_path: Path) -> None:
+    tiny = str(tiny_repository)
+    for repositories, message in (
+        ([], "--model-repository: none is given"),
+        ([str(tmp_path / "absent")], "looked for the folder"),
+        ([tiny], "say which by --model"),
+        ([f"a={tiny}", f"a={tiny}"], "must differ"),
+    ):
+        given = [word for value in repositories for word in ("--model-repository", value)]
+        with pytest.raises(BenchError, match=message):
+            perf_command.run(parse(*given, "--output", str(tmp_path / "perf")), Console(quiet=True))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_a_file_stays(tiny_repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "perf").write_text("mine")
+    given = ["--model-repository", str(tiny_repository), "--model", "tiny-bert", "--output", str(tmp_path / "perf")]
+    with pytest.raises(BenchError, match="must be a folder to write to"):
+        perf_command.run(parse(*given), Console(quiet=True))
+    assert (tmp_path / "perf").read_text() == "mine"
+
+
+def test_the_command_in_the_report_can_be_given_again() -> None:
+    given = [
+        *("--model-repository", "int8=a b", "--model-repository", "c", "--model", "m", "--workload", "single"),
+        *("--p99-ms", "100", "--rate", "5", "--seed", "3", "--knob", "threads", "--quick", "--output", "somewhere"),
+    ]
+    command = perf_command._command(parse(*given))
+    assert command.startswith("triton-rerank-bench perf --model-repository 'int8=a b' --model-repository c --model m ")
+    for word in ("--p99-ms 100", "--rate 5", "--seed 3", "--knob threads", "--quick", "--output somewhere"):
+        assert word in command
+
+
+def test_knobs_are_all_or_the_given_ones_in_the_order_of_their_promise() -> None:
+    assert perf_command._wanted(parse()).knobs == tuple(KNOBS)
+    chosen = perf_command._wanted(parse("--knob", "threads", "--knob", "instances"))
+    assert chosen.knobs == ("instances", "threads")

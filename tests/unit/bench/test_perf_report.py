@@ -1,0 +1,211 @@
+"""The report of a tuning run: sentences, files, and that old files stay until all new ones are there."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.fake_bench import EXPORTED, PAIRS, FakeBench, figures, tuner
+
+from triton_rerank_bench import perf_report, plots
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.knobs import UNBOUNDED, Setting
+from triton_rerank_bench.perf_answer import answer_lines, change_lines, machine_lines, setting_text
+from triton_rerank_bench.perf_report import FILES, About, markdown, perf_json, write_report
+from triton_rerank_bench.report_folder import ReportFolder
+from triton_rerank_bench.setting_servers import Level
+from triton_rerank_bench.tuning import Answer, OpenLoop, Tuning
+
+ABOUT = About(
+    "tiny", {"int8": "int8"}, "passages", float(PAIRS), "2.51.0", "the command", {"seed": 1}, "--- a\n+++ b\n"
+)
+
+
+def tuned(*knobs: str, p99_ms: float | None = None, rate: float | None = None, factor: float = 1.0) -> Tuning:
+    """Two instances are a quarter faster, so is a queue without bounds."""
+
+    def speed(setting: Setting) -> float:
+        faster = (setting.instances == 2) + (setting.queue_bounds == UNBOUNDED)
+        return 200.0 * factor * 1.25**faster
+
+    search = tuner(FakeBench(speed), *knobs, p99_ms=p99_ms, rate=rate)
+    search.run()
+    return search.tuning
+
+
+# --- sentences ----------------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_setting_is_told_with_its_figures_and_its_confirmation() -> None:
+    verdict, confirmed = answer_lines(tuned("instances", p99_ms=1000))
+    assert verdict.startswith(
+        "Fastest setting that holds a p99 of 1,000 ms: int8 with instances 1 -> 2, threads 0 -> 2: "
+        "250.0 pairs/s (22,500 tokens/s) from 1 caller, p50 360 ms, p99 400 ms"
+    )
+    assert confirmed.startswith("Confirmed in 4 rounds beside the exported setting: 1.250 to 1.250 ×")
+    assert "Noise, from 4 measurements of the exported setting: 2.0%" in confirmed
+
+
+def test_that_no_setting_holds_the_bound_is_told_plainly() -> None:
+    tuning = tuned("instances", p99_ms=100, rate=1000)
+    assert answer_lines(tuning)[0].startswith(
+        "No setting that was tried holds a p99 of 100 ms without errors. The closest is int8 with instances 1 -> 2"
+    )
+    assert machine_lines(tuning)[0] == (
+        "Machines for 1,000 pairs/s: no number of them helps while one call alone misses the bound."
+    )
+
+
+def test_that_nothing_is_better_is_told() -> None:
+    told = answer_lines(tuned("max_batch_size"))
+    assert told[0].startswith("Fastest setting, with no bound of p99: int8 as exported: 200.0 pairs/s")
+    assert told[1].startswith("No other setting (4 were tried) was better by more than the noise.")
+    assert answer_lines(tuned())[1].startswith("No other setting was tried")
+
+
+def test_unbounded_queues_come_with_a_warning() -> None:
+    assert answer_lines(tuned("queue_bounds"))[-1].startswith("Without queue bounds an overload is not refused")
+
+
+def test_machines_come_with_their_arithmetic() -> None:
+    machines, at_80 = machine_lines(tuned("instances", rate=1001))
+    assert (
+        machines == "Machines needed for 1,001 pairs/s: 6 = 1,001 / (250.0 pairs/s of one × 0.8 headroom), rounded up"
+    )
+    assert at_80.startswith("At 80% of the capacity, calls at random times (2.00 a second, 50 calls): p50")
+
+
+def test_where_random_arrivals_miss_the_bound_more_machines_are_told() -> None:
+    tuning = tuned(p99_ms=600, rate=1000)
+    tuning.open_loops = [
+        OpenLoop(0.8, figures(160, 900, Level(0, rate=1.6)), holds=False),
+        OpenLoop(0.6, figures(120, 590, Level(0, rate=1.2)), holds=True),
+    ]
+    lines = machine_lines(tuning)
+    assert [line.split(" = ")[0] for line in (lines[0], lines[3])] == [
+        "Machines needed for 1,000 pairs/s: 7",
+        "Machines needed for 1,000 pairs/s: 9",
+    ]
+    assert lines[1].endswith("p99 900 ms, beyond the bound")
+    assert lines[2].endswith("p99 590 ms, within the bound")
+    tuning.open_loops = tuning.open_loops[:1]
+    assert machine_lines(tuning)[-1].startswith("No share of the capacity that was tried held the bound")
+
+
+def test_changes_are_told_where_they_are_made() -> None:
+    setting = replace(EXPORTED, instances=2, max_batch_size=64, queue_bounds=UNBOUNDED, split="padding", sub_requests=4)
+    answer = Answer(setting, EXPORTED, 1, 1, 9, 1.0, 1.0, 1.0, 1.0, 1.0, True, True)
+    assert change_lines(answer, "tiny", "int8") == [
+        "instances: 1 -> 2",
+        "max_batch_size: 256 -> 64",
+        "queue_bounds: as exported -> none",
+        "split: auto -> padding",
+        "sub_requests: default -> 4",
+        "exported anew: make export MODEL=tiny PRECISION=int8 REPLACE=1 ARGS='--max-batch-size 64 --max-queue-size 0 "
+        "--queue-timeout-us 0' (MODEL as it was exported first)",
+        "by hand, after each export, as in the diff of config.pbtxt: instance_group.count",
+        'in the client: RerankClient(…, options=TritonOptions(split="padding", concurrency=4))',
+    ]
+    assert setting_text(EXPORTED, EXPORTED) == "int8 as exported"
+    assert change_lines(replace(answer, setting=EXPORTED), "tiny", "int8") == []
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
+    tuning = tuned("instances", "queue_bounds", p99_ms=1000, rate=1000)
+    document = perf_json(tuning, ABOUT)
+    with ReportFolder(tmp_path / "new" / "perf", FILES) as folder:
+        written = write_report(folder, tuning, ABOUT, document)
+    assert sorted(path.name for path in (tmp_path / "new" / "perf").iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in written) == sorted(FILES)
+    line = (tmp_path / "new" / "perf" / "report.json").read_text(encoding="utf-8")
+    assert line.count("\n") == 1
+    assert json.loads(line) == json.loads(json.dumps(document))
+    text = (tmp_path / "new" / "perf" / "report.md").read_text(encoding="utf-8")
+    for sentence in document["summary"]:  # type: ignore[attr-defined]
+        assert f"- {sentence}\n" in text
+    for wanted in ("```diff\n--- a\n", "`the command`", "latency-throughput.png", "throughput-batch.png", "2.51.0"):
+        assert wanted in text
+    assert "Interrupted" not in text
+
+
+def test_an_interrupted_report_says_so() -> None:
+    tuning = tuned("instances")
+    tuning.interrupted = True
+    tuning.not_tried = ["threads 1"]
+    text = markdown(tuning, ABOUT)
+    assert "**Interrupted:" in text
+    assert "Not tried, for want of time: threads 1." in text
+    assert perf_json(tuning, ABOUT)["interrupted"] is True
+
+
+def test_tables_have_as_many_cells_as_columns() -> None:
+    for table in perf_report._tables(tuned("instances", "queue_bounds", p99_ms=1000)):
+        assert {len(row) for row in table.rows} == {len(table.columns)}, table.title
+
+
+def test_latencies_of_calls_that_were_never_answered_are_null_in_json() -> None:
+    tuning = tuned()
+    tuning.sweeps[0].levels.append(figures(0, math.inf, Level(4), errors={"OverloadedError": 3}))
+    document = json.loads(json.dumps(perf_json(tuning, ABOUT), allow_nan=False))
+    assert document["sweeps"][0]["levels"][-1]["latency"]["p99_ms"] is None
+
+
+# --- the folder ---------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_leaves_old_files_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+    tuning = tuned()
+    monkeypatch.setattr(perf_report, "markdown", lambda *_: 1 / 0)  # the last file
+    with pytest.raises(ZeroDivisionError), ReportFolder(tmp_path, FILES) as folder:
+        write_report(folder, tuning, ABOUT, perf_json(tuning, ABOUT))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, "old")
+
+
+def test_nothing_is_published_while_a_file_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(FileNotFoundError), ReportFolder(tmp_path, ("a", "b")) as folder:
+        folder.path("a").write_text("new")
+        folder.publish()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
+
+
+def test_other_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with ReportFolder(tmp_path, ("a",)) as folder:
+        folder.path("a").write_text("new")
+        folder.publish()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "mine": "mine"}
+
+
+def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ReportFolder(tmp_path / "a" / "b", ("x",)):
+        assert (tmp_path / "a" / "b").is_dir()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / "a").mkdir(parents=True)
+    for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/perf")):
+        with pytest.raises(BenchError, match="must be a folder to write to"), ReportFolder(bad, ("a",)):
+            pass
+    with pytest.raises(BenchError, match="a in it is a folder"), ReportFolder(tmp_path / "full", ("a",)):
+        pass
+    assert (tmp_path / "file").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["a"]
+
+
+def test_pictures_are_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "TkAgg")
+    plots.plot_sizes(tuned().sweeps, tmp_path / "a.png", title="t", caption="c")
+    assert (tmp_path / "a.png").stat().st_size > 1000
