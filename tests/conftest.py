@@ -14,7 +14,7 @@ os.environ["LANGSMITH_TRACING"] = "false"
 
 import pytest
 import torch
-from support.tiny_models import write_fine_tuned, write_tiny_bert, write_tiny_xlmr
+from support.tiny_models import BOUNDED, write_fine_tuned, write_tiny_bert, write_tiny_xlmr
 
 from triton_rerank import RerankClient
 from triton_rerank_export import demo_model
@@ -57,7 +57,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def tiny_repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both tiny models in fp32, with bounded queues. Tests that change it copy it first."""
-    options = ExportOptions(precision="fp32", max_queue_size=128, queue_timeout_us=10_000_000)
+    options = ExportOptions(precision="fp32", **BOUNDED)
     repository = tmp_path_factory.mktemp("tiny") / "model_repository"
     for name in TINY:
         export_model(str(checkpoints[name]), repository, options, on_step=lambda _: None)
@@ -74,7 +74,7 @@ def fine_tuned(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 def two_versions(tiny_repository: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """tiny-bert as version 1, and fine-tuned as version 2, which is active. Tests that change it copy it first."""
     repository = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("versions") / "model_repository"))
-    export_model(str(fine_tuned), repository, ExportOptions(precision="fp32"), on_step=lambda _: None)
+    export_model(str(fine_tuned), repository, ExportOptions(precision="fp32", **BOUNDED), on_step=lambda _: None)
     return repository
 
 

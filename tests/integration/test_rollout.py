@@ -13,6 +13,7 @@ from typing import cast
 import numpy as np
 import pytest
 from support.raw import infer_raw
+from support.tiny_models import BOUNDED
 
 from triton_rerank import RerankClient
 from triton_rerank_export import repository
@@ -77,7 +78,7 @@ def test_a_new_version_and_the_way_back_drop_no_request(copy: Path, fine_tuned: 
     """Every answer under load is wholly the old version's or wholly the new one's, and none fails."""
     with start(copy) as server, Load(server.grpc_target) as load:
         load.wait_for(50)
-        export_model(str(fine_tuned), copy, ExportOptions(precision="fp32"), on_step=lambda _: None)
+        export_model(str(fine_tuned), copy, ExportOptions(precision="fp32", **BOUNDED), on_step=lambda _: None)
         load.wait_for(50)  # the repository changed; the server did not
         old = set(load.answers)
         assert main(["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]) == 0

@@ -28,6 +28,10 @@ VOCABULARY = 900  # pieces without those of the special tokens and of the contin
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
+# How they are exported: with bounded queues, as the tests of overload and deadlines need them
+BOUNDED: dict[str, int] = {"max_queue_size": 128, "queue_timeout_us": 10_000_000}
+
+
 def write_tiny_bert(folder: Path, *, labels: int = 1) -> Path:
     """BERT type: segment ids change the logit."""
     fast = BertTokenizerFast(tokenizer_object=_wordpiece(), model_max_length=MAX_LENGTH)

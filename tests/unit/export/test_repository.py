@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 from support.folders import fingerprint
+from support.tiny_models import BOUNDED
 
 from triton_rerank_export import parity, repository
 from triton_rerank_export.cli import main
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository_check import check_repository
+
+AS_THERE = [f"--{name.replace('_', '-')}={value}" for name, value in BOUNDED.items()]
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def test_an_export_that_fails_the_gate_leaves_the_repository_as_it_was(
     before = fingerprint(copy.parent)
     monkeypatch.setitem(parity.BOUNDS, "fp32", dataclasses.replace(parity.BOUNDS["fp32"], max_logit_difference=1e-12))
     arguments = ["--model", str(checkpoints["tiny-bert"]), "--model-repository", str(copy), "--precision", "fp32"]
-    assert main(["export", *arguments]) == 1
+    assert main(["export", *arguments, *AS_THERE]) == 1
     assert "does not agree with PyTorch" in capsys.readouterr().err
     assert fingerprint(copy.parent) == before
 
@@ -60,7 +63,7 @@ def test_a_full_disk_leaves_the_repository_as_it_was(checkpoints: dict[str, Path
 
     command = [str(Path(sys.executable).parent / "triton-rerank-export"), "export", "--precision", "fp32"]
     done = subprocess.run(
-        [*command, "--model", str(checkpoints["tiny-bert"]), "--model-repository", str(copy)],
+        [*command, "--model", str(checkpoints["tiny-bert"]), "--model-repository", str(copy), *AS_THERE],
         preexec_fn=limit,
         capture_output=True,
         text=True,

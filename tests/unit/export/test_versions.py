@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.folders import fingerprint
-from support.tiny_models import write_fine_tuned
+from support.tiny_models import BOUNDED, write_fine_tuned
 
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank_export import repository
@@ -31,7 +31,7 @@ def copy(two_versions: Path, tmp_path: Path) -> Path:
 
 
 def export(checkpoint: Path, target: Path, **options: object) -> ExportResult:
-    chosen = ExportOptions(**{"precision": "fp32", **options})  # type: ignore[arg-type]
+    chosen = ExportOptions(**{"precision": "fp32", **BOUNDED, **options})  # type: ignore[arg-type]
     return export_model(str(checkpoint), target, chosen, on_step=lambda _: None)
 
 
