@@ -18,6 +18,7 @@ SHARED ?= ../shared
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
 DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
 DISTRIBUTIONS := client server export bench
+PEERS := sentence-transformers onnx infinity
 TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_bench
 
 .PHONY: help
@@ -96,6 +97,17 @@ perf: $(VENV)/.test $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json 
 	$(BIN)/triton-rerank-bench perf --model-repository int8=$(REPOSITORY) --model-repository bf16=.cache/bf16 \
 	  --model-repository fp32=.cache/fp32 $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(ARGS)
 
+.PHONY: perf-peers
+perf-peers: $(VENV)/.test .cache/bf16/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
+	$(BIN)/triton-rerank-bench peers --model-repository .cache/bf16 --checkpoint .cache/checkpoint $(ARGS)
+
+# An environment each, since they want different releases of transformers.
+.venv-peers/%/.installed: requirements/peers-%.in requirements/peers-%-constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c requirements/peers-$*-constraints.txt -r requirements/peers-$*.in && touch $@ \
+	  || echo "$(@D) could not be installed: the report lists its peers as not measured"
+
 .PHONY: load
 load: $(VENV)/.test $(DEMO_MANIFEST) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
 	$(BIN)/triton-rerank-bench load --model-repository $(REPOSITORY) $(ARGS)
@@ -154,10 +166,12 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 	for version in 3.10 3.11 3.12; do uv pip compile --quiet --no-header --no-annotate --upgrade \
 	  --python-version $$version --python-platform x86_64-manylinux_2_35 \
 	  requirements/test.in -o requirements/constraints-$$version.txt; done
+	for name in $(PEERS); do uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
+	  --python-version 3.10 requirements/peers-$$name.in -o requirements/peers-$$name-constraints.txt; done
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .cache $(REPOSITORY)/*/*/
+	rm -rf $(VENV) .venv-peers .venv-gpu .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from triton_rerank import RerankError
-from triton_rerank_bench import client_report, report
+from triton_rerank_bench import client_report, gpu_command, load_command, peers_command, perf_command, report
 from triton_rerank_bench.bi_encoder import BiEncoder, default_model
 from triton_rerank_bench.client_cost import measure_client_cost
 from triton_rerank_bench.collections import load_collection
@@ -94,7 +94,16 @@ def _splitting(options: argparse.Namespace, console: Console) -> tuple[report.Js
     return client_report.splitting_json(figures, {"seed": options.seed}), 0
 
 
-_COMMANDS = {"quality": _quality, "speed": _speed, "client": _client, "splitting": _splitting}
+_COMMANDS = {
+    "quality": _quality,
+    "speed": _speed,
+    "client": _client,
+    "splitting": _splitting,
+    "load": load_command.run,
+    "perf": perf_command.run,
+    "peers": peers_command.run,
+    "gpu": gpu_command.run,
+}
 
 
 def name_rerankers(values: list[str], model: str | None) -> list[Reranker]:
@@ -133,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_speed(commands.add_parser("speed", help="seconds and memory, against sentence-transformers"))
     _add_client(commands.add_parser("client", help="what the client adds to a raw tritonclient call"))
     _add_splitting(commands.add_parser("splitting", help="what splitting a list does to padding, batches and seconds"))
+    load_command.add_arguments(commands.add_parser("load", help="pairs a second and latency under load"))
+    perf_command.add_arguments(commands.add_parser("perf", help="find the setting that serves most on this machine"))
+    peers_command.add_arguments(commands.add_parser("peers", help="other rerankers beside ours, in one run"))
+    gpu_command.add_arguments(commands.add_parser("gpu", help="served on a GPU, beside sentence-transformers on it"))
     return parser
 
 

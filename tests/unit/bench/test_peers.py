@@ -1,0 +1,263 @@
+"""The search for a peer's best setting, what is kept of a run, the targets, the report, and ways to call it wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from rich.console import Console
+
+from triton_rerank_bench import peers_command, peers_report
+from triton_rerank_bench.contestants import IN_PROCESS, SERVED
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.machine import OtherLoad
+from triton_rerank_bench.peers.catalogue import LEAST_TAU, PEERS, Peer, Setting
+from triton_rerank_bench.peers.figures import PeersReport, WorkloadPeers, judge
+from triton_rerank_bench.peers.measure import Plan, Race
+from triton_rerank_bench.peers.process import PeerError
+from triton_rerank_bench.peers.search import Found, search
+from triton_rerank_bench.peers.workers import Workers
+from triton_rerank_bench.report_folder import ReportFolder
+from triton_rerank_bench.workloads import Workload, token_statistics
+
+TEXT = Workload("passages", "q", ["a", "bb", "ccc", "dddd"], calls=1)
+REFERENCE = [1.0, 2.0, 3.0, 4.0]
+WRONG = [4.0, 3.0, 2.0, 1.0]
+
+
+def a_peer(name: str, *settings: Setting, precision: str = "fp32") -> Peer:
+    return Peer(name, precision, "onnx", "fastembed", "onnx", {}, settings)
+
+
+def setting(text: str, seconds: float, scores: Sequence[float] = tuple(REFERENCE), **load: Any) -> Setting:
+    return Setting(text, load, {"seconds": seconds, "scores": list(scores)})
+
+
+class FakeWorkers:
+    """Each call takes the seconds that its setting says, on a clock that only calls move."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.calls: list[str] = []
+        self.kept: dict[str, list[str]] = {}
+        self.dropped: list[str] = []
+        self.dies_after: dict[str, int] = {}
+        self.slower_later: dict[float, float] = {}  # seconds in the search -> in the rounds
+        self.searched = False
+
+    def get(self, peer: Peer, setting: Setting) -> tuple[Any, dict[str, str]]:
+        if setting.load.get("missing"):
+            raise PeerError("its environment is not there")
+        return _FakeProcess(self, peer.name), {"computes in": "fp32"}
+
+    def keep(self, peer: Peer, settings: Sequence[Setting]) -> None:
+        self.kept[peer.name] = [setting.text for setting in settings]
+
+    def drop(self, peer: Peer, setting: Setting) -> None:
+        self.dropped.append(setting.text)
+
+    def idle_share(self, seconds: float) -> float:
+        self.searched = True
+        return 0.001
+
+    def clock(self) -> float:
+        return self.now
+
+
+class _FakeProcess:
+    def __init__(self, workers: FakeWorkers, peer: str) -> None:
+        self._workers, self._peer = workers, peer
+
+    def scores(self, query: str, documents: Sequence[str], options: Mapping[str, Any]) -> list[float]:
+        self._workers.calls.append(self._peer)
+        if self._workers.calls.count(self._peer) > self._workers.dies_after.get(self._peer, 10**9):
+            raise PeerError("its process ended; it said nothing")
+        seconds: float = options["seconds"]
+        self._workers.now += self._workers.slower_later.get(seconds, seconds) if self._workers.searched else seconds
+        scores: list[float] = options["scores"]
+        return scores
+
+
+class Ours:
+    def __init__(self, name: str, workers: FakeWorkers, seconds: float, interrupt_at: int = 10**9) -> None:
+        self.name = name
+        self._workers, self._seconds, self._left = workers, seconds, interrupt_at
+
+    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+        self._workers.now += self._seconds
+        return REFERENCE
+
+
+def silent(text: str, left_s: float | None = None) -> None:
+    """Nobody watches."""
+
+
+def find(peer: Peer, workers: FakeWorkers) -> Found:
+    fake = cast(Workers, workers)
+    return search(peer, peer.settings, TEXT, REFERENCE, fake, on_step=silent, clock=workers.clock)
+
+
+def test_the_best_setting_is_the_fastest_whose_order_is_right() -> None:
+    workers = FakeWorkers()
+    peer = a_peer("p", setting("a", 3.0), setting("b", 1.0, WRONG), setting("c", 2.0), setting("d", 2.5))
+    found = find(peer, workers)
+    assert (found.default.setting.text, found.best.setting.text) == ("a", "c")
+    assert [round(tried.seconds, 6) for tried in found.tried] == [3.0, 1.0, 2.0, 2.5]
+    assert found.best.kendall_tau == pytest.approx(1.0)
+    assert workers.kept == {"p": ["a", "c"]}
+
+
+def test_a_hopeless_setting_is_called_twice_only_and_one_that_fails_is_passed_over() -> None:
+    workers = FakeWorkers()
+    found = find(a_peer("p", setting("a", 1.0), setting("b", 9.0), setting("c", 0.1, missing=True)), workers)
+    assert len(workers.calls) == 4 + 2  # one that builds kernels, three counted; then one and one
+    assert [tried.setting.text for tried in found.tried] == ["a", "b"]
+    assert workers.dropped == ["c"]
+
+
+def test_a_peer_whose_default_fails_is_left_out() -> None:
+    with pytest.raises(PeerError, match="environment is not there"):
+        find(a_peer("p", setting("a", 1.0, missing=True), setting("b", 1.0)), FakeWorkers())
+
+
+@pytest.fixture
+def race(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple[Race, FakeWorkers, Any]]:
+    """A race on a clock that calls move."""
+
+    def make(*peers: Peer, interrupt_at: int = 10**9) -> tuple[Race, FakeWorkers, Any]:
+        workers = FakeWorkers()
+        monkeypatch.setattr("time.sleep", lambda seconds: None)
+        plan = Plan(tmp_path, None, tmp_path, tmp_path, tmp_path, peers, [TEXT], n_rounds=3, seed=1, quick=False)
+        ours = [Ours(SERVED, workers, 2.0, interrupt_at), Ours(IN_PROCESS, workers, 1.6)]
+        tokens = token_statistics(TEXT, [3, 4, 5, 6])
+        return Race(plan, TEXT, tokens, REFERENCE, cast(Workers, workers), silent, workers.clock), workers, ours
+
+    return make
+
+
+def run(race: Race, ours: Any) -> list[WorkloadPeers]:
+    return race.run(ours, OtherLoad(lambda: (1.0, 0.0, 0.0)))
+
+
+GOOD = a_peer("good", setting("batch 32", 8.0), setting("batch 8", 5.0))
+LIAR = a_peer("liar", setting("batch 32", 0.1, WRONG))
+ABSENT = a_peer("absent", setting("batch 32", 1.0, missing=True))
+
+
+def test_a_race_gives_ratios_at_default_and_best_and_none_to_a_wrong_order(race: Any) -> None:
+    it, _, ours = race(GOOD, LIAR, ABSENT)
+    (figures,) = run(it, ours)
+    good, liar, absent = (cast(Any, peer) for peer in figures.peers)
+    assert good.default.ratio.median == pytest.approx(4.0)
+    assert good.best.ratio.median == pytest.approx(2.5)
+    assert (good.best.setting, good.notes) == ("batch 8", {"computes in": "fp32"})
+    assert (liar.default.ratio, liar.best.ratio, liar.default.kendall_tau) == (None, None, -1.0)
+    assert (absent.not_measured, absent.default) == ("its environment is not there", None)
+    assert figures.served_over_in_process == pytest.approx(1.25)
+    assert (figures.n_rounds, it.interrupted) == (3, False)
+    targets = judge([figures])
+    assert [target.value for target in targets] == pytest.approx([4.0, 2.5])  # the liar does not count
+    assert [target.passed for target in targets] == [True, True]
+
+
+def test_a_default_that_is_faster_in_the_rounds_is_the_best(race: Any) -> None:
+    it, workers, ours = race(a_peer("p", setting("batch 32", 2.0), setting("batch 8", 1.0)))
+    workers.slower_later = {1.0: 9.0}
+    (figures,) = run(it, ours)
+    assert figures.peers[0].best == figures.peers[0].default
+
+
+def test_a_peer_that_dies_in_the_rounds_is_named_and_the_others_are_kept(race: Any) -> None:
+    doomed = a_peer("doomed", setting("batch 32", 1.0))
+    it, workers, ours = race(GOOD, doomed)
+    workers.dies_after["doomed"] = 6  # in its second round
+    (figures,) = run(it, ours)
+    assert figures.peers[0].default is not None
+    assert figures.peers[1].not_measured == "its process ended; it said nothing"
+
+
+@pytest.mark.parametrize(("calls", "rounds"), [(2, []), (4, [2])])
+def test_an_interruption_keeps_complete_rounds(race: Any, calls: int, rounds: list[int]) -> None:
+    it, _, ours = race(GOOD, interrupt_at=calls)  # two rounds are uncounted
+    found = run(it, ours)
+    assert it.interrupted
+    assert [figures.n_rounds for figures in found] == rounds
+
+
+def test_every_peer_has_a_bound_and_settings_that_differ() -> None:
+    assert {peer.precision for peer in PEERS} <= LEAST_TAU.keys()
+    assert len({peer.name for peer in PEERS}) == len(PEERS)
+    for peer in PEERS:
+        assert len({each.text for each in peer.settings}) == len(peer.settings) > 1
+
+
+def test_the_report_says_who_was_not_measured_and_whose_order_is_wrong(race: Any, tmp_path: Path) -> None:
+    it, _, ours = race(GOOD, LIAR, ABSENT)
+    figures = run(it, ours)
+    report = PeersReport("m", "int8", "onnxruntime", 512, 2, "2.51.0", workloads=figures, targets=judge(figures))
+    document = peers_report.peers_json(report, {"seed": 1}, {"onnx": {"torch": "2.13.0"}})
+    with ReportFolder(tmp_path / "perf", peers_report.FILES) as folder:
+        markdown, line, plot = peers_report.write_peers(folder, report, document, {"onnx": {"torch": "2.13.0"}})
+    text = markdown.read_text(encoding="utf-8")
+    assert "| good (computes in fp32) | batch 32 | 8.000 | 4.00 (4.00 to 4.00) | batch 8 | 5.000 |" in text
+    assert "| liar (computes in fp32) | batch 32 | 0.100 | other order |" in text
+    assert "- liar: gets no ratio: Kendall's tau to torch fp32 is -1.000, and fp32 must reach 0.995" in text
+    assert "| absent | not measured |" in text
+    assert "- absent: not measured: its environment is not there" in text
+    assert "- onnx: torch 2.13.0" in text
+    assert json.loads(line.read_text(encoding="utf-8"))["workloads"][0]["peers"][0]["peer"] == "good"
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    console = Console(record=True, width=140)
+    peers_report.print_peers(console, replace(report, interrupted=True))
+    assert "Interrupted" in console.export_text()
+
+
+def options(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    peers_command.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "lucene"], "--only lucene: no peer's name begins so; there are sentence-transformers torch fp32"),
+        (["--rounds", "0"], "--rounds 0: must be a whole number from 1"),
+        (["--rounds", "x"], "--rounds x: must be a whole number from 1"),
+        (["--workload", "poems"], "--workload poems: must be one of passages, chunks"),
+        ([], "looked for"),  # no model there
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words: list[str], message: str, tmp_path: Path) -> None:
+    output = tmp_path / "perf"
+    place = ["--model-repository", str(tmp_path / "r"), "--checkpoint", str(tmp_path / "c"), "--output", str(output)]
+    with pytest.raises(BenchError, match=message) as caught:
+        peers_command.run(options(*place, *words), Console())
+    assert "\n" not in str(caught.value)
+    assert not output.exists()
+
+
+def test_a_report_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "perf").write_text("mine", encoding="utf-8")
+    place = ["--model-repository", str(tmp_path), "--checkpoint", str(tmp_path), "--output", str(tmp_path / "perf")]
+    with pytest.raises(BenchError, match="must be a folder to write to"):
+        peers_command.run(options(*place), Console())
+    assert (tmp_path / "perf").read_text(encoding="utf-8") == "mine"
+
+
+def test_only_takes_beginnings_in_any_case() -> None:
+    names = [peer.name for peer in peers_command.choose_peers(["fastembed", "Sentence-Transformers torch"])]
+    assert names == [
+        "sentence-transformers torch fp32",
+        "sentence-transformers torch bf16",
+        "fastembed",
+        "fastembed int8",
+    ]
