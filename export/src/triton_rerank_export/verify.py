@@ -14,6 +14,7 @@ from triton_rerank_export.catalogue import FP16_TOLERANCE, FP32_TOLERANCE, Publi
 from triton_rerank_export.errors import ExportError
 
 _WIDTH = 40  # characters shown of a text
+BY_ORDER = ("int8", "bf16")  # precisions whose logits are not held against published ones
 
 
 @dataclass(frozen=True)
@@ -110,18 +111,18 @@ def verify(client: RerankClient, scores: Sequence[PublishedScore]) -> VerifyRepo
 def judge(model: str, precision: str, scores: Sequence[PublishedScore], got: Sequence[float]) -> VerifyReport:
     """Hold logits against the published ones, as far as the precision lets them be compared.
 
-    int8 moves logits by design, so only the order of the documents of a query is judged there.
+    int8 and bf16 move logits by design, so only the order of the documents of a query is judged there.
 
     Args:
         model: public model name.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "fp16", "int8" or "bf16".
         scores: the published logits.
         got: the server's, in the same order.
 
     Raises:
-        ExportError: int8, and no query has two documents that lie apart.
+        ExportError: int8 or bf16, and no query has two documents that lie apart.
     """
-    if precision == "int8":
+    if precision in BY_ORDER:
         return VerifyReport(model, precision, _judge_order(scores, got))
     floor = FP16_TOLERANCE if precision == "fp16" else 0.0
     rows = []
@@ -169,7 +170,7 @@ def _judge_order(scores: Sequence[PublishedScore], got: Sequence[float]) -> tupl
                 swapped |= {i, j}
     if not compared:
         raise ExportError(
-            "int8 is held to the order of documents, and the scores have no query with two documents that lie apart; "
+            "int8 and bf16 are held to the order of documents, and the scores have no query with two that lie apart; "
             "add one with --scores FILE, or serve fp32"
         )
     rows = enumerate(zip(scores, got, strict=True))
@@ -178,8 +179,8 @@ def _judge_order(scores: Sequence[PublishedScore], got: Sequence[float]) -> tupl
 
 def _verdict(report: VerifyReport) -> str:
     right = sum(row.ok for row in report.rows)
-    if report.precision == "int8":
-        judged = "in the published order; int8 moves logits by design, so the differences are not judged"
+    if report.precision in BY_ORDER:
+        judged = f"in the published order; {report.precision} moves logits by design, so the differences are not judged"
     else:
         judged = "within their tolerance"
     return f"{report.model} ({report.precision}): {right} of {len(report.rows)} pairs {judged}"
