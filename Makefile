@@ -138,6 +138,10 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 test: lint types imports ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: perf-smoke
+perf-smoke: $(VENV)/.test ## has anything become slower than it must be? ratios only, and regressions that must be seen
+	$(BIN)/python -m pytest -s tests/perf $(ARGS)
+
 .PHONY: true-sizes
 true-sizes: $(VENV)/.test ## export, load and score the shapes of bge-base and v2-m3, random weights; half an hour
 	$(BIN)/python -m pytest -m true_sizes -s tests/sizes $(ARGS)

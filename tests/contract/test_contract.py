@@ -153,7 +153,9 @@ def test_the_accelerator_stands_in_the_config_with_explicit_shapes() -> None:
     assert found.parameters["trt_engine_cache_path"] == found.parameters["trt_timing_cache_path"]
 
 
-@pytest.mark.parametrize("bounds", [{}, {"queue_timeout_us": 0}, {"max_queue_size": 0}])
+@pytest.mark.parametrize(
+    "bounds", [{"max_queue_size": 8}, {"queue_timeout_us": 500}, {"max_queue_size": 8, "queue_timeout_us": 500}]
+)
 def test_the_client_sees_whether_queues_are_bounded(bounds: dict[str, Any]) -> None:
     unbounded = ServedModel(**MODEL, max_queue_size=0, queue_timeout_us=0).configs()
     bounded = ServedModel(**MODEL, **bounds).configs()

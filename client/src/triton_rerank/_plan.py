@@ -7,7 +7,7 @@ document has in tokens is estimated from its bytes: a wrong estimate costs paddi
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,20 +39,30 @@ def plan(lengths: Sequence[int], *, overhead: int, limits: Limits) -> tuple[tupl
         limits: of the server.
 
     Returns:
-        Document indexes of each sub-request, shortest documents first; together they hold each index once.
+        Document indexes of each sub-request; together they hold each index once. One sub-request keeps the order of the
+        documents, several go from the shortest to the longest.
     """
     n = len(lengths)
     if not n:
         return ()
     fits = n <= limits.max_batch_size and sum(lengths) + n * overhead <= limits.max_request_bytes
-    if fits and not limits.length_ladder:
+    if fits and _most_saved(lengths, overhead, limits.length_ladder) <= REQUEST_COST_TOKENS:
         return (tuple(range(n)),)
     order = sorted(range(n), key=lengths.__getitem__)
     sizes = [lengths[index] + overhead for index in order]
     groups: list[tuple[int, ...]] = []
     for start, end in _spans(sizes, limits.length_ladder):
         groups += [tuple(order[first:last]) for first, last in _pieces(sizes, start, end, limits)]
-    return tuple(groups)
+    return tuple(groups) if len(groups) > 1 else (tuple(range(n)),)
+
+
+def _most_saved(lengths: Sequence[int], overhead: int, ladder: Sequence[int]) -> int:
+    """Padded tokens that a split could save at the very most: all documents but one are as short as the shortest."""
+    if not ladder:
+        return 0
+    sizes = (min(lengths) + overhead, max(lengths) + overhead)
+    shortest, longest = (bisect_left(ladder, size / BYTES_PER_TOKEN, hi=len(ladder) - 1) for size in sizes)
+    return len(lengths) * (ladder[longest] - ladder[shortest])
 
 
 def _spans(sizes: Sequence[int], ladder: Sequence[int]) -> list[tuple[int, int]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from triton_rerank._scored import Scored, Stage
 from triton_rerank.types import Activation, Confidence, D, RankedDocument, StageScore
+
+T = TypeVar("T", bound=np.generic)
 
 
 class Bands(Protocol):
@@ -31,7 +34,7 @@ def order(
         tiers: int ``(n,)``; a lower tier goes first, whatever the keys.
     """
     if tiers is None:
-        return np.argsort(-keys, kind="stable")
+        return (-keys).argsort(kind="stable")
     indexes: npt.NDArray[np.intp] = np.lexsort((-keys, tiers))
     return indexes
 
@@ -49,8 +52,8 @@ def activate(logits: npt.NDArray[np.float32], activation: Activation) -> npt.NDA
     wide = logits.astype(np.float64)
     if activation == "identity":
         return wide
-    # sigmoid(x) = exp(min(x, 0)) / (1 + exp(-|x|)): no overflow at either end
-    scores: npt.NDArray[np.float64] = np.exp(np.minimum(wide, 0.0)) / (1.0 + np.exp(-np.abs(wide)))
+    # log(sigmoid(x)) = -log(1 + exp(-x)), which overflows nowhere
+    scores: npt.NDArray[np.float64] = np.exp(-np.logaddexp(0.0, -wide))
     return scores
 
 
@@ -74,54 +77,64 @@ def rank(
             stage's order) nothing is left out.
         bands: names the confidence of a score.
     """
-    rows = np.asarray(places, dtype=np.intp)  # (n,)
+    if places != range(len(judged.truncated)):  # a text came more than once
+        judged = _repeated(judged, np.asarray(places, dtype=np.intp))
+    rows = _best(judged, top_k, min_score)
+    tiers = None if judged.tiers is None else judged.tiers[rows].tolist()
+    scores, logits = _values(judged.scores, rows, tiers), _values(judged.logits, rows, tiers)
+    truncated, indexes = judged.truncated[rows].tolist(), rows.tolist()
+    found = map(documents.__getitem__, indexes)
+    if bands is None and not judged.stages:
+        return tuple(map(RankedDocument, indexes, found, scores, logits, truncated))
+    confidence = [None if bands is None else bands.band(judged.model, score) for score in scores]
+    stages = [_stage_scores(judged, row) for row in indexes]
+    return tuple(map(RankedDocument, indexes, found, scores, logits, truncated, confidence, stages))
+
+
+def _repeated(judged: Scored, rows: npt.NDArray[np.intp]) -> Scored:
+    """What was said of texts, for documents: ``rows`` ``(n,)`` are the places of their texts."""
+    return replace(
+        judged,
+        logits=_at(judged.logits, rows),
+        scores=_at(judged.scores, rows),
+        truncated=judged.truncated[rows],
+        tiers=_at(judged.tiers, rows),
+        stages=tuple(Stage(stage.model, stage.scores[rows], _at(stage.logits, rows)) for stage in judged.stages),
+    )
+
+
+def _at(column: npt.NDArray[T] | None, rows: npt.NDArray[np.intp]) -> npt.NDArray[T] | None:
+    return None if column is None else column[rows]
+
+
+def _best(judged: Scored, top_k: int, min_score: float | None) -> npt.NDArray[np.intp]:
     keys = judged.scores if judged.logits is None else judged.logits
     if keys is None:
-        truncated = judged.truncated[rows].tolist()
-        return tuple(RankedDocument(i, documents[i], None, None, truncated[i]) for i in range(min(top_k, len(rows))))
-    tiers = judged.tiers
-    indexes = order(keys[rows], None if tiers is None else tiers[rows])
+        return np.arange(min(top_k, len(judged.truncated)))
+    indexes = order(keys, judged.tiers)
     if min_score is not None:
         assert judged.scores is not None
-        enough = judged.scores >= min_score if tiers is None else (judged.scores >= min_score) & (tiers == 0)
-        indexes = indexes[enough[rows[indexes]]]
-    best = indexes[:top_k]
-    columns = _columns(judged, rows[best])
-    if bands is None and not judged.stages:
-        return tuple(RankedDocument(i, documents[i], *column) for i, column in zip(best.tolist(), columns, strict=True))
-    return tuple(
-        RankedDocument(i, documents[i], *column, *_extras(judged, row, column[0], bands))
-        for i, row, column in zip(best.tolist(), rows[best].tolist(), columns, strict=True)
-    )
-
-
-def _columns(judged: Scored, rows: npt.NDArray[np.intp]) -> Iterable[tuple[float | None, float | None, bool]]:
-    """Score, logit and whether it was cut, of each row; as Python's own values, made in one go."""
-    shown = np.ones(len(rows), np.bool_) if judged.tiers is None else judged.tiers[rows] == 0
-    return zip(
-        _values(judged.scores, rows, shown),
-        _values(judged.logits, rows, shown),
-        judged.truncated[rows].tolist(),
-        strict=True,
-    )
+        enough = judged.scores >= min_score
+        if judged.tiers is not None:
+            enough &= judged.tiers == 0
+        indexes = indexes[enough[indexes]]
+    return indexes[:top_k]
 
 
 def _values(
     column: npt.NDArray[np.float32] | npt.NDArray[np.float64] | None,
     rows: npt.NDArray[np.intp],
-    shown: npt.NDArray[np.bool_],
+    tiers: Sequence[int] | None,
 ) -> list[float | None]:
+    """Python's own values of some rows; only tier 0 has any."""
     if column is None:
         return [None] * len(rows)
     values: list[float | None] = column[rows].tolist()
-    return values if shown.all() else [v if s else None for v, s in zip(values, shown.tolist(), strict=True)]
+    return values if tiers is None else [None if tier else value for value, tier in zip(values, tiers, strict=True)]
 
 
-def _extras(
-    judged: Scored, row: int, score: float | None, bands: Bands | None
-) -> tuple[Confidence | None, tuple[StageScore, ...]]:
-    confidence = bands.band(judged.model, score) if bands is not None else None
-    return confidence, tuple(_stage_score(stage, row) for stage in judged.stages if not np.isnan(stage.scores[row]))
+def _stage_scores(judged: Scored, row: int) -> tuple[StageScore, ...]:
+    return tuple(_stage_score(stage, row) for stage in judged.stages if not np.isnan(stage.scores[row]))
 
 
 def _stage_score(stage: Stage, row: int) -> StageScore:

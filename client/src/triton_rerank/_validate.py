@@ -32,13 +32,13 @@ class Request(Generic[D]):
         query: UTF-8 bytes, not blank.
         documents: the caller's own objects.
         distinct: their different texts in UTF-8, in order of first appearance.
-        places: for each document, the place of its text in ``distinct``.
+        places: for each document, the place of its text in ``distinct``; a range where all texts differ.
     """
 
     query: bytes
     documents: tuple[D, ...]
     distinct: tuple[bytes, ...]
-    places: tuple[int, ...]
+    places: Sequence[int]
 
 
 def check_request(query: object, documents: Iterable[D], text_key: TextKey = "text") -> Request[D]:
@@ -59,8 +59,12 @@ def check_request(query: object, documents: Iterable[D], text_key: TextKey = "te
         raise InvalidRequestError("query is blank: give the text that the documents are to be ranked by")
     items = _listed("documents", documents)
     encoded = _encoded(items, text_key)
-    distinct = {text: place for place, text in enumerate(dict.fromkeys(encoded))}
-    return Request(encoded_query, tuple(items), tuple(distinct), tuple(map(distinct.__getitem__, encoded)))
+    distinct = tuple(dict.fromkeys(encoded))
+    places: Sequence[int] = range(len(encoded))
+    if len(distinct) < len(encoded):
+        place_of = {text: place for place, text in enumerate(distinct)}
+        places = tuple(map(place_of.__getitem__, encoded))
+    return Request(encoded_query, tuple(items), distinct, places)
 
 
 def check_many(queries: Iterable[str], document_lists: Iterable[Iterable[D]]) -> list[tuple[str, Iterable[D]]]:

@@ -1,10 +1,12 @@
-"""Request -> tensors, and tensors -> checked numpy arrays. Pure: numpy only."""
+"""Request -> bytes of tensors, and tensors -> checked numpy arrays. Pure: numpy only."""
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,13 @@ from triton_rerank.errors import InvalidResponseError
 _LENGTH = struct.Struct("<I")
 INPUTS = (QUERY, DOCUMENT)
 OUTPUTS = (LOGITS, TOKEN_COUNT, TRUNCATED)
+_DTYPES: dict[str, dict[str, np.dtype[Any]]] = {  # output -> what it may be, by Triton's names
+    LOGITS: {"FP32": np.dtype("<f4"), "FP16": np.dtype("<f2")},
+    TOKEN_COUNT: {"INT32": np.dtype("<i4"), "INT64": np.dtype("<i8")},
+    TRUNCATED: {"BOOL": np.dtype("?")},
+}
+# An output as it came: Triton's name of its datatype, its shape, and its bytes in little-endian row order.
+Tensor: TypeAlias = "tuple[str, Sequence[int], bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,54 +32,44 @@ class PairScores:
 
     Attributes:
         logits: float32 ``(n,)``, all finite.
-        token_count: int64 ``(n,)``, tokens the model read.
+        token_count: whole numbers ``(n,)``, tokens the model read.
         truncated: bool ``(n,)``.
     """
 
     logits: npt.NDArray[np.float32]
-    token_count: npt.NDArray[np.int64]
+    token_count: npt.NDArray[np.integer[Any]]
     truncated: npt.NDArray[np.bool_]
 
 
-def encode_pairs(query: bytes, documents: Sequence[bytes]) -> dict[str, npt.NDArray[np.object_]]:
-    """Tensors of one sub-request.
+def encode_pairs(query: bytes, documents: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """Contents of the inputs `INPUTS`, ``(n, 1)`` BYTES each; the query is repeated in every row.
 
-    Returns:
-        Input name -> object array of bytes, ``(n, 1)``; the query is repeated in every row.
-    """
-    rows = np.empty((len(documents), 1), dtype=np.object_)  # (n, 1) bytes
-    rows[:, 0] = documents
-    return {QUERY: np.full_like(rows, query), DOCUMENT: rows}
-
-
-def serialise(query: bytes, documents: Sequence[bytes]) -> dict[str, bytes]:
-    """The tensors of `encode_pairs` as Triton's BYTES on the wire: before each text its length, 4 bytes, little-endian.
-
-    Source: "Raw Binary Tensor Data" of Triton's binary data extension.
+    On the wire, each text has its length before it, 4 bytes, little-endian. Source: "Raw Binary Tensor Data" of
+    Triton's binary data extension.
     """
     row = _LENGTH.pack(len(query)) + query
     parts = [part for document in documents for part in (_LENGTH.pack(len(document)), document)]
-    return {QUERY: row * len(documents), DOCUMENT: b"".join(parts)}
+    return row * len(documents), b"".join(parts)
 
 
-def decode_scores(outputs: dict[str, npt.NDArray[np.generic] | None], *, n_documents: int) -> PairScores:
+def decode_scores(outputs: Mapping[str, Tensor], *, n_documents: int) -> PairScores:
     """Check the tensors of one answer.
 
     Args:
-        outputs: output name -> array as the server sent it, None if it is missing.
-        n_documents: pairs sent; every output must have as many rows.
+        outputs: output name -> tensor.
+        n_documents: pairs sent; every output must have as many rows of one value.
 
     Raises:
-        InvalidResponseError: an output is missing, has another shape, or has a dtype that does not fit.
+        InvalidResponseError: an output is missing, has another shape or datatype, or a logit is NaN or infinite.
     """
     return PairScores(
-        logits=decode_logits(_column(outputs, LOGITS, "f", n_documents), n_documents=n_documents),
-        token_count=_column(outputs, TOKEN_COUNT, "iu", n_documents)[:, 0].astype(np.int64),
-        truncated=_column(outputs, TRUNCATED, "b", n_documents)[:, 0].astype(np.bool_),
+        logits=_finite(_column(outputs, LOGITS, n_documents)),
+        token_count=_column(outputs, TOKEN_COUNT, n_documents),
+        truncated=_column(outputs, TRUNCATED, n_documents),
     )
 
 
-def decode_logits(output: npt.NDArray[np.generic], *, n_documents: int) -> npt.NDArray[np.float32]:
+def decode_logits(output: npt.NDArray[Any], *, n_documents: int) -> npt.NDArray[np.float32]:
     """Check a ``logits`` tensor and return one float32 logit per document.
 
     Args:
@@ -83,14 +82,11 @@ def decode_logits(output: npt.NDArray[np.generic], *, n_documents: int) -> npt.N
     Raises:
         InvalidResponseError: wrong shape or dtype, or a NaN or infinite logit (its row is in the message).
     """
-    logits = _check(LOGITS, output, "f", n_documents)[:, 0].astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(logits))
-    if bad.size:
+    if output.shape != (n_documents, 1) or output.dtype.kind != "f":
         raise InvalidResponseError(
-            f"{LOGITS} has {bad.size} values that are not finite, the first ({logits[bad[0]]}) in row {bad[0]}: "
-            "the model overflowed on that pair; serve it in fp32, or export it again"
+            f"{LOGITS} has shape {output.shape} of {output.dtype}: {(n_documents, 1)} of floats was expected"
         )
-    return logits
+    return _finite(output[:, 0])
 
 
 def merge(parts: Sequence[tuple[Sequence[int], PairScores]], n_documents: int) -> PairScores:
@@ -111,20 +107,27 @@ def merge(parts: Sequence[tuple[Sequence[int], PairScores]], n_documents: int) -
     return merged
 
 
-def _column(
-    outputs: dict[str, npt.NDArray[np.generic] | None], name: str, kinds: str, n_documents: int
-) -> npt.NDArray[np.generic]:
-    array = outputs.get(name)
-    if array is None:
+def _finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    logits = column.astype(np.float32, copy=False)
+    if not math.isfinite(sum(logits.tolist())):  # in float64, where float32 values cannot add up to infinity
+        bad = np.flatnonzero(~np.isfinite(logits))
         raise InvalidResponseError(
-            f"the answer has no {name}; it has {sorted(k for k, v in outputs.items() if v is not None)}"
+            f"{LOGITS} has {bad.size} values that are not finite, the first ({logits[bad[0]]}) in row {bad[0]}: "
+            "the model overflowed on that pair; serve it in fp32, or export it again"
         )
-    return _check(name, array, kinds, n_documents)
+    return logits
 
 
-def _check(name: str, array: npt.NDArray[np.generic], kinds: str, n_documents: int) -> npt.NDArray[np.generic]:
-    if array.shape != (n_documents, 1):
-        raise InvalidResponseError(f"{name} has shape {array.shape}: {(n_documents, 1)} was expected")
-    if array.dtype.kind not in kinds:
-        raise InvalidResponseError(f"{name} has dtype {array.dtype}: numpy kind {' or '.join(kinds)} was expected")
-    return array
+def _column(outputs: Mapping[str, Tensor], name: str, n_documents: int) -> npt.NDArray[Any]:
+    """An output, ``(n,)``; it cannot be written to."""
+    if name not in outputs:
+        raise InvalidResponseError(f"the answer has no {name}; it has {sorted(outputs)}")
+    datatype, shape, content = outputs[name]
+    if tuple(shape) != (n_documents, 1):
+        raise InvalidResponseError(f"{name} has shape {tuple(shape)}: {(n_documents, 1)} was expected")
+    dtype = _DTYPES[name].get(datatype)
+    if dtype is None:
+        raise InvalidResponseError(f"{name} has datatype {datatype}: {' or '.join(_DTYPES[name])} was expected")
+    if len(content) != n_documents * dtype.itemsize:
+        raise InvalidResponseError(f"{name} has {len(content)} bytes: {n_documents} values of {datatype} were expected")
+    return np.frombuffer(content, dtype)

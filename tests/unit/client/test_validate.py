@@ -143,7 +143,7 @@ def test_any_iterable_of_texts_will_do() -> None:
         request = check_request("q", documents)
         assert request.documents == ("a", "", "ü")
         assert request.distinct == (b"a", b"", b"\xc3\xbc")
-        assert request.places == (0, 1, 2)
+        assert tuple(request.places) == (0, 1, 2)
 
 
 def test_equal_texts_have_one_place_whatever_carries_them() -> None:

@@ -23,10 +23,11 @@ from triton_rerank.errors import ConfigurationError, InvalidRequestError, Server
 Compression = Literal["gzip", "deflate"]
 Split = Literal["auto", "padding", "limits"]
 ChannelArguments = list[tuple[str, str | int]]
+COMPRESSION = {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
 _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")  # gRPC's own, passed on as they are
 _HOST_AND_PORT = re.compile(r"(?:\[[^\s\[\]/]+\]|[^\s:/\[\]]+):([0-9]{1,5})")  # an IPv6 address stands in brackets
-_MAX_MESSAGE_BYTES = 2**31 - 1  # custom arguments would bring gRPC's 4 MiB back
+_MAX_MESSAGE_BYTES = 2**31 - 1  # tritonclient's own; gRPC's is 4 MiB
 _RETRY_TOKENS, _TOKENS_PER_SUCCESS = 100, 0.1  # no retry once half of the tokens are spent on failures
 # A server that is draining, or has lost the model, refuses at once and would be asked again and again. One that
 # answered nothing but errors for an interval is left out for a while, and a retry comes later than that is noticed.
@@ -159,8 +160,26 @@ def grpc_target(target: str) -> str:
     return f"{families.pop()}:{','.join(address for _, address in addresses)}"
 
 
+def open_channel(api: Any, address: str, target: str, options: TritonOptions) -> Any:
+    """A channel that connects when it is first used.
+
+    Args:
+        api: ``grpc`` or ``grpc.aio``.
+        address: the target as gRPC resolves it, from `grpc_target`.
+        target: as the caller gave it.
+        options: TLS, retries and so on.
+
+    Raises:
+        ConfigurationError: a certificate cannot be read.
+    """
+    arguments, tls = channel_arguments(target, options), credentials(options.tls)
+    if tls is None:
+        return api.insecure_channel(address, options=arguments)
+    return api.secure_channel(address, tls, options=arguments)
+
+
 def channel_arguments(target: str, options: TritonOptions) -> ChannelArguments:
-    """Arguments of the channel, complete: given ones replace all of tritonclient's."""
+    """Arguments of the channel."""
     arguments: ChannelArguments = [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

@@ -1,112 +1,116 @@
-"""Calls of tritonclient, blocking: the sync half of `TritonScorer`. `transport_aio` is the other half."""
+"""Calls of Triton's gRPC service, blocking: the sync half of `TritonScorer`. `transport_aio` is the other half."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
-import tritonclient.grpc as triton
+import grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from triton_rerank._deadline import Deadline
 from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
 
-Translate: TypeAlias = "Callable[[triton.InferenceServerException, str | None], RerankError]"
+Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
+Translate: TypeAlias = "Callable[[grpc.RpcError, str | None], RerankError]"
+T = TypeVar("T")
 CLOSED = "the client was closed while this call was under way: close it after its last call"
 _GRACE_S = 1.0  # gRPC ends a call at its deadline; waiting longer means that it did not
+_QUEUE_TIMEOUT = "timeout"  # Triton's own name of the parameter; microseconds
 
 
 @dataclass(frozen=True, slots=True)
 class InferRequest:
-    """One sub-request: arguments of tritonclient's ``infer``, but for what depends on when it is sent."""
+    """One sub-request, but for what depends on when it is sent.
 
-    arguments: Mapping[str, Any]
+    Attributes:
+        message: ``ModelInferRequest``.
+        deadline: of the call that it is a part of.
+        doing: what the time is wanted for; named in the error.
+        metadata: gRPC's.
+        compression: of the request.
+    """
+
+    message: Any
     deadline: Deadline
     doing: str
+    metadata: Metadata
+    compression: grpc.Compression | None
 
-    @property
-    def request_id(self) -> str:
-        """As Triton logs it."""
-        return str(self.arguments["request_id"])
-
-    def timed(self) -> dict[str, Any]:
-        """All arguments; what is left of the deadline bounds the call, and the time in Triton's queues."""
+    def send(self, rpc: Callable[..., T]) -> T:
+        """Call it; what is left of the deadline bounds the call, and the time in Triton's queues."""
         left_s = self.deadline.left_s(doing=self.doing)
-        return {**self.arguments, "client_timeout": left_s, "timeout": max(1, int(left_s * 1e6))}
+        self.message.parameters[_QUEUE_TIMEOUT].int64_param = max(1, int(left_s * 1e6))
+        return rpc(self.message, timeout=left_s, metadata=self.metadata, compression=self.compression)
 
 
 class Transport(Protocol):
     """What `TritonScorer` needs of a connection."""
 
-    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[triton.InferResult]:
-        """Answers in order; the first failure ends the others."""
+    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[Any]:
+        """Answers (``ModelInferResponse``) in order; the first failure ends the others."""
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float, headers: Mapping[str, str]) -> Any:
-        """Call a method of tritonclient's client that is no inference."""
+    async def ask(self, method: str, message: Any, *, timeout_s: float, metadata: Metadata) -> Any:
+        """Call a method of the service that is no inference."""
 
 
 class SyncTransport:
     """Blocks.
 
     Args:
-        connect: opens the channel.
+        channel: to Triton; closed with this.
         translate: makes the error for an RPC that failed.
     """
 
-    def __init__(self, connect: Callable[[], triton.InferenceServerClient], translate: Translate) -> None:
-        self._client = connect()
+    def __init__(self, channel: grpc.Channel, translate: Translate) -> None:
+        self._channel = channel
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self._translate = translate
 
-    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[triton.InferResult]:
+    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[Any]:
         """Send from this thread; answers come through a queue, and what is under way is cancelled on a failure."""
         if len(requests) == 1 or concurrency == 1:
             return [self._infer(request) for request in requests]
-        answers: SimpleQueue[tuple[int, Any, Any]] = SimpleQueue()
+        answers: SimpleQueue[int] = SimpleQueue()
         results: list[Any] = [None] * len(requests)
         waiting = iter(range(len(requests)))
         running = {place: self._start(requests[place], place, answers) for place in islice(waiting, concurrency)}
         try:
             while running:
-                place, results[place], error = self._next(answers, requests[0])
-                del running[place]
-                if error is not None:
-                    raise self._translate(error, requests[place].request_id) from error
+                place = self._next(answers, requests[0])
+                results[place] = self._told(running.pop(place).result, requests[place])
                 for following in islice(waiting, 1):
                     running[following] = self._start(requests[following], following, answers)
         finally:
-            for context in running.values():
-                context.cancel()
+            for call in running.values():
+                call.cancel()
         return results
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float, headers: Mapping[str, str]) -> Any:
+    async def ask(self, method: str, message: Any, *, timeout_s: float, metadata: Metadata) -> Any:
         """Call it."""
-        with self._told(None):
-            return getattr(self._client, method)(*arguments, headers=dict(headers), client_timeout=timeout_s)
+        return self._told(lambda: getattr(self._service, method)(message, timeout=timeout_s, metadata=metadata))
 
     def close(self) -> None:
         """Close the channel."""
-        self._client.close()
+        self._channel.close()
 
-    def _infer(self, request: InferRequest) -> triton.InferResult:
-        with self._told(request.request_id):
-            return self._client.infer(**request.timed())
+    def _infer(self, request: InferRequest) -> Any:
+        return self._told(lambda: request.send(self._service.ModelInfer), request)
 
-    def _start(self, request: InferRequest, place: int, answers: SimpleQueue[tuple[int, Any, Any]]) -> Any:
-        def put(place: int, result: Any, error: Any) -> None:
-            answers.put((place, result, error))
+    def _start(self, request: InferRequest, place: int, answers: SimpleQueue[int]) -> Any:
+        call = self._told(lambda: request.send(self._service.ModelInfer.future), request)
+        call.add_done_callback(lambda _: answers.put(place))
+        return call
 
-        with self._told(request.request_id):
-            return self._client.async_infer(callback=functools.partial(put, place), **request.timed())
-
-    @contextmanager
-    def _told(self, request_id: str | None) -> Iterator[None]:
+    def _told(self, rpc: Callable[[], T], request: InferRequest | None = None) -> T:
+        """What it gives, or an error of ours."""
+        request_id = None if request is None else request.message.id
         try:
-            yield
-        except triton.InferenceServerException as exc:
+            return rpc()
+        except grpc.RpcError as exc:
             raise self._translate(exc, request_id) from exc
         except ValueError as exc:
             if "closed" not in str(exc):  # gRPC says "Cannot invoke RPC on closed channel!"
@@ -114,7 +118,7 @@ class SyncTransport:
             raise ConfigurationError(CLOSED, request_id=request_id) from exc
 
     @staticmethod
-    def _next(answers: SimpleQueue[tuple[int, Any, Any]], request: InferRequest) -> tuple[int, Any, Any]:
+    def _next(answers: SimpleQueue[int], request: InferRequest) -> int:
         try:
             return answers.get(timeout=max(0.0, request.deadline.timeout_s - request.deadline.elapsed_s()) + _GRACE_S)
         except Empty as exc:

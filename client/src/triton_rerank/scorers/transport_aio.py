@@ -1,39 +1,39 @@
-"""Calls of tritonclient, awaited: the async half of `TritonScorer`. Imported where an event loop runs."""
+"""Calls of Triton's gRPC service, awaited: the async half of `TritonScorer`. Imported where an event loop runs."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc.aio
-import tritonclient.grpc as triton
-import tritonclient.grpc.aio as triton_aio
+from tritonclient.grpc import service_pb2_grpc
 
 from triton_rerank.errors import ConfigurationError
-from triton_rerank.scorers.transport import CLOSED, InferRequest, Translate
+from triton_rerank.scorers.transport import CLOSED, InferRequest, Metadata, Translate
 
 
 class AioTransport:
     """Awaits; belongs to the event loop in which it was made.
 
     Args:
-        connect: opens the channel, given tritonclient's client class.
+        channel: to Triton, of ``grpc.aio``; closed with this.
         translate: makes the error for an RPC that failed.
     """
 
-    def __init__(self, connect: Callable[[Any], Any], translate: Translate) -> None:
-        self._client = connect(triton_aio.InferenceServerClient)
+    def __init__(self, channel: grpc.aio.Channel, translate: Translate) -> None:
+        self._channel = channel
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self._translate = translate
         self._closed = False
 
-    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[triton.InferResult]:
+    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[Any]:
         """One task a sub-request; the first failure, or the caller's cancellation, cancels the others."""
         if len(requests) == 1:
             return [await self._infer(requests[0])]
         free = asyncio.Semaphore(concurrency)
 
-        async def infer(request: InferRequest) -> triton.InferResult:
+        async def infer(request: InferRequest) -> Any:
             async with free:
                 return await self._infer(request)
 
@@ -45,23 +45,24 @@ class AioTransport:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def ask(self, method: str, *arguments: Any, timeout_s: float, headers: Mapping[str, str]) -> Any:
+    async def ask(self, method: str, message: Any, *, timeout_s: float, metadata: Metadata) -> Any:
         """Call it."""
-        call = getattr(self._client, method)(*arguments, headers=dict(headers), client_timeout=timeout_s)
-        return await self._told(call, None)
+        return await self._told(lambda: getattr(self._service, method)(message, timeout=timeout_s, metadata=metadata))
 
     async def close(self) -> None:
         """Close the channel."""
         self._closed = True
-        await self._client.close()
+        await self._channel.close()
 
-    async def _infer(self, request: InferRequest) -> triton.InferResult:
-        return await self._told(self._client.infer(**request.timed()), request.request_id)
+    async def _infer(self, request: InferRequest) -> Any:
+        return await self._told(lambda: request.send(self._service.ModelInfer), request)
 
-    async def _told(self, call: Awaitable[Any], request_id: str | None) -> Any:
+    async def _told(self, rpc: Callable[[], Awaitable[Any]], request: InferRequest | None = None) -> Any:
+        """What it gives, or an error of ours."""
+        request_id = None if request is None else request.message.id
         try:
-            return await call
-        except triton.InferenceServerException as exc:
+            return await rpc()
+        except grpc.RpcError as exc:
             raise self._translate(exc, request_id) from exc
         except grpc.aio.UsageError as exc:  # "Channel is closed."
             raise ConfigurationError(CLOSED, request_id=request_id) from exc

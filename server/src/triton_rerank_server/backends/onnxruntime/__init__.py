@@ -1,1 +1,0 @@
-"""Triton backend: ONNX Runtime where the native one is absent."""
