@@ -29,7 +29,7 @@ _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "
 
 
 # How they are exported: with bounded queues, as the tests of overload and deadlines need them
-BOUNDED: dict[str, int] = {"max_queue_size": 128, "queue_timeout_us": 10_000_000}
+BOUNDED: dict[str, Any] = {"max_queue_size": 128, "queue_timeout_us": 10_000_000}
 
 
 def write_tiny_bert(folder: Path, *, labels: int = 1) -> Path:

@@ -15,9 +15,10 @@ from triton_rerank_bench.cli import main
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.raw import Sender
 from triton_rerank_bench.rounds import Ratio
-from triton_rerank_bench.splitting import Samples, summarise, without_queue_bounds
+from triton_rerank_bench.splitting import Samples, summarise
 from triton_rerank_bench.strategies import STRATEGIES, in_order, make_lists, padded_tokens, plan_list
 from triton_rerank_bench.triton_statistics import Counts
+from triton_rerank_bench.variants import without_queue_bounds
 from triton_rerank_bench.workloads import Workload
 from triton_rerank_server import TritonServer
 

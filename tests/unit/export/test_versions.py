@@ -31,7 +31,7 @@ def copy(two_versions: Path, tmp_path: Path) -> Path:
 
 
 def export(checkpoint: Path, target: Path, **options: object) -> ExportResult:
-    chosen = ExportOptions(**{"precision": "fp32", **BOUNDED, **options})  # type: ignore[arg-type]
+    chosen = ExportOptions(**{"precision": "fp32", **BOUNDED, **options})
     return export_model(str(checkpoint), target, chosen, on_step=lambda _: None)
 
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import stat
 import sys
 from pathlib import Path
 
+import grpc
 import pytest
 
 from triton_rerank_server import ServerStartError
+from triton_rerank_server.child import Child
 from triton_rerank_server.cli import main
 from triton_rerank_server.installation import Installation, find_installation, lay_out_backends
 from triton_rerank_server.ports import resolve_port
@@ -106,3 +109,14 @@ def test_a_binary_that_cannot_run_is_said_so(
     ports = ["--grpc-port", "0", "--http-port", "0", "--metrics-port", "0"]
     assert main(["--model-repository", str(tiny_repository), *ports]) == 1
     assert "cannot be started" in capsys.readouterr().err
+
+
+def test_a_grpc_client_in_this_process_does_not_end_the_child(tmp_path: Path) -> None:
+    """A child that is forked dies with the client's poller, one time in thirty (docs/LOG.md)."""
+    with grpc.insecure_channel("127.0.0.1:1") as channel:
+        with pytest.raises(grpc.RpcError):  # nobody is there, but the poller runs now
+            channel.unary_unary("/nobody/there")(b"", timeout=5.0)
+        children = [
+            Child(["/bin/true"], environment=dict(os.environ), log_file=tmp_path / "log").wait(10.0) for _ in range(60)
+        ]
+    assert children == [0] * 60
