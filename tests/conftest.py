@@ -82,7 +82,7 @@ def two_versions(tiny_repository: Path, fine_tuned: Path, tmp_path_factory: pyte
 def model_repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model in int8 beside both tiny models in fp32."""
     repository = tmp_path_factory.mktemp("full") / "model_repository"
-    export_model(DEMO, repository, ExportOptions(precision="int8"), on_step=lambda _: None)
+    export_model(DEMO, repository, ExportOptions(precision="int8", **BOUNDED), on_step=lambda _: None)
     for folder in tiny_repository.iterdir():
         (repository / folder.name).symlink_to(folder)
     return repository

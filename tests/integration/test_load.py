@@ -51,12 +51,13 @@ def served(triton: TritonServer) -> Iterator[ServedModel]:
 def test_a_closed_loop_answers_all_and_the_servers_counters_agree(triton: TritonServer, served: ServedModel) -> None:
     with closing(Load(served, NAME, PASSAGES, seed=1)) as load:
         before_s, before = time.monotonic(), received(triton.grpc_target)
-        figures = load.closed(2, duration_s=1.0, warm_up_s=0.3)
+        figures = load.closed(2, duration_s=2.0, warm_up_s=0.3)
         seconds, on_the_wire = time.monotonic() - before_s, received(triton.grpc_target) - before
     assert (figures.workload, figures.mode, figures.concurrency, figures.rate) == ("passages", "closed", 2, None)
     assert figures.errors == {}
     assert 0 < figures.calls < on_the_wire  # the warm-up's calls are not counted
-    assert figures.pairs_per_s == pytest.approx(100 * on_the_wire / seconds, rel=0.3)
+    assert figures.pairs_per_s > 0.7 * 100 * on_the_wire / seconds  # the time around the level counts there too
+    assert figures.pairs_per_s == pytest.approx(100 * figures.calls / figures.duration_s, rel=0.3)
     assert 0 < figures.latency.p50_ms <= figures.latency.p90_ms <= figures.latency.p99_ms <= figures.latency.max_ms
     assert figures.pairs_per_s == pytest.approx(2 * 100 / (figures.latency.p50_ms / 1e3), rel=0.5)  # Little's law
     assert figures.queue_ms is not None
