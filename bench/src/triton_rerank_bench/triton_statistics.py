@@ -11,6 +11,7 @@ from triton_rerank_bench.errors import BenchError
 
 _WAIT_S = 5.0
 _POLL_S = 0.0005
+_STILL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,19 @@ class TritonStatistics:
             queue_seconds=sum(int(of_version.queue.ns) for of_version in stats) / 1e9,
             compute_seconds=sum(int(of_version.compute_infer.ns) for of_version in stats) / 1e9,
         )
+
+    def settled(self) -> Counts:
+        """The counters, once they have stood still for a moment: all that was answered before is in them.
+
+        Raises:
+            BenchError: Triton does not answer.
+        """
+        counts = self.read()
+        while True:
+            time.sleep(_STILL_S)
+            if (now := self.read()) == counts:
+                return counts
+            counts = now
 
     def after(self, before: Counts, n_requests: int) -> Counts:
         """What was counted since ``before``, once ``n_requests`` more were.

@@ -29,10 +29,9 @@ _FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072
 
 DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
 DEFAULT_QUEUE_DELAY_US = 0  # requests merge while the instance is busy; waiting would only add latency on a CPU
-# No bounds: in front of a bounded queue Triton 2.51 pauses for half a second now and then (docs/LOG.md). A caller's
-# deadline cancels what waits too long.
-DEFAULT_MAX_QUEUE_SIZE = 0
-DEFAULT_QUEUE_TIMEOUT_US = 0
+# In front of a bounded queue Triton 2.51 pauses for half a second now and then; without bounds it crashed (LOG.md).
+DEFAULT_MAX_QUEUE_SIZE = 128  # requests that wait; the next one is refused at once
+DEFAULT_QUEUE_TIMEOUT_US = int(contract.DEFAULT_TIMEOUT_S * 1e6)  # a request that waited so long has no reader left
 
 
 @dataclass(frozen=True)

@@ -161,8 +161,9 @@ class TritonServer:
     def _resolve_ports(self) -> None:
         config = self.config
         self.grpc_port = resolve_port("grpc", config.address, config.grpc_port)
-        self.http_port = resolve_port("http", config.address, config.http_port)
-        self.metrics_port = resolve_port("metrics", config.address, config.metrics_port)
+        self.http_port = resolve_port("http", config.address, config.http_port, taken=[self.grpc_port])
+        taken = [self.grpc_port, self.http_port]
+        self.metrics_port = resolve_port("metrics", config.address, config.metrics_port, taken=taken)
         chosen = (self.grpc_port, self.http_port, self.metrics_port)
         if len(set(chosen)) < len(chosen):
             raise ServerStartError(f"grpc, http and metrics ports are {chosen}: they must differ")

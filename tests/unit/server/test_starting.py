@@ -10,7 +10,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from triton_rerank_server import ServerStartError
+from triton_rerank_server import ServerStartError, ports
 from triton_rerank_server.child import Child
 from triton_rerank_server.cli import main
 from triton_rerank_server.installation import Installation, find_installation, lay_out_backends
@@ -120,3 +120,10 @@ def test_a_grpc_client_in_this_process_does_not_end_the_child(tmp_path: Path) ->
             Child(["/bin/true"], environment=dict(os.environ), log_file=tmp_path / "log").wait(10.0) for _ in range(60)
         ]
     assert children == [0] * 60
+
+
+def test_a_free_port_is_not_one_that_was_chosen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = iter([4001, 4001, 4002])
+    monkeypatch.setattr(ports, "_bind", lambda *_: next(offered))
+    chosen = resolve_port("grpc", "127.0.0.1", 0)
+    assert resolve_port("http", "127.0.0.1", 0, taken=[chosen]) == 4002
