@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import threading
 import time
@@ -15,10 +16,10 @@ from rich.console import Console
 from support.slow_model import write_slow
 from support.tritons import NAME, computed, frozen, kill, only_bert, received, start
 
-from triton_rerank import RerankClient, TritonOptions
+from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX
 from triton_rerank_bench import load_command, report
-from triton_rerank_bench.load import Load
+from triton_rerank_bench.load import Load, LoadFigures
 from triton_rerank_bench.load_level import ELSEWHERE
 from triton_rerank_bench.raw import Sender
 from triton_rerank_bench.served import ServedModel
@@ -106,11 +107,34 @@ def test_one_load_measures_level_after_level(served: ServedModel) -> None:
 
 
 def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_one(
-    triton: TritonServer, served: ServedModel
+    tiny_repository: Path, tmp_path: Path
 ) -> None:
+    with start(
+        only_bert(tiny_repository, tmp_path)
+    ) as server:  # Triton 2.51 may crash when it is stopped (docs/LOG.md)
+        found = reach(server)
+        with found.client:
+            try:
+                closed, opened = stalled_loops(server, found)
+            except RerankError as exc:
+                if server.wait(1.0) is None:
+                    raise
+                pytest.skip(f"Triton crashed while it was stopped under load ({exc})")
+    assert closed.latency.max_ms > 900
+    assert closed.latency.p90_ms < 400  # p99 may be one of Triton 2.51's pauses (docs/LOG.md)
+    assert opened.errors == {}
+    assert opened.latency.p99_ms > 900
+    assert opened.latency.p90_ms > 400
+    assert opened.late is not None
+    assert opened.late.p90_ms < 50  # calls were sent on time while nothing was answered
+
+
+def stalled_loops(server: TritonServer, served: ServedModel) -> tuple[LoadFigures, LoadFigures]:
+    """A closed and an open loop, each while the server stands still for a second."""
+
     def freeze() -> None:
         time.sleep(0.7)
-        with frozen(triton):
+        with contextlib.suppress(ProcessLookupError), frozen(server):
             time.sleep(1.0)
 
     def frozen_meanwhile() -> threading.Thread:
@@ -125,13 +149,7 @@ def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_on
         thread = frozen_meanwhile()
         opened = load.open(60, duration_s=2.5, warm_up_s=0.2)
         thread.join()
-    assert closed.latency.max_ms > 900
-    assert closed.latency.p90_ms < 400  # p99 may be one of Triton 2.51's pauses (docs/LOG.md)
-    assert opened.errors == {}
-    assert opened.latency.p99_ms > 900
-    assert opened.latency.p90_ms > 400
-    assert opened.late is not None
-    assert opened.late.p90_ms < 50  # calls were sent on time while nothing was answered
+    return closed, opened
 
 
 def test_calls_that_a_killed_server_never_answers_are_counted_by_class(tiny_repository: Path, tmp_path: Path) -> None:
