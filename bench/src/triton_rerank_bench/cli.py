@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from triton_rerank_bench.bi_encoder import BiEncoder, default_model
 from triton_rerank_bench.client_cost import measure_client_cost
 from triton_rerank_bench.collections import load_collection
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.quality import Reranker, measure_quality
+from triton_rerank_bench.quality import measure_quality
+from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.speed import measure_speed
 from triton_rerank_bench.splitting import measure_splitting
 from triton_rerank_server import ServerStartError
@@ -37,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
+        _check_output(options.output)
         document, code = _COMMANDS[options.command](options, console)
         if options.output:
             options.output.write_text(report.indented(document), encoding="utf-8")
@@ -106,27 +109,10 @@ _COMMANDS = {
 }
 
 
-def name_rerankers(values: list[str], model: str | None) -> list[Reranker]:
-    """Read ``NAME=PATH`` or ``PATH``, whose name is then the folder's.
-
-    Args:
-        values: as given to ``--model-repository``.
-        model: public model name, or None.
-
-    Raises:
-        BenchError: a folder is not there, or two have one name.
-    """
-    rerankers = []
-    for value in values:
-        name, separator, path = value.rpartition("=")
-        folder = Path(path)
-        if not folder.is_dir():
-            raise BenchError(f"--model-repository {value}: looked for the folder {folder}; `make export` builds one")
-        rerankers.append(Reranker(name if separator else folder.resolve().name, folder, model))
-    names = [reranker.label for reranker in rerankers]
-    if len(set(names)) < len(names):
-        raise BenchError(f"--model-repository: the names {', '.join(names)} must differ; give them as NAME=PATH")
-    return rerankers
+def _check_output(path: Path | None) -> None:
+    """Before anything is measured, rather than after."""
+    if path and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise BenchError(f"--output {path}: cannot be written; give a file in a folder that is there")
 
 
 def _progress() -> Progress:

@@ -80,8 +80,6 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     """
     checkpoints = _checkpoints(options.checkpoint)
     names = _workloads(options.workload)
-    if options.output and not options.output.absolute().parent.is_dir():
-        raise BenchError(f"--output {options.output}: there is no folder {options.output.absolute().parent}; make it")
     device = gpu_device.describe(options.device, options.device_id)
     gpu_report.print_device(console, device)
     concurrencies = tuple(options.concurrency or DEFAULT_CONCURRENCIES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -96,7 +95,6 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     """
     sweep = _sweep(options)
     lists = choose_lists(options.workload or [DEFAULT_WORKLOAD], options.data, options.seed)
-    check_output(options.output)
     model = _model(options)
     progress = _progress()
     with _reach(options, model, progress) as served:
@@ -188,12 +186,6 @@ def parse_rates(text: str, duration_s: float) -> tuple[Rate, ...]:
         check_rate(rate.value, math.inf if rate.is_share else duration_s)
         rates.append(rate)
     return tuple(rates)
-
-
-def check_output(path: Path | None) -> None:
-    """Raises BenchError if the report cannot be written there: before anything is measured, rather than after."""
-    if path and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise BenchError(f"--output {path}: cannot be written; give a file in a folder that is there")
 
 
 def _sweep(options: argparse.Namespace) -> Sweep:

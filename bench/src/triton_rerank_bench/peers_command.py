@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from triton_rerank_bench import peers_report, report, workloads
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.peers.catalogue import PEERS, Peer
-from triton_rerank_bench.peers.measure import OnStep, Plan, measure_peers
+from triton_rerank_bench.peers.measure import Plan, measure_peers
 from triton_rerank_bench.report_folder import ReportFolder
+from triton_rerank_bench.time_left import showing_time_left
 from triton_rerank_bench.workloads import Workload
 
 DEFAULT_ROUNDS, QUICK_ROUNDS = 5, 2
@@ -75,7 +71,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
         quick=options.quick,
     )
     with ReportFolder(options.output_folder, peers_report.FILES) as folder:
-        with _progress() as on_step:
+        with showing_time_left() as on_step:
             measured = measure_peers(plan, on_step=on_step)
         if not measured.workloads:
             console.print("interrupted before anything was measured: nothing is written")
@@ -136,31 +132,3 @@ def _installed(environment: Path) -> dict[str, str]:
     folders = [str(path) for path in environment.glob("lib/python*/site-packages")]
     found = {each.metadata["Name"].lower(): each.version for each in metadata.distributions(path=folders)}
     return {name: found[name.lower()] for name in _PACKAGES if name.lower() in found}
-
-
-class _TimeLeft(ProgressColumn):
-    """What was expected at the last step, less what went by since."""
-
-    def render(self, task: Task) -> Text:
-        ends_s = task.fields["ends_s"]
-        if ends_s is None:
-            return Text("")
-        left_s = round(max(0.0, ends_s - time.monotonic()))
-        return Text(f"about {left_s // 60}:{left_s % 60:02d} left")
-
-
-@contextmanager
-def _progress() -> Iterator[OnStep]:
-    """Shows steps on stderr, since stdout carries the report."""
-    start_s = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), _TimeLeft())
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
-        task = progress.add_task("starting", total=None, ends_s=None)
-
-        def on_step(doing: str, left_s: float | None) -> None:
-            done_s = time.monotonic() - start_s
-            total = None if left_s is None else done_s + left_s
-            ends_s = None if left_s is None else time.monotonic() + left_s
-            progress.update(task, description=doing, completed=done_s, total=total, ends_s=ends_s)
-
-        yield on_step

@@ -6,14 +6,10 @@ import argparse
 import math
 import shlex
 import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from triton_rerank_bench import perf_report, report, workloads
 from triton_rerank_bench.errors import BenchError
@@ -23,7 +19,9 @@ from triton_rerank_bench.machine import usable_cores
 from triton_rerank_bench.perf_report import About
 from triton_rerank_bench.report_folder import ReportFolder
 from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.setting_servers import SettingServers
+from triton_rerank_bench.time_left import showing_time_left
 from triton_rerank_bench.tuner import Schedule, Tuner
 from triton_rerank_bench.tuning import Wanted
 from triton_rerank_bench.variants import read_configs
@@ -78,7 +76,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     pairs_per_call = statistics.fmean(len(workload.documents) for workload in lists)
     grounds = _grounds(repositories, model, lists)
     with ReportFolder(options.output_folder, perf_report.FILES) as folder:
-        with _progress() as on_step:
+        with showing_time_left() as on_step:
             servers = SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step)
             tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=pairs_per_call, on_step=on_step)
             _tune(tuner, servers)
@@ -148,8 +146,6 @@ def _number(flag: str, text: str | None) -> float | None:
 
 def _repositories(options: argparse.Namespace) -> tuple[dict[str, Path], str]:
     """Label -> folder, and the public name of the model that all of them hold."""
-    from triton_rerank_bench.cli import name_rerankers  # which imports this module
-
     if not options.model_repository:
         raise BenchError("--model-repository: none is given; give the one to tune, several as NAME=PATH to compare")
     rerankers = name_rerankers(options.model_repository, options.model)
@@ -184,30 +180,3 @@ def _command(options: argparse.Namespace) -> str:
     for knob in options.knob:
         words += ["--knob", knob]
     return shlex.join([*words, *(["--quick"] if options.quick else []), "--output", str(options.output_folder)])
-
-
-class _TimeLeft(ProgressColumn):
-    """What the tuner said at its last step, less what went by since."""
-
-    def render(self, task: Task) -> Text:
-        left_s = round(max(0.0, task.fields["ends_s"] - time.monotonic()))
-        return Text(f"about {left_s // 60}:{left_s % 60:02d} left")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[..., None]]:
-    """Shows steps on stderr, since stdout carries the report; told what is done, and how many seconds are left."""
-    start_s = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), _TimeLeft())
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress:
-        task = progress.add_task("starting", total=None, ends_s=start_s)
-
-        def on_step(doing: str, left_s: float | None = None) -> None:
-            now_s = time.monotonic()
-            if left_s is None:
-                progress.update(task, description=doing, completed=now_s - start_s)
-            else:
-                done_s = now_s - start_s
-                progress.update(task, description=doing, completed=done_s, total=done_s + left_s, ends_s=now_s + left_s)
-
-        yield on_step

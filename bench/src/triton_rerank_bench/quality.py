@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.progress import Progress
@@ -24,6 +23,7 @@ from triton_rerank_bench.metrics import (
     order,
 )
 from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.rerankers import Reranker
 
 BM25 = "BM25"
 BI_ENCODER = "bi-encoder"
@@ -34,21 +34,6 @@ METRICS: Mapping[str, Callable[[Sequence[str], Mapping[str, int]], float]] = {
     "ndcg_at_10": ndcg_at_10,
     "mrr_at_10": mrr_at_10,
 }
-
-
-@dataclass(frozen=True)
-class Reranker:
-    """A served model to measure.
-
-    Attributes:
-        label: what the report calls it.
-        model_repository: where Triton finds it.
-        model: public model name; None means the only one there.
-    """
-
-    label: str
-    model_repository: Path
-    model: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from triton_rerank_bench.cli import main, name_rerankers
+from triton_rerank_bench.cli import main
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.memory import PeakMemory
 from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
 from triton_rerank_bench.speed import judge
 from triton_rerank_bench.workloads import TokenStatistics
@@ -173,3 +174,37 @@ def test_targets_hold_at_their_bounds(
 ) -> None:
     targets = judge(figures(overhead, speedup), precision, PeakMemory(memory))
     assert [target.passed for target in targets] == passed
+
+
+REPOSITORY = ["--model-repository", "absent"]  # the report's place is looked at first
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quality", "--data", "absent"],
+        ["speed", *REPOSITORY, "--checkpoint", "absent"],
+        ["client", *REPOSITORY],
+        ["splitting", *REPOSITORY],
+        ["load", *REPOSITORY],
+        ["gpu", "--device", "cpu"],
+    ],
+    ids=lambda command: str(command[0]),
+)
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for output in (tmp_path / "absent" / "report.json", folder):
+        assert main([*command, "--output", str(output)]) == 2
+        assert capsys.readouterr().err == (
+            f"triton-rerank-bench: --output {output}: cannot be written; give a file in a folder that is there\n"
+        )
+
+
+def test_a_report_of_before_stays_when_nothing_can_be_measured(tmp_path: Path) -> None:
+    output = tmp_path / "report.json"
+    output.write_text("before")
+    assert main(["load", *REPOSITORY, "--output", str(output)]) == 2
+    assert output.read_text() == "before"

@@ -16,7 +16,7 @@ from triton_rerank import RerankError
 from triton_rerank_bench import load_command
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load import Latency, LoadFigures, latency
-from triton_rerank_bench.load_command import Rate, check_output, choose_lists, parse_concurrency, parse_rates
+from triton_rerank_bench.load_command import Rate, choose_lists, parse_concurrency, parse_rates
 from triton_rerank_bench.load_report import LoadReport, figures_json, load_json, print_load
 
 CLOSED = LoadFigures(
@@ -93,7 +93,6 @@ def printed(*levels: LoadFigures) -> str:
         (["--warm-up", "-1"], r"the warm-up is -1 s: it must be 0 or more"),
         (["--timeout", "0"], r"--timeout 0: it must be a number of seconds above 0"),
         (["--data", "absent"], r"--data absent: looked for corpus.jsonl"),
-        (["--output", "absent/report.json"], r"--output absent/report.json: cannot be written"),
         (["--model", "absent"], r"absent/config.pbtxt: looked for a model config"),
     ],
 )
@@ -145,17 +144,6 @@ def test_lists_are_of_the_word_list_or_of_a_collection(collection_folder: Path) 
     assert {name: len(lists[0].documents) for name, lists in generated.items()} == {"single": 1, "passages": 100}
     (real,) = choose_lists(["single"], collection_folder, 1).values()
     assert real[0].query in ("how do I compress a file?", "sort an array")
-
-
-def test_a_report_that_can_be_written_is_not_touched_by_the_check(tmp_path: Path) -> None:
-    path = tmp_path / "report.json"
-    check_output(path)
-    assert not path.exists()
-    path.write_text("before")
-    check_output(path)
-    assert path.read_text() == "before"
-    with pytest.raises(BenchError, match=r"cannot be written"):
-        check_output(tmp_path)
 
 
 def test_tables_say_what_callers_saw_and_what_the_server_did() -> None:

@@ -96,7 +96,7 @@ class Ours:
         return REFERENCE
 
 
-def silent(text: str, left_s: float | None = None) -> None:
+def silent(doing: str, left_s: float | None = None) -> None:
     """Nobody watches."""
 
 

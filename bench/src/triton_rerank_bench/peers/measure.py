@@ -29,13 +29,11 @@ from triton_rerank_bench.peers.workers import Workers
 from triton_rerank_bench.repository import ModelFiles, read_model
 from triton_rerank_bench.rounds import PAUSE_S, WARM_UP_ROUNDS, Rounds, run_rounds, summarise
 from triton_rerank_bench.served import serve
+from triton_rerank_bench.time_left import OnStep
 from triton_rerank_bench.workloads import TokenStatistics, Workload, token_statistics
 
 QUICK_SETTINGS = 2  # of each peer: the default and the likeliest other
 IDLE_S = 2.0
-
-# Told what begins, and how many seconds the rest of the workload is expected to take; None where that is not known yet.
-OnStep = Callable[[str, "float | None"], None]
 
 
 @dataclass(frozen=True)
