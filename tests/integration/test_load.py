@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support.slow_model import write_slow
-from support.tritons import NAME, computed, frozen, kill, only_bert, received, start
+from support.tritons import NAME, computed, frozen, kill, only_bert, received, start, wait_until
 
 from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX
@@ -109,9 +109,8 @@ def test_one_load_measures_level_after_level(served: ServedModel) -> None:
 def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_one(
     tiny_repository: Path, tmp_path: Path
 ) -> None:
-    with start(
-        only_bert(tiny_repository, tmp_path)
-    ) as server:  # Triton 2.51 may crash when it is stopped (docs/LOG.md)
+    repository = only_bert(tiny_repository, tmp_path)
+    with start(repository) as server:  # Triton 2.51 may crash when it is stopped (docs/LOG.md)
         found = reach(server)
         with found.client:
             try:
@@ -132,22 +131,24 @@ def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_on
 def stalled_loops(server: TritonServer, served: ServedModel) -> tuple[LoadFigures, LoadFigures]:
     """A closed and an open loop, each while the server stands still for a second."""
 
-    def freeze() -> None:
-        time.sleep(0.7)
+    def freeze(asked: int) -> None:
+        """Once calls of this loop are answered, and some time after the warm-up, whose calls are not counted."""
+        wait_until(lambda: received(server.grpc_target) > asked + 5, 15)
+        time.sleep(0.8)
         with contextlib.suppress(ProcessLookupError), frozen(server):
             time.sleep(1.0)
 
     def frozen_meanwhile() -> threading.Thread:
-        thread = threading.Thread(target=freeze)
+        thread = threading.Thread(target=freeze, args=(received(server.grpc_target),))
         thread.start()
         return thread
 
     with closing(Load(served, NAME, SINGLE, seed=1)) as load:
         thread = frozen_meanwhile()
-        closed = load.closed(1, duration_s=2.5, warm_up_s=0.2)
+        closed = load.closed(1, duration_s=3.0, warm_up_s=0.2)
         thread.join()
         thread = frozen_meanwhile()
-        opened = load.open(60, duration_s=2.5, warm_up_s=0.2)
+        opened = load.open(60, duration_s=3.0, warm_up_s=0.2)
         thread.join()
     return closed, opened
 

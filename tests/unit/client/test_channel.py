@@ -9,10 +9,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from triton_rerank import AsyncRerankClient, ConfigurationError, DeadlineExceededError, RerankClient, Tls, TritonOptions
-from triton_rerank.scorers.channel import channel_arguments, check_target, credentials, grpc_target, needs_lookup
+from triton_rerank.scorers.channel import (
+    channel_arguments,
+    check_target,
+    credentials,
+    grpc_target,
+    needs_lookup,
+    open_channel,
+)
 
 
 @pytest.mark.parametrize(
@@ -78,12 +86,27 @@ def test_the_message_limits_of_tritonclient_survive() -> None:
     assert arguments["grpc.max_receive_message_length"] == arguments["grpc.max_send_message_length"] == 2**31 - 1
 
 
-@pytest.mark.parametrize(("retries", "attempts"), [(0, None), (1, 2), (4, 5)])
-def test_retries_are_grpcs_own_and_throttled(retries: int, attempts: int | None) -> None:
-    config = json.loads(str(dict(channel_arguments("h:1", TritonOptions(retries=retries)))["grpc.service_config"]))
+@pytest.mark.parametrize(
+    ("retries", "listed", "attempts"), [(0, 1, None), (None, 1, 2), (None, 2, 3), (1, 2, 2), (4, 1, 5)]
+)
+def test_retries_are_grpcs_own_and_throttled(retries: int | None, listed: int, attempts: int | None) -> None:
+    arguments = channel_arguments("h:1", TritonOptions(retries=retries), listed)
+    config = json.loads(str(dict(arguments)["grpc.service_config"]))
     policy = config["methodConfig"][0].get("retryPolicy")
     assert (policy and policy["maxAttempts"]) == attempts
     assert config["retryThrottling"]["tokenRatio"] < 1
+
+
+@pytest.mark.parametrize(
+    ("address", "least"), [("h:1", 2), ("ipv4:127.0.0.1:1,127.0.0.1:1", 2), ("ipv4:127.0.0.1:1,127.0.0.1:2", 1)]
+)
+def test_a_lone_address_is_never_left_out(address: str, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list may lose one of its servers by a single failed call, since there is another."""
+    seen: list[dict[str, object]] = []
+    monkeypatch.setattr(grpc, "insecure_channel", lambda _, options: seen.append(dict(options)))
+    open_channel(grpc, address, "h:1", TritonOptions())
+    balancing = json.loads(str(seen[0]["grpc.service_config"]))["loadBalancingConfig"][0]
+    assert balancing["outlier_detection_experimental"]["failurePercentageEjection"]["minimumHosts"] == least
 
 
 @pytest.mark.parametrize(

@@ -29,19 +29,14 @@ _SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")  # gRPC's own, passed on as they 
 _HOST_AND_PORT = re.compile(r"(?:\[[^\s\[\]/]+\]|[^\s:/\[\]]+):([0-9]{1,5})")  # an IPv6 address stands in brackets
 _MAX_MESSAGE_BYTES = 2**31 - 1  # tritonclient's own; gRPC's is 4 MiB
 _RETRY_TOKENS, _TOKENS_PER_SUCCESS = 100, 0.1  # no retry once half of the tokens are spent on failures
-# A server that is draining, or has lost the model, refuses at once and would be asked again and again. One that
-# answered nothing but errors for an interval is left out for a while, and a retry comes later than that is noticed.
+# A server that is draining, or has lost the model, refuses at once and would be asked again and again, for the three
+# seconds that Triton takes to end. One that answered nothing but errors for an interval is left out for a while, and a
+# retry comes later than that is noticed.
 _OUTLIERS: dict[str, Any] = {
     "interval": "0.1s",
     "baseEjectionTime": "2s",
     "maxEjectionTime": "10s",
     "maxEjectionPercent": 50,
-    "failurePercentageEjection": {
-        "threshold": 99,
-        "enforcementPercentage": 100,
-        "minimumHosts": 2,
-        "requestVolume": 2,
-    },
 }
 _CONNECT_MS = 2000  # far away, a TLS handshake takes half a second
 _FIRST_RETRY = "0.2s"  # a fifth less at times: gRPC's jitter
@@ -80,6 +75,7 @@ class TritonOptions:
         retries: how often gRPC sends a request again that met UNAVAILABLE, NOT_FOUND or CANCELLED (a server that ends
             says all three), with jitter, within the deadline and within a budget that failures use up. With 1 there
             are never more than twice the requests on the wire; with more, a few requests may be sent 1 + retries times.
+            None means 1, or 2 for a list of targets: before it is known that one of them ends, it may be met twice.
         keepalive_s: a connection with calls under way is probed this often; one that died unseen is given up after
             ``keepalive_timeout_s`` more.
         keepalive_timeout_s: see there.
@@ -91,7 +87,7 @@ class TritonOptions:
     compression: Compression | None = None
     split: Split = "auto"
     concurrency: int | None = None
-    retries: int = 1
+    retries: int | None = None
     keepalive_s: float = 10.0
     keepalive_timeout_s: float = 5.0
     max_reconnect_s: float = 2.0
@@ -101,7 +97,8 @@ class TritonOptions:
             _check_number("concurrency", self.concurrency, 1, 1024)
         if self.split not in ("auto", "padding", "limits"):
             raise ConfigurationError(f"split is {self.split!r}: it must be 'auto', 'padding' or 'limits'")
-        _check_number("retries", self.retries, 0, 4)  # gRPC bounds attempts at 5
+        if self.retries is not None:
+            _check_number("retries", self.retries, 0, 4)  # gRPC bounds attempts at 5
         for name in ("keepalive_s", "keepalive_timeout_s", "max_reconnect_s"):
             _check_number(name, getattr(self, name), 0.01, 3600)
         try:
@@ -172,14 +169,14 @@ def open_channel(api: Any, address: str, target: str, options: TritonOptions) ->
     Raises:
         ConfigurationError: a certificate cannot be read.
     """
-    arguments, tls = channel_arguments(target, options), credentials(options.tls)
+    arguments, tls = channel_arguments(target, options, _listed(address)), credentials(options.tls)
     if tls is None:
         return api.insecure_channel(address, options=arguments)
     return api.secure_channel(address, tls, options=arguments)
 
 
-def channel_arguments(target: str, options: TritonOptions) -> ChannelArguments:
-    """Arguments of the channel."""
+def channel_arguments(target: str, options: TritonOptions, listed: int = 1) -> ChannelArguments:
+    """Arguments of the channel; ``listed`` is how many addresses the target is known to have."""
     arguments: ChannelArguments = [
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
         ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -191,7 +188,7 @@ def channel_arguments(target: str, options: TritonOptions) -> ChannelArguments:
         ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),  # its name notwithstanding, how long connecting may take
         ("grpc.max_reconnect_backoff_ms", _milliseconds(options.max_reconnect_s)),
         ("grpc.dns_min_time_between_resolutions_ms", 5000),
-        ("grpc.service_config", json.dumps(service_config(options))),
+        ("grpc.service_config", json.dumps(service_config(options, listed))),
         ("grpc.enable_retries", 1),
         # A request larger than this is not retried; gRPC's default of 256 KiB would leave out most of ours.
         ("grpc.per_rpc_retry_buffer_size", 2 * MAX_REQUEST_BYTES),
@@ -200,21 +197,31 @@ def channel_arguments(target: str, options: TritonOptions) -> ChannelArguments:
     return [*arguments, ("grpc.default_authority", authority)] if authority else arguments
 
 
-def service_config(options: TritonOptions) -> dict[str, Any]:
-    """Balancing over all addresses of the target, and what is sent again."""
+def service_config(options: TritonOptions, listed: int = 1) -> dict[str, Any]:
+    """Balancing over all addresses of the target, and what is sent again.
+
+    Args:
+        options: how to talk to Triton.
+        listed: addresses that the target is known to have; a name of one may stand for more.
+    """
     method: dict[str, Any] = {"name": [{"service": "inference.GRPCInferenceService"}]}
-    if options.retries:
+    several = listed > 1
+    retries = (2 if several else 1) if options.retries is None else options.retries
+    # With few calls, no other server may have had one in the interval. A lone address must not be left out, ever.
+    failing = {"threshold": 99, "enforcementPercentage": 100, "minimumHosts": 1 if several else 2, "requestVolume": 1}
+    if retries:
         method["retryPolicy"] = {
-            "maxAttempts": 1 + options.retries,
+            "maxAttempts": 1 + retries,
             "initialBackoff": _FIRST_RETRY,
             "maxBackoff": "1s",
             "backoffMultiplier": 2,
             # NOT_FOUND: Triton has unloaded the model, as it does before it ends. CANCELLED: by a server that ends.
             "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND", "CANCELLED"],
         }
+    outliers = {**_OUTLIERS, "failurePercentageEjection": failing}
     return {
         "loadBalancingConfig": [
-            {"outlier_detection_experimental": {**_OUTLIERS, "childPolicy": [{"round_robin": {}}]}},
+            {"outlier_detection_experimental": {**outliers, "childPolicy": [{"round_robin": {}}]}},
             {"round_robin": {}},  # for a gRPC that does not have the former
         ],
         "methodConfig": [method],
@@ -243,6 +250,11 @@ def _authority(target: str, tls: Tls | None) -> str | None:
         return None
     first = target.split(",")[0].strip()
     return tls.server_name or (first if "," in target and not target.startswith(_SCHEMES) else None)
+
+
+def _listed(address: str) -> int:
+    """Different addresses in what gRPC resolves."""
+    return len(set(address.removeprefix("ipv4:").removeprefix("ipv6:").split(",")))
 
 
 def _is_address(part: str) -> bool:
