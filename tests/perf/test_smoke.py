@@ -40,8 +40,8 @@ def int8(model_repository: Path) -> ModelFiles:
 def fp32(int8: ModelFiles, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
     folder = tmp_path_factory.mktemp("fp32")
     checkpoint = checkpoint_of(checkpoints[DEMO])
-    fused = graph.fuse(graph.export_graph(checkpoint, folder), checkpoint, folder)
-    return replace(int8, precision="fp32", encoder_file=convert(fused, "fp32", folder).path)
+    path = graph.export_graph(checkpoint, folder, first_token_only=True)
+    return replace(int8, precision="fp32", encoder_file=convert(path, "fp32", folder).path)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_work_that_is_done_twice_in_the_served_path_is_seen(everybody: dict[str,
 def test_an_engine_that_does_not_sort_is_seen(
     everybody: dict[str, Contestant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def as_they_come(lengths: npt.NDArray[np.intp], budget: int) -> list[npt.NDArray[np.intp]]:
+    def as_they_come(lengths: npt.NDArray[np.intp], budget: int, _: float) -> list[npt.NDArray[np.intp]]:
         rows = np.arange(len(lengths))
         return [rows[batch] for batch in smoke.in_order(lengths, budget)]
 

@@ -59,13 +59,16 @@ def test_no_other_split_by_length_has_less_padding_and_requests_together(
         assert cost <= sum(padded(part, ladder) + REQUEST_COST_TOKENS for part in parts)
 
 
-@given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 4096))
-def test_micro_batches_hold_each_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+@given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 4096), st.integers(0, 4096))
+def test_micro_batches_hold_each_row_once_within_the_budget_and_their_padding_within_its_bound(
+    lengths: list[int], budget: int, batch_cost: int
+) -> None:
     rows = np.array(lengths)
-    batches = micro_batches(rows, budget)
+    batches = micro_batches(rows, budget, batch_cost)
     assert sorted(np.concatenate(batches).tolist()) == list(range(len(rows)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * rows[batch].max() <= budget
+        assert len(batch) * rows[batch].max() - rows[batch].sum() <= batch_cost
 
 
 @given(LOGITS)

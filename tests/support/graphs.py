@@ -78,13 +78,13 @@ def _type_name(data_type: int) -> str:
 
 
 def export_stages(folder: Path, work: Path) -> tuple[Checkpoint, dict[str, Path]]:
-    """Traced and both fused graphs of a checkpoint."""
+    """Of a checkpoint: traced as it is, and with the last layer for the first token only; fused."""
     checkpoint = checkpoint_of(folder)
     traced = graph.export_graph(checkpoint, work)
     return checkpoint, {
         "traced": traced,
+        "cut": graph.export_graph(checkpoint, work / "cut", first_token_only=True),
         "fused": graph.fuse(traced, checkpoint, work),
-        "fused-gpu": graph.fuse(traced, checkpoint, work, for_gpu=True),
     }
 
 

@@ -69,6 +69,7 @@ def print_speed(console: Console, report: SpeedReport) -> None:
     )
     for workload in report.workloads:
         print_timings(console, workload)
+    _print_list_sizes(console, report)
     _print_memory(console, report)
     console.print(targets_table(report.targets))
 
@@ -133,6 +134,20 @@ def print_timings(console: Console, workload: WorkloadSpeed) -> None:
         )
     for agreement in workload.agreements:
         console.print(f"  order of {agreement.first} and {agreement.second}: Kendall tau {agreement.kendall_tau:.4f}")
+
+
+def _print_list_sizes(console: Console, report: SpeedReport) -> None:
+    rows = (
+        (
+            f"{size.documents:,}",
+            f"{size.tokens:,}",
+            f"{size.us_per_token:.1f}",
+            f"{size.median:.3f} ({size.min:.3f} to {size.max:.3f})",
+        )
+        for size in report.list_sizes
+    )
+    columns = ["documents", "tokens", "µs / token", "/ that of 100 documents"]
+    console.print(table("served lists of several sizes", columns, rows))
 
 
 def _print_memory(console: Console, report: SpeedReport) -> None:

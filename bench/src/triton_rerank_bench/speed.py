@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from triton_rerank_bench.contestants import (
     load_cross_encoder,
     n_threads,
 )
+from triton_rerank_bench.list_sizes import SIZES, SizeSpeed, measure_list_sizes
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.memory import PeakMemory, sample, watching
 from triton_rerank_bench.repository import read_model
@@ -32,7 +35,9 @@ from triton_rerank_bench.workloads import Workload, token_statistics
 RATIOS = ((SERVED, IN_PROCESS), (PEER, SERVED), (PEER_SMALL_BATCHES, SERVED))
 MEMORY_CALLS = 5  # untimed calls of the longest workload, watched closely
 
-MAX_OVERHEAD = 1.05  # served over in process, 100 pairs
+MAX_OVERHEAD = 1.03  # served over in process, 100 pairs
+MAX_SINGLE_MS = 1.5  # served minus in process, one pair
+MAX_SIZE_EFFECT = 0.1  # time a token, from the shortest to the longest list, against that of 100 documents
 MIN_SPEEDUP = 2.0  # sentence-transformers fp32 over served int8
 MAX_MEMORY_BYTES = 10**9
 
@@ -65,6 +70,7 @@ class SpeedReport:
         triton_version: as the server says.
         other_load: share of all cores' time that other processes used during the turns, 0 to 1.
         workloads: figures.
+        list_sizes: time a token, by the number of documents.
         server_memory: of tritonserver and its stub processes.
         targets: met or missed.
     """
@@ -77,6 +83,7 @@ class SpeedReport:
     triton_version: str
     other_load: float
     workloads: list[WorkloadSpeed]
+    list_sizes: list[SizeSpeed]
     server_memory: PeakMemory
     targets: list[Target]
 
@@ -102,7 +109,8 @@ def measure_speed(
     files = read_model(model_repository, model)
     threads = n_threads(files)
     texts = [workloads.passages(seed), workloads.single(seed)]
-    task = progress.add_task("loading sentence-transformers", total=turns(4, len(texts), n_rounds))
+    n_turns = turns(4, len(texts), n_rounds) + turns(len(SIZES), 1, n_rounds)
+    task = progress.add_task("loading sentence-transformers", total=n_turns)
     predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=threads)
     in_process = InProcess(files)
     peak = PeakMemory()
@@ -120,9 +128,19 @@ def measure_speed(
         ]
         load = OtherLoad()
         rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns, during=load)
+        sizes = measure_list_sizes(
+            contestants[0],
+            lambda each: sum(in_process.token_counts(each.query, each.documents)),
+            n_rounds=n_rounds,
+            seed=seed,
+            on_call=lambda documents: between_turns(f"served, {documents} documents"),
+            during=load,
+        )
         _watch_memory(contestants[0], texts[0], server.pid, peak)
         version = server.triton_version
     figures = [_summarise(workload, rounds, in_process) for workload in texts]
+    pair = rounds.seconds[texts[1].name]
+    single_ms = statistics.median(1e3 * (a - b) for a, b in zip(pair[SERVED], pair[IN_PROCESS], strict=True))
     return SpeedReport(
         model=files.name,
         precision=files.precision,
@@ -132,24 +150,36 @@ def measure_speed(
         triton_version=version,
         other_load=load.share(),
         workloads=figures,
+        list_sizes=sizes,
         server_memory=peak,
-        targets=judge(figures[0], files.precision, peak),
+        targets=judge(figures[0], single_ms, sizes, files.precision, peak),
     )
 
 
-def judge(passages: WorkloadSpeed, precision: str, memory: PeakMemory) -> list[Target]:
+def judge(
+    passages: WorkloadSpeed, single_ms: float, sizes: Sequence[SizeSpeed], precision: str, memory: PeakMemory
+) -> list[Target]:
     """Hold the figures against the targets.
 
     Args:
         passages: figures of the 100 pairs.
+        single_ms: served minus in process, one pair, milliseconds.
+        sizes: time a token, by the number of documents.
         precision: of the served model; the speed-up is a target for int8 only.
         memory: of the server.
     """
     ratios = {(ratio.numerator, ratio.denominator): ratio.median for ratio in passages.ratios}
     overhead, speedup = ratios[SERVED, IN_PROCESS], ratios[PEER, SERVED]
     int8 = precision == "int8"
+    effect = max(abs(size.median - 1) for size in sizes)
     return [
         Target(f"served / in process, 100 pairs: at most {MAX_OVERHEAD:g}", overhead, overhead <= MAX_OVERHEAD),
+        Target(f"served − in process, one pair, ms: at most {MAX_SINGLE_MS:g}", single_ms, single_ms <= MAX_SINGLE_MS),
+        Target(
+            f"time a token, {min(SIZES)} to {max(SIZES):,} documents, off that of 100: at most {MAX_SIZE_EFFECT:g}",
+            effect,
+            effect <= MAX_SIZE_EFFECT,
+        ),
         Target(
             f"sentence-transformers fp32 / served int8, 100 pairs: at least {MIN_SPEEDUP:g}",
             speedup,

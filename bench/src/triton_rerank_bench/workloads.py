@@ -105,9 +105,9 @@ class TextMaker:
         return words[int(self._random.random() * len(words))]
 
 
-def passages(seed: int) -> Workload:
-    """100 passages of log-normal length for one query of 12 words."""
-    return _lognormal_list("passages", N_DOCUMENTS, MEAN_WORDS, SPREAD, seed)
+def passages(seed: int, n_documents: int = N_DOCUMENTS) -> Workload:
+    """100 passages, or another number, of log-normal length for one query of 12 words."""
+    return _lognormal_list("passages", n_documents, MEAN_WORDS, SPREAD, seed)
 
 
 def chunks(seed: int) -> Workload:

@@ -30,7 +30,7 @@ LARGEST = float(np.finfo(np.float16).max)  # 65504
 # efficient kernel). Kernels that it took from TensorRT as binaries, for GPUs before Hopper, cannot be read; the
 # environment variable ORT_DISABLE_FUSED_ATTENTION=1 avoids them. The fused layer norms sum in fp16 there
 # (skip_layer_norm_impl.cu), so they get fp32.
-_LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization", "EmbedLayerNormalization"}
+_LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization"}
 _SUMS = {*_LAYER_NORMS, "Softmax"}
 _PRODUCTS = {"MatMul", "Gemm", "Attention"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast"}

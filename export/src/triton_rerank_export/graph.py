@@ -1,4 +1,4 @@
-"""Checkpoint folder -> ONNX graph of standard operators -> fused graph. Same input, same bytes.
+"""Checkpoint folder -> ONNX graph of standard operators [-> fused graph, for GPUs]. Same input, same bytes.
 
 Both stages leave the large weights in a file beside the graph, whatever its size; precision.convert() makes the form
 that is served.
@@ -57,24 +57,25 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     return path
 
 
-def fuse(graph: Path, checkpoint: Checkpoint, work: Path, *, for_gpu: bool = False) -> Path:
-    """Fuse attention, layer norm and GELU into ONNX Runtime's operators.
+def fuse(graph: Path, checkpoint: Checkpoint, work: Path) -> Path:
+    """Fuse attention, layer norm and GELU into ONNX Runtime's operators, for fp16 on CUDA.
+
+    On a CPU ONNX Runtime is faster without (docs/LOG.md). Embeddings are not fused: the operator holds tables and
+    layer norm in one type, and the layer norm has to stay fp32.
 
     Args:
-        graph: of ``export_graph``.
+        graph: of ``export_graph``, with its whole last layer.
         checkpoint: what is exported.
         work: scratch folder.
-        for_gpu: for fp16 on CUDA. Embeddings are not fused then: the fused operator holds tables and layer norm in
-            one type, and the layer norm has to stay fp32.
 
     Returns:
-        ``<work>/fused/model.onnx``, or ``<work>/fused-gpu/model.onnx``.
+        ``<work>/fused/model.onnx``.
 
     Raises:
         ExportError: attention was not recognised in every layer.
     """
-    path = work / ("fused-gpu" if for_gpu else "fused") / "model.onnx"
-    fused = _fused(graph, checkpoint, embeddings=checkpoint.token_type_ids and not for_gpu)
+    path = work / "fused" / "model.onnx"
+    fused = _fused(graph, checkpoint)
     graph_file.save(fused, path, lambda tensor: graph_file.read(tensor, graph.parent), external=True)
     del fused
     graph_file.free_memory()
@@ -177,14 +178,14 @@ def _weights(skeleton: Any, parameters: Sequence[Any], model: Any) -> dict[str, 
     return found
 
 
-def _fused(graph: Path, checkpoint: Checkpoint, *, embeddings: bool) -> Any:
+def _fused(graph: Path, checkpoint: Checkpoint) -> Any:
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
     options = FusionOptions("bert")
-    options.enable_embed_layer_norm = embeddings
+    options.enable_embed_layer_norm = False
     skeleton = graph_file.load(graph)
-    _bring_inside(skeleton, graph.parent, checkpoint.hidden_size, tables=embeddings)
+    _bring_inside(skeleton, graph.parent, checkpoint.hidden_size)
     with quiet():
         fused = optimize_model(
             skeleton,
@@ -200,11 +201,10 @@ def _fused(graph: Path, checkpoint: Checkpoint, *, embeddings: bool) -> Any:
     return fused.model
 
 
-def _bring_inside(skeleton: Any, folder: Path, hidden_size: int, *, tables: bool) -> None:
-    """Read the weights that fusion looks at: the matrices that it joins, and BERT's tables. The rest stays outside."""
-    looked_up = {node.input[0] for node in skeleton.graph.node if node.op_type == "Gather"} if tables else set()
+def _bring_inside(skeleton: Any, folder: Path, hidden_size: int) -> None:
+    """Read the weights that fusion looks at: the matrices that it joins. The rest stays outside."""
     for tensor in skeleton.graph.initializer:
-        if list(tensor.dims) == [hidden_size, hidden_size] or tensor.name in looked_up:
+        if list(tensor.dims) == [hidden_size, hidden_size]:
             graph_file.bring_inside(tensor, folder)
 
 

@@ -124,10 +124,10 @@ def _build(
     from triton_rerank_export.precision import convert
 
     on_step("tracing the graph")
-    path = graph.export_graph(checkpoint, work, first_token_only=options.standard_operators)
-    if not options.standard_operators:
+    path = graph.export_graph(checkpoint, work, first_token_only=not options.fused)
+    if options.fused:
         on_step("fusing attention, layer norm and GELU")
-        traced, path = path, graph.fuse(path, checkpoint, work, for_gpu=options.precision == "fp16")
+        traced, path = path, graph.fuse(path, checkpoint, work)
         shutil.rmtree(traced.parent)  # as large as the weights
     on_step(f"converting to {options.precision}")
     converted = convert(path, options.precision, work, reduce_range=options.reduce_range)
@@ -138,15 +138,12 @@ def _build(
 
 def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress) -> list[Path]:
     """What the encoder's version folder holds."""
-    if not options.standard_operators:
-        return graph.graph_files(path)
     from triton_rerank_export import accelerator, tensorrt
 
-    if options.effective_engine == "openvino":
-        return graph.graph_files(path)
-    if options.effective_engine == "onnxruntime":
+    if options.accelerator == "tensorrt":
         tensorrt.check_operators(path)
         accelerator.name_graph(path)
+    if options.effective_engine != "tensorrt":
         return graph.graph_files(path)
     plan = work / served.graph_file
     tensorrt.build_plan(

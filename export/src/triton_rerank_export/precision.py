@@ -18,7 +18,6 @@ from triton_rerank_export.triton_config import Precision
 
 _FEED_FORWARD_OUTPUT = re.compile(r"/layer\.(\d+)/output/dense/MatMul$")
 _AS_TRACED = ("fp32", "bf16")  # the weights stay fp32; OpenVINO rounds them when it loads
-_LOOK_UPS = {"Gather", "EmbedLayerNormalization"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool
     """Write a graph in the precision that is served: one file or, above 256 MiB of weights, two.
 
     Args:
-        graph: fp32; a fused one for int8, since fusion does not recognise quantised graphs.
+        graph: fp32.
         precision: fp32 and bf16 change no number; what fp16 changes is said in fp16.py; int8 is dynamic: weights per
             channel now, activations per tensor at run time.
         work: scratch folder.
@@ -77,7 +76,7 @@ def _convert(graph: Path, precision: Precision, work: Path, *, reduce_range: boo
 
 
 def _quantised(model: ModelProto, values: fp16.Values, work: Path, *, reduce_range: bool) -> ModelProto:
-    """Quantise the matrices of a fused graph.
+    """Quantise the matrices of a graph of standard operators.
 
     Two parts stay fp32, because as int8 they cost order (docs/LOG.md): the embeddings, and the second feed-forward
     matrix of the first third of the layers, whose inputs have outliers.
@@ -92,12 +91,11 @@ def _quantised(model: ModelProto, values: fp16.Values, work: Path, *, reduce_ran
         quantize_dynamic(
             source,
             target,
-            op_types_to_quantize=["MatMul", "Attention"],
+            op_types_to_quantize=["MatMul"],
             nodes_to_exclude=_early_feed_forward([node.name for node in model.graph.node]),
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,
-            extra_options={"DefaultTensorType": TensorProto.FLOAT},  # fused operators have no inferred types
         )
         quantised = onnx.load(target)
     for tensor in quantised.graph.initializer:
@@ -108,7 +106,7 @@ def _quantised(model: ModelProto, values: fp16.Values, work: Path, *, reduce_ran
 
 def _set_tables_aside(graph: GraphProto) -> dict[str, TensorProto]:
     """Replace the large tables, which are not quantised, by one row: the quantiser holds a graph several times."""
-    looked_up = {name for node in graph.node if node.op_type in _LOOK_UPS for name in node.input}
+    looked_up = {node.input[0] for node in graph.node if node.op_type == "Gather"}
     tables = {}
     for tensor in graph.initializer:
         if graph_file.is_outside(tensor) and tensor.name in looked_up:

@@ -11,6 +11,7 @@ import pytest
 
 from triton_rerank_bench.cli import main
 from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.list_sizes import SizeSpeed, per_token
 from triton_rerank_bench.memory import PeakMemory
 from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rerankers import name_rerankers
@@ -72,7 +73,12 @@ def test_speed_times_all_contestants_and_they_agree(
     assert (passages["tokens"]["pairs"], single["tokens"]["pairs"]) == (100, 1)
     assert len(document["server_memory"]["processes"]) == 5  # tritonserver, and two stubs a model
     assert document["server_memory"]["pss_bytes"] > 10**7
-    assert [target["passed"] for target in document["targets"]][1:] == [None, True]  # no int8 here; memory is small
+    assert [target["passed"] for target in document["targets"]][3:] == [None, True]  # no int8 here; memory is small
+    sizes = document["list_sizes"]
+    assert [size["documents"] for size in sizes] == [10, 30, 100, 300, 1000]
+    assert [size["tokens"] for size in sizes] == sorted(size["tokens"] for size in sizes)
+    assert (sizes[2]["min"], sizes[2]["max"]) == (1.0, 1.0)
+    assert all(size["us_per_token"] > 0 for size in sizes)
 
 
 def test_quality_without_a_model_measures_the_first_stage(
@@ -162,18 +168,32 @@ def figures(overhead: float, speedup: float) -> WorkloadSpeed:
 
 
 @pytest.mark.parametrize(
-    ("overhead", "speedup", "memory", "precision", "passed"),
+    ("overhead", "single_ms", "effect", "speedup", "memory", "precision", "passed"),
     [
-        (1.05, 2.0, 10**9 - 1, "int8", [True, True, True]),
-        (1.06, 1.99, 10**9, "int8", [False, False, False]),
-        (1.0, 1.5, 0, "fp32", [True, None, True]),
+        (1.03, 1.5, 1.09, 2.0, 10**9 - 1, "int8", [True, True, True, True, True]),
+        (1.04, 1.6, 0.89, 1.99, 10**9, "int8", [False, False, False, False, False]),
+        (1.0, -0.1, 0.95, 1.5, 0, "fp32", [True, True, True, None, True]),
     ],
 )
 def test_targets_hold_at_their_bounds(
-    overhead: float, speedup: float, memory: int, precision: str, passed: list[bool | None]
+    overhead: float,
+    single_ms: float,
+    effect: float,
+    speedup: float,
+    memory: int,
+    precision: str,
+    passed: list[bool | None],
 ) -> None:
-    targets = judge(figures(overhead, speedup), precision, PeakMemory(memory))
+    sizes = [SizeSpeed(10, 900, 25.0, effect, effect, effect), SizeSpeed(100, 9000, 25.0, 1.0, 1.0, 1.0)]
+    targets = judge(figures(overhead, speedup), single_ms, sizes, precision, PeakMemory(memory))
     assert [target.passed for target in targets] == passed
+
+
+def test_time_a_token_is_held_against_that_of_a_hundred_documents_in_the_same_round() -> None:
+    small, hundred = per_token({10: 1000, 100: 10_000}, {10: [0.03, 0.06, 0.03], 100: [0.2, 0.4, 0.1]})
+    assert (small.documents, small.tokens, small.us_per_token) == (10, 1000, 30.0)
+    assert (small.median, small.min, small.max) == pytest.approx((1.5, 1.5, 3.0))
+    assert (hundred.median, hundred.min, hundred.max) == (1.0, 1.0, 1.0)
 
 
 REPOSITORY = ["--model-repository", "absent"]  # the report's place is looked at first

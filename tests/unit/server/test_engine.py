@@ -18,24 +18,12 @@ from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptio
 from triton_rerank_server.backends.encoder.session import EngineError
 
 
-@pytest.fixture(scope="module")
-def standard_graph(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As OpenVINO gets it: standard operators, the last layer for the first token only."""
-    folder = checkpoints["tiny-bert"]
-    return export_graph(
-        read_checkpoint(folder, name="tiny-bert", source="here"),
-        tmp_path_factory.mktemp("graph"),
-        first_token_only=True,
-    )
-
-
 @pytest.fixture(params=["onnxruntime", "openvino", "openvino bf16"])
 def engine(request: pytest.FixtureRequest, tiny_repository: Path) -> Engine:
+    path = tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx"
     if request.param == "onnxruntime":
-        path = tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx"
         return Engine(path, OnnxRuntimeOptions(intra_op_thread_count=1))
-    graph = request.getfixturevalue("standard_graph")
-    return Engine(graph, OpenVinoOptions(inference_num_threads=1, hint_bf16=request.param.endswith("bf16")))
+    return Engine(path, OpenVinoOptions(inference_num_threads=1, hint_bf16=request.param.endswith("bf16")))
 
 
 @pytest.fixture
@@ -54,6 +42,16 @@ def test_batches_keep_the_token_budget_and_go_shortest_first() -> None:
     lengths = np.array([50, 10, 10, 100, 30])
     batches = [batch.tolist() for batch in micro_batches(lengths, 100)]
     assert batches == [[1, 2, 4], [0], [3]]
+
+
+@pytest.mark.parametrize(
+    ("batch_cost", "expected"), [(100, [[10, 10, 10, 30]]), (60, [[10, 10, 10, 30]]), (59, [[10, 10, 10], [30]])]
+)
+def test_a_batch_ends_where_its_padding_would_cost_more_than_another_batch(
+    batch_cost: int, expected: list[list[int]]
+) -> None:
+    lengths = np.array([10, 30, 10, 10])
+    assert [lengths[batch].tolist() for batch in micro_batches(lengths, 1000, batch_cost)] == expected
 
 
 def test_a_row_over_the_budget_goes_alone() -> None:
@@ -137,11 +135,12 @@ def test_a_cpu_without_vnni_gets_the_exact_int8_products(
 
 
 def test_the_last_layer_for_the_first_token_only_gives_the_same_logits(
-    tiny_repository: Path, standard_graph: Path
+    checkpoints: dict[str, Path], tiny_repository: Path, tmp_path: Path
 ) -> None:
-    whole = Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx")
+    checkpoint = read_checkpoint(checkpoints["tiny-bert"], name="tiny-bert", source="here")
+    whole, cut = export_graph(checkpoint, tmp_path), tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx"
     request = pairs([9, 20, 3, 40], 64)
-    np.testing.assert_allclose(Engine(standard_graph).logits([request])[0], whole.logits([request])[0], atol=1e-5)
+    np.testing.assert_allclose(Engine(cut).logits([request])[0], Engine(whole).logits([request])[0], atol=1e-5)
 
 
 def test_lengths_go_up_to_the_sessions_step_but_not_beyond_the_rows() -> None:
@@ -167,10 +166,10 @@ def test_threads_that_the_caller_chose_win_over_the_configs() -> None:
     assert options_of("onnxruntime", {"intra_op_thread_count": "4"}) == OnnxRuntimeOptions(intra_op_thread_count=4)
 
 
-def test_without_openvino_its_models_name_the_extra(standard_graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_openvino_its_models_name_the_extra(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(EngineError, match=r"pip install 'triton-rerank-server\[openvino\]'"):
-        Engine(standard_graph, OpenVinoOptions())
+        Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", OpenVinoOptions())
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:

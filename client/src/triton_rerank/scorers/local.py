@@ -220,7 +220,8 @@ def _score(
             tensors = encode(block)
             truncated[block] = tensors.truncated[:, 0]
             token_count += int(tensors.token_count.sum())
-            for batch in micro_batches(tensors.token_count[:, 0].astype(np.intp), model.engine.micro_batch_tokens):
+            lengths = tensors.token_count[:, 0].astype(np.intp)
+            for batch in micro_batches(lengths, model.engine.micro_batch_tokens, model.engine.batch_cost_tokens):
                 if stop.is_set():
                     raise CancelledError  # nobody hears it
                 inputs = {name: getattr(tensors, name)[batch] for name in model.engine.input_names}

@@ -1,11 +1,13 @@
 """Scores pairs in micro-batches. Knows nothing of Triton.
 
 On a CPU a batch of one or two thousand tokens runs up to three times faster than one large batch, because its
-activations stay in the cache, and sorting rows by length first saves the padding (docs/LOG.md has the figures).
+activations stay in the cache. Sorting rows by length first saves padding, and so does a new batch where the padding
+would cost more than the batch does (docs/LOG.md has the figures).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -56,6 +58,7 @@ class Engine:
         self.input_names = self._session.input_names
         self.output_names = self._session.output_names
         self.micro_batch_tokens = self._session.micro_batch_tokens
+        self.batch_cost_tokens = self._session.batch_cost_tokens
 
     def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
         """Score the pairs of several requests together.
@@ -73,7 +76,7 @@ class Engine:
         rows = Rows(_stack(requests, self.input_names))
         lengths = rows.padded(self._session.length_step)
         out = np.empty((len(lengths), 1), dtype=np.float32)
-        for batch in micro_batches(lengths, self.micro_batch_tokens):
+        for batch in micro_batches(lengths, self.micro_batch_tokens, self.batch_cost_tokens):
             width = int(lengths[batch].max())
             feed = {name: np.ascontiguousarray(rows.inputs[name][batch, :width]) for name in self.input_names}
             out[batch] = self._session.run(feed)
@@ -112,25 +115,29 @@ def options_of(
     return replace(onnxruntime, intra_op_thread_count=threads or onnxruntime.intra_op_thread_count)
 
 
-def micro_batches(lengths: npt.NDArray[np.intp], budget: int) -> list[npt.NDArray[np.intp]]:
+def micro_batches(
+    lengths: npt.NDArray[np.intp], budget: int, batch_cost: float = math.inf
+) -> list[npt.NDArray[np.intp]]:
     """Split rows, shortest first, into batches of at most ``budget`` padded tokens (one row may pass it).
 
     Args:
-        lengths: int ``(n,)``, tokens a row.
+        lengths: int ``(n,)``, tokens a row, at least one row.
         budget: tokens a batch, padding to its longest row included.
+        batch_cost: tokens of padding that are as bad as one batch more; no batch has more padding.
 
     Returns:
         Index arrays; together they hold each row once.
     """
     order = np.argsort(lengths, kind="stable")
-    batches: list[npt.NDArray[np.intp]] = []
-    start = 0
-    for end in range(1, len(order) + 1):
-        full = end < len(order) and (end + 1 - start) * int(lengths[order[end]]) > budget
-        if end == len(order) or full:
-            batches.append(order[start:end])
-            start = end
-    return batches
+    edges, tokens = [0], 0
+    for place, length in enumerate(lengths[order].tolist()):
+        rows = place - edges[-1]
+        padded = (rows + 1) * length
+        if rows and (padded > budget or padded - length - tokens > batch_cost):
+            edges.append(place)
+            tokens = 0
+        tokens += length
+    return np.split(order, edges[1:])
 
 
 def _stack(requests: Sequence[Mapping[str, Ids]], names: Sequence[str]) -> dict[str, Ids]:

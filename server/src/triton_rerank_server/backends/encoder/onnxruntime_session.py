@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .cuda import BoundRunner
 
 CPU_TOKENS = 1024  # padded tokens of a micro-batch that fit the caches of a CPU
+CPU_BATCH_COST_TOKENS = 55
 GPU_TOKENS = 65536  # a GPU is fed by large batches
 
 _COUNTS = ("intra_op_thread_count", "inter_op_thread_count", "execution_mode", "micro_batch_tokens")
@@ -111,8 +112,9 @@ class OnnxRuntimeSession:
             self._session = ort.InferenceSession(model_file, settings, providers=_providers(options))
         except self._errors as exc:
             raise EngineError(f"{model_file}: ONNX Runtime cannot load it ({exc}); export the model again") from exc
-        default_tokens = CPU_TOKENS if options.device_id is None else GPU_TOKENS
-        self.micro_batch_tokens = options.micro_batch_tokens or default_tokens
+        on_cpu = options.device_id is None
+        self.micro_batch_tokens = options.micro_batch_tokens or (CPU_TOKENS if on_cpu else GPU_TOKENS)
+        self.batch_cost_tokens = CPU_BATCH_COST_TOKENS if on_cpu else self.micro_batch_tokens
         self.input_names: list[str] = [node.name for node in self._session.get_inputs()]
         self.output_names: list[str] = [node.name for node in self._session.get_outputs()]
         self._runner = _runner(self._session, options)

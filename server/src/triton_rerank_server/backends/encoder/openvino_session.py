@@ -16,6 +16,7 @@ import numpy.typing as npt
 from .session import EngineError, Ids, whole
 
 _TOKENS = 2048  # padded tokens of a micro-batch
+_BATCH_COST_TOKENS = 160
 _LENGTH_STEP = 16  # attention over a length between two multiples costs up to twice as much
 _BF16 = "BF16"
 _SWITCH = {"YES": True, "NO": False}
@@ -69,6 +70,7 @@ class OpenVinoSession:
     """
 
     micro_batch_tokens = _TOKENS
+    batch_cost_tokens = _BATCH_COST_TOKENS
     length_step = _LENGTH_STEP
 
     def __init__(self, model_file: str, options: OpenVinoOptions) -> None:

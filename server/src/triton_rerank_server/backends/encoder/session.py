@@ -22,12 +22,14 @@ class Session(Protocol):
         input_names: of the graph.
         output_names: of the graph.
         micro_batch_tokens: padded tokens that it computes best at once.
+        batch_cost_tokens: what a run costs however small it is, in tokens that could be computed instead.
         length_step: padded lengths that are a multiple of it are computed fastest.
     """
 
     input_names: list[str]
     output_names: list[str]
     micro_batch_tokens: int
+    batch_cost_tokens: int
     length_step: int
 
     def run(self, inputs: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
