@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -226,3 +230,33 @@ def test_the_command_starts_a_server_of_its_own(tiny_repository: Path, capsys: p
     assert level["peak_memory_bytes"] > 10**7
     assert 0 <= level["other_load"] <= 1
     assert "single, callers: 1" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_the_levels_that_had_ended(triton: TritonServer, tmp_path: Path) -> None:
+    output = tmp_path / "load.json"
+    before = received(triton.grpc_target)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "triton_rerank_bench.cli", "load", "--target", triton.grpc_target),
+            *("--model", NAME, "--workload", "single", "--concurrency", ",".join(["1"] * 40)),
+            *("--duration", "0.5", "--warm-up", "0.1", "--output", str(output)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, as a terminal makes it
+    )
+    try:
+        assert wait_until(lambda: received(triton.grpc_target) > before, 60)
+        time.sleep(2.5)
+        os.killpg(process.pid, signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    document = json.loads(stdout.splitlines()[-1])
+    assert document == json.loads(output.read_text(encoding="utf-8"))
+    assert document["interrupted"] is True
+    assert 1 <= len(document["levels"]) < 40
+    assert all(level["calls"] > 1 and level["errors"] == {} for level in document["levels"])

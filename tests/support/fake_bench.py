@@ -8,8 +8,8 @@ from dataclasses import replace
 from triton_rerank_bench.knobs import BOUNDED, Ground, Setting
 from triton_rerank_bench.load import Latency, LoadFigures
 from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuner import Schedule, Tuner
-from triton_rerank_bench.tuning import Wanted
+from triton_rerank_bench.tuner import Tuner
+from triton_rerank_bench.tuning import Schedule, Wanted
 
 PAIRS = 100
 EXPORTED = Setting("int8", 1, 0, 256, 0, BOUNDED, (32, 64, 128, 512))

@@ -104,3 +104,12 @@ def machines(rate: float, capacity: float, headroom: float = HEADROOM) -> int:
         headroom: share of the capacity to use.
     """
     return max(1, math.ceil(rate / (capacity * headroom) - 1e-9))  # 4.0000000001 machines are 4
+
+
+def why(new: Score, old: Score, *, kept: bool) -> str:
+    """What a trial came to beside the best setting so far, in a few words."""
+    if new.holds != old.holds:
+        return "holds the p99, the best so far did not" if new.holds else "does not hold the p99"
+    change = new.pairs_per_s / old.pairs_per_s - 1 if new.holds else new.p99_ms / old.p99_ms - 1
+    what = "pairs/s" if new.holds else "p99"
+    return f"{change:+.1%} {what}" + (", kept" if kept else "")

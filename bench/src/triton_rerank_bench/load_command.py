@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from triton_rerank import RerankClient
 from triton_rerank_bench import load_report, report, workloads
 from triton_rerank_bench.arrivals import check_rate
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.load import TIMEOUT_S, Load, LoadFigures, check_concurrency, check_seconds
 from triton_rerank_bench.load_level import ELSEWHERE
 from triton_rerank_bench.load_report import LoadReport
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     """Measure all levels and print tables.
 
     Returns:
-        The report as plain data, and 0.
+        The report as plain data, and 0, or 130 if the user interrupted it; it has the levels that had ended then.
 
     Raises:
         BenchError: an option is wrong, or the server ended.
@@ -97,23 +97,33 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     lists = choose_lists(options.workload or [DEFAULT_WORKLOAD], options.data, options.seed)
     model = _model(options)
     progress = _progress()
+    levels: list[LoadFigures] = []
+    interrupted = False
     with _reach(options, model, progress) as served:
-        levels = measure_load(served, model, lists, sweep, progress)
         info = served.client.model_info()
-    figures = LoadReport(
+        try:
+            for figures in measure_load(served, model, lists, sweep, progress):
+                levels.append(figures)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not levels:
+        console.print("interrupted before a level ended: there are no figures")
+        return {"kind": "load", "interrupted": True}, INTERRUPTED
+    measured = LoadReport(
         model=model,
         precision=info.precision,
         max_length=info.max_length,
         triton_version=served.triton_version,
         levels=levels,
+        interrupted=interrupted,
     )
-    load_report.print_load(console, figures)
-    return load_report.load_json(figures, _settings(options, sweep)), 0
+    load_report.print_load(console, measured)
+    return load_report.load_json(measured, _settings(options, sweep)), INTERRUPTED if interrupted else 0
 
 
 def measure_load(
     served: ServedModel, model: str, lists: Mapping[str, Sequence[Workload]], sweep: Sweep, progress: Progress
-) -> list[LoadFigures]:
+) -> Iterator[LoadFigures]:
     """Run all levels of all workloads, closed loops first: they tell the capacity.
 
     Args:
@@ -128,7 +138,7 @@ def measure_load(
         RerankError: the server ended.
     """
     task = progress.add_task("", total=len(lists) * sweep.seconds)
-    done: list[LoadFigures] = []
+    done = 0
 
     def advance(seconds: float) -> None:
         progress.advance(task, seconds)
@@ -137,9 +147,9 @@ def measure_load(
         load = Load(served, model, of_name, seed=sweep.seed, timeout_s=sweep.timeout_s, on_seconds=advance)
         with closing(load):
             for level in _levels(load, of_name, sweep, lambda label: progress.update(task, description=label)):
-                done.append(level)
-                progress.update(task, completed=len(done) * sweep.level_s)
-    return done
+                done += 1
+                progress.update(task, completed=done * sweep.level_s)
+                yield level
 
 
 def choose_lists(names: Sequence[str], data: Path | None, seed: int) -> dict[str, list[Workload]]:

@@ -28,6 +28,7 @@ class LoadReport:
         max_length: tokens of the longest pair.
         triton_version: as the server says.
         levels: workload by workload.
+        interrupted: by the user; levels are those that had ended.
     """
 
     model: str
@@ -35,6 +36,7 @@ class LoadReport:
     max_length: int
     triton_version: str
     levels: list[LoadFigures]
+    interrupted: bool = False
 
 
 def load_json(report: LoadReport, settings: Json) -> Json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from triton_rerank_bench import peers_report, report, workloads
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.peers.catalogue import PEERS, Peer
 from triton_rerank_bench.peers.measure import Plan, measure_peers
 from triton_rerank_bench.report_folder import ReportFolder
@@ -22,7 +22,6 @@ DEFAULT_WORKLOADS = ("passages", "chunks")
 DEFAULT_OUTPUT = Path("perf")
 DEFAULT_ENVIRONMENTS = Path(".venv-peers")
 DEFAULT_CACHE = Path(".cache/peers")
-INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 _PACKAGES = (
     "sentence-transformers", "transformers", "torch", "optimum", "optimum-onnx", "optimum-intel", "openvino", "nncf",
     "onnxruntime", "infinity-emb", "fastembed", "FlashRank", "tokenizers",

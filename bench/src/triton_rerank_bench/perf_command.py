@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from triton_rerank_bench import perf_report, report, workloads
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.knobs import KNOBS, Ground, ground
 from triton_rerank_bench.load_command import choose_lists
 from triton_rerank_bench.machine import usable_cores
@@ -22,8 +22,8 @@ from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.setting_servers import SettingServers
 from triton_rerank_bench.time_left import showing_time_left
-from triton_rerank_bench.tuner import Schedule, Tuner
-from triton_rerank_bench.tuning import Wanted
+from triton_rerank_bench.tuner import Tuner
+from triton_rerank_bench.tuning import Schedule, Wanted
 from triton_rerank_bench.variants import read_configs
 from triton_rerank_bench.workloads import Workload
 
@@ -32,7 +32,6 @@ QUICK_MINUTES = 3.0
 DEFAULT_OUTPUT = Path("perf")
 DEFAULT_WORKLOAD = "passages"
 DEFAULT_SEED = 1
-INTERRUPTED = 130  # as shells have it: 128 and the number of SIGINT
 _LEAST_MINUTES = 0.25
 _NVIDIA = Path("/proc/driver/nvidia/version")  # is there while its driver is loaded
 

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from triton_rerank_bench.knobs import Setting
 from triton_rerank_bench.load import Load, LoadFigures
@@ -36,6 +37,18 @@ class Level:
     concurrency: int
     rate: float = 0.0
     pairs: int | None = None
+
+
+class Bench(Protocol):
+    """Where settings are measured."""
+
+    def measure(self, setting: Setting, level: Level, duration_s: float, warm_up_s: float) -> LoadFigures:
+        """Load a setting, whose server is started if it does not run."""
+        ...
+
+    def keep(self, setting: Setting) -> None:
+        """Let this setting's server run beside others from now on."""
+        ...
 
 
 @dataclass

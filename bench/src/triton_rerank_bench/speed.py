@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from triton_rerank_bench.contestants import (
     Contestant,
     InProcess,
     Peer,
+    Predict,
     Served,
     load_cross_encoder,
     n_threads,
@@ -29,7 +30,7 @@ from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.memory import PeakMemory, sample, watching
 from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rounds import Rounds, WorkloadSpeed, run_rounds, summarise, turns
-from triton_rerank_bench.served import serve
+from triton_rerank_bench.served import ServedModel, serve
 from triton_rerank_bench.workloads import Workload, token_statistics
 
 RATIOS = ((SERVED, IN_PROCESS), (PEER, SERVED), (PEER_SMALL_BATCHES, SERVED))
@@ -113,33 +114,11 @@ def measure_speed(
     task = progress.add_task("loading sentence-transformers", total=n_turns)
     predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=threads)
     in_process = InProcess(files)
-    peak = PeakMemory()
     with serve(model_repository, files.name, on_progress=lambda step: _show(progress, task, step)) as server:
-
-        def between_turns(name: str) -> None:
-            peak.take(sample(server.pid))  # here, where nothing is timed
-            progress.update(task, description=name, advance=1)
-
-        contestants: list[Contestant] = [
-            Served(server.client),
-            in_process,
-            Peer(predict, name=PEER, batch_size=PEER_BATCH_SIZE),
-            Peer(predict, name=PEER_SMALL_BATCHES, batch_size=SMALL_BATCH_SIZE),
-        ]
-        load = OtherLoad()
-        rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns, during=load)
-        sizes = measure_list_sizes(
-            contestants[0],
-            lambda each: sum(in_process.token_counts(each.query, each.documents)),
-            n_rounds=n_rounds,
-            seed=seed,
-            on_call=lambda documents: between_turns(f"served, {documents} documents"),
-            during=load,
-        )
-        _watch_memory(contestants[0], texts[0], server.pid, peak)
+        measured = _run(server, in_process, predict, texts, n_rounds, seed, lambda name: _next(progress, task, name))
         version = server.triton_version
-    figures = [_summarise(workload, rounds, in_process) for workload in texts]
-    pair = rounds.seconds[texts[1].name]
+    figures = [_summarise(workload, measured.rounds, in_process) for workload in texts]
+    pair = measured.rounds.seconds[texts[1].name]
     single_ms = statistics.median(1e3 * (a - b) for a, b in zip(pair[SERVED], pair[IN_PROCESS], strict=True))
     return SpeedReport(
         model=files.name,
@@ -148,12 +127,54 @@ def measure_speed(
         n_threads=threads,
         n_rounds=n_rounds,
         triton_version=version,
-        other_load=load.share(),
+        other_load=measured.other_load,
         workloads=figures,
-        list_sizes=sizes,
-        server_memory=peak,
-        targets=judge(figures[0], single_ms, sizes, files.precision, peak),
+        list_sizes=measured.list_sizes,
+        server_memory=measured.memory,
+        targets=judge(figures[0], single_ms, measured.list_sizes, files.precision, measured.memory),
     )
+
+
+@dataclass(frozen=True)
+class _Measured:
+    rounds: Rounds
+    list_sizes: list[SizeSpeed]
+    memory: PeakMemory
+    other_load: float
+
+
+def _run(
+    server: ServedModel,
+    in_process: InProcess,
+    predict: Predict,
+    texts: Sequence[Workload],
+    n_rounds: int,
+    seed: int,
+    on_turn: Callable[[str], None],
+) -> _Measured:
+    peak, load, served = PeakMemory(), OtherLoad(), Served(server.client)
+
+    def between_turns(name: str) -> None:
+        peak.take(sample(server.pid))  # here, where nothing is timed
+        on_turn(name)
+
+    contestants: list[Contestant] = [
+        served,
+        in_process,
+        Peer(predict, name=PEER, batch_size=PEER_BATCH_SIZE),
+        Peer(predict, name=PEER_SMALL_BATCHES, batch_size=SMALL_BATCH_SIZE),
+    ]
+    rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns, during=load)
+    sizes = measure_list_sizes(
+        served,
+        lambda each: sum(in_process.token_counts(each.query, each.documents)),
+        n_rounds=n_rounds,
+        seed=seed,
+        on_call=lambda documents: between_turns(f"served, {documents} documents"),
+        during=load,
+    )
+    _watch_memory(served, texts[0], server.pid, peak)
+    return _Measured(rounds, sizes, peak, load.share())
 
 
 def judge(
@@ -195,6 +216,10 @@ def judge(
 
 def _show(progress: Progress, task: TaskID, step: str) -> None:
     progress.update(task, description=step)
+
+
+def _next(progress: Progress, task: TaskID, name: str) -> None:
+    progress.update(task, description=name, advance=1)
 
 
 def _watch_memory(served: Contestant, workload: Workload, pid: int, peak: PeakMemory) -> None:

@@ -17,16 +17,25 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
 
 from triton_rerank import RerankError
-from triton_rerank_bench.choice import HEADROOM, Score, holds, operating_point, score
+from triton_rerank_bench.choice import HEADROOM, Score, holds, operating_point, score, why
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.knobs import Ground, Setting, candidates
 from triton_rerank_bench.load import LoadFigures
-from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuning import Confirmation, OfSize, OpenLoop, Sweep, Trial, Tuning, Wanted, median_score
+from triton_rerank_bench.perf_answer import callers_text, value_text
+from triton_rerank_bench.setting_servers import Bench, Level
+from triton_rerank_bench.tuning import (
+    Confirmation,
+    OfSize,
+    OpenLoop,
+    Schedule,
+    Sweep,
+    Trial,
+    Tuning,
+    Wanted,
+    median_score,
+)
 from triton_rerank_server import ServerStartError
 
 SIZES = (1, 4, 16, 64, 256)  # pairs a call
@@ -43,41 +52,6 @@ _STOP_S = 3.0  # of a server
 _END_S = 2 * _STOP_S + 2.0  # and drawing
 _LEAST_OPEN_CALLS = 20
 _MOST_OPEN = 1 / 10  # of the budget
-
-
-class Bench(Protocol):
-    """Where settings are measured."""
-
-    def measure(self, setting: Setting, level: Level, duration_s: float, warm_up_s: float) -> LoadFigures:
-        """Load a setting, whose server is started if it does not run."""
-        ...
-
-    def keep(self, setting: Setting) -> None:
-        """Let this setting's server run beside others from now on."""
-        ...
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How the time is spent, in seconds.
-
-    Attributes:
-        budget_s: in all.
-        level_s: of one closed loop.
-        warm_up_s: before each.
-        rounds: of the confirmation.
-    """
-
-    budget_s: float
-    level_s: float
-    warm_up_s: float
-    rounds: int
-
-    @classmethod
-    def of(cls, budget_s: float) -> Schedule:
-        """More time means longer measurements at first, and more settings only then."""
-        level_s = min(10.0, max(0.5, budget_s / 60))
-        return cls(budget_s, level_s, level_s / 3, rounds=2 if budget_s < 600 else 4)
 
 
 class Tuner:
@@ -143,7 +117,7 @@ class Tuner:
         callers = 1
         start_s = self._clock()
         while self._goes_on(sweep, callers, share):
-            self._show(f"{label} as exported, {_callers(callers)}")
+            self._show(f"{label} as exported, {callers_text(callers)}")
             figures = self._closed(setting, callers)
             if not figures.pairs_per_s:
                 raise BenchError(f"{label} as exported: every call failed ({figures.errors}); nothing can be tuned")
@@ -208,7 +182,7 @@ class Tuner:
     def _try(self, knob: str, setting: Setting) -> None:
         self._tried.add(setting)
         start_s = self._clock()
-        self._show(_told(knob, setting))
+        self._show(f"{knob} {value_text(getattr(setting, knob))}")
         best = self._best()
         if not self.tuning.repeats:
             self._repeat()
@@ -230,7 +204,7 @@ class Tuner:
         kept = new.beats(old, noise)
         if old.holds and new.pairs_per_s < _LOST * old.pairs_per_s:
             self._lost.add((knob, getattr(setting, knob)))
-        return Trial(knob, setting, best, levels, drift, kept, _why(new, old, kept))
+        return Trial(knob, setting, best, levels, drift, kept, why(new, old, kept=kept))
 
     def _record(self, trial: Trial) -> None:
         self.tuning.trials.append(trial)
@@ -333,20 +307,3 @@ class Tuner:
 
     def _point(self, setting: Setting) -> LoadFigures:
         return operating_point(self.tuning.levels_of(setting), self._wanted.p99_ms)
-
-
-def _told(knob: str, setting: Setting) -> str:
-    value = getattr(setting, knob)
-    return f"{knob} {','.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-def _callers(n: int) -> str:
-    return "1 caller" if n == 1 else f"{n} callers"
-
-
-def _why(new: Score, old: Score, kept: bool) -> str:
-    if new.holds != old.holds:
-        return "holds the p99, the best so far did not" if new.holds else "does not hold the p99"
-    change = new.pairs_per_s / old.pairs_per_s - 1 if new.holds else new.p99_ms / old.p99_ms - 1
-    what = "pairs/s" if new.holds else "p99"
-    return f"{change:+.1%} {what}" + (", kept" if kept else "")

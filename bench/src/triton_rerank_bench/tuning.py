@@ -11,6 +11,29 @@ from triton_rerank_bench.load import LoadFigures
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """How the time is spent, in seconds.
+
+    Attributes:
+        budget_s: in all.
+        level_s: of one closed loop.
+        warm_up_s: before each.
+        rounds: of the confirmation.
+    """
+
+    budget_s: float
+    level_s: float
+    warm_up_s: float
+    rounds: int
+
+    @classmethod
+    def of(cls, budget_s: float) -> Schedule:
+        """More time means longer measurements at first, and more settings only then."""
+        level_s = min(10.0, max(0.5, budget_s / 60))
+        return cls(budget_s, level_s, level_s / 3, rounds=2 if budget_s < 600 else 4)
+
+
+@dataclass(frozen=True)
 class Wanted:
     """What the user asks for.
 

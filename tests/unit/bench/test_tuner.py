@@ -12,7 +12,8 @@ from triton_rerank_bench.choice import LEAST_NOISE, Score, machines, noise_of, o
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.knobs import KNOBS, UNBOUNDED, Setting
 from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuner import SIZES, Schedule
+from triton_rerank_bench.tuner import SIZES
+from triton_rerank_bench.tuning import Schedule
 from triton_rerank_server import ServerStartError
 
 
