@@ -11,6 +11,7 @@ One list with many short documents among a few long ones, so that all three rati
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -68,6 +69,10 @@ class Unsorted(InProcess):
     """Ours without Triton and without its sorting: batches of the engine's size in the caller's order."""
 
     name = UNSORTED
+
+    def __init__(self, model: ModelFiles) -> None:
+        super().__init__(model)
+        self._engine.batch_cost_tokens = math.inf  # it would cut the batches where their padding grows
 
     def scores(self, query: str, documents: Sequence[str]) -> list[float]:
         """Logits."""

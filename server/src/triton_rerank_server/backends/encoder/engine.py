@@ -58,7 +58,7 @@ class Engine:
         self.input_names = self._session.input_names
         self.output_names = self._session.output_names
         self.micro_batch_tokens = self._session.micro_batch_tokens
-        self.batch_cost_tokens = self._session.batch_cost_tokens
+        self.batch_cost_tokens: float = self._session.batch_cost_tokens
 
     def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
         """Score the pairs of several requests together.
