@@ -69,6 +69,11 @@ def print_speed(console: Console, report: SpeedReport) -> None:
     )
     for workload in report.workloads:
         print_timings(console, workload)
+    floor = report.floor
+    console.print(
+        f"Linear layers of the 100 pairs alone, in bf16: {floor.seconds:.3f} s at {floor.tflops:.2f} TFLOP/s; served "
+        f"takes {floor.served.median:.2f} times that ({floor.served.min:.2f} to {floor.served.max:.2f})"
+    )
     _print_list_sizes(console, report)
     _print_memory(console, report)
     console.print(targets_table(report.targets))

@@ -25,8 +25,9 @@ from triton_rerank_bench.contestants import (
     load_cross_encoder,
     n_threads,
 )
+from triton_rerank_bench.floor import Floor, LinearLayers, measure_floor
 from triton_rerank_bench.list_sizes import SIZES, SizeSpeed, measure_list_sizes
-from triton_rerank_bench.machine import OtherLoad
+from triton_rerank_bench.machine import OtherLoad, describe_machine
 from triton_rerank_bench.memory import PeakMemory, sample, watching
 from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rounds import Rounds, WorkloadSpeed, run_rounds, summarise, turns
@@ -38,6 +39,8 @@ MEMORY_CALLS = 5  # untimed calls of the longest workload, watched closely
 
 MAX_OVERHEAD = 1.03  # served over in process, 100 pairs
 MAX_SINGLE_MS = 1.5  # served minus in process, one pair
+MAX_FLOOR = 1.0  # served over the linear layers alone in bf16
+BF16_FLAGS = {"amx_bf16", "avx512_bf16"}  # without one of them, bf16 is no floor
 MAX_SIZE_EFFECT = 0.1  # time a token, from the shortest to the longest list, against that of 100 documents
 MIN_SPEEDUP = 2.0  # sentence-transformers fp32 over served int8
 MAX_MEMORY_BYTES = 10**9
@@ -71,6 +74,7 @@ class SpeedReport:
         triton_version: as the server says.
         other_load: share of all cores' time that other processes used during the turns, 0 to 1.
         workloads: figures.
+        floor: of 100 pairs.
         list_sizes: time a token, by the number of documents.
         server_memory: of tritonserver and its stub processes.
         targets: met or missed.
@@ -84,6 +88,7 @@ class SpeedReport:
     triton_version: str
     other_load: float
     workloads: list[WorkloadSpeed]
+    floor: Floor
     list_sizes: list[SizeSpeed]
     server_memory: PeakMemory
     targets: list[Target]
@@ -110,12 +115,15 @@ def measure_speed(
     files = read_model(model_repository, model)
     threads = n_threads(files)
     texts = [workloads.passages(seed), workloads.single(seed)]
-    n_turns = turns(4, len(texts), n_rounds) + turns(len(SIZES), 1, n_rounds)
+    n_turns = turns(4, len(texts), n_rounds) + turns(2, 1, n_rounds) + turns(len(SIZES), 1, n_rounds)
     task = progress.add_task("loading sentence-transformers", total=n_turns)
     predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=threads)
     in_process = InProcess(files)
+    layers = LinearLayers(checkpoint, _tokens(texts[0], in_process))
     with serve(model_repository, files.name, on_progress=lambda step: _show(progress, task, step)) as server:
-        measured = _run(server, in_process, predict, texts, n_rounds, seed, lambda name: _next(progress, task, name))
+        measured = _run(
+            server, in_process, predict, layers, texts, n_rounds, seed, lambda name: _next(progress, task, name)
+        )
         version = server.triton_version
     figures = [_summarise(workload, measured.rounds, in_process) for workload in texts]
     pair = measured.rounds.seconds[texts[1].name]
@@ -129,15 +137,20 @@ def measure_speed(
         triton_version=version,
         other_load=measured.other_load,
         workloads=figures,
+        floor=measured.floor,
         list_sizes=measured.list_sizes,
         server_memory=measured.memory,
-        targets=judge(figures[0], single_ms, measured.list_sizes, files.precision, measured.memory),
+        targets=[
+            *judge(figures[0], single_ms, measured.list_sizes, files.precision, measured.memory),
+            judge_floor(measured.floor, describe_machine().cpu_flags),
+        ],
     )
 
 
 @dataclass(frozen=True)
 class _Measured:
     rounds: Rounds
+    floor: Floor
     list_sizes: list[SizeSpeed]
     memory: PeakMemory
     other_load: float
@@ -147,6 +160,7 @@ def _run(
     server: ServedModel,
     in_process: InProcess,
     predict: Predict,
+    layers: LinearLayers,
     texts: Sequence[Workload],
     n_rounds: int,
     seed: int,
@@ -165,16 +179,17 @@ def _run(
         Peer(predict, name=PEER_SMALL_BATCHES, batch_size=SMALL_BATCH_SIZE),
     ]
     rounds = run_rounds(contestants, texts, n_rounds=n_rounds, seed=seed, on_call=between_turns, during=load)
+    floor = measure_floor(served, layers, texts[0], n_rounds=n_rounds, seed=seed, on_call=between_turns, during=load)
     sizes = measure_list_sizes(
         served,
-        lambda each: sum(in_process.token_counts(each.query, each.documents)),
+        lambda each: _tokens(each, in_process),
         n_rounds=n_rounds,
         seed=seed,
         on_call=lambda documents: between_turns(f"served, {documents} documents"),
         during=load,
     )
     _watch_memory(served, texts[0], server.pid, peak)
-    return _Measured(rounds, sizes, peak, load.share())
+    return _Measured(rounds, floor, sizes, peak, load.share())
 
 
 def judge(
@@ -212,6 +227,22 @@ def judge(
             memory.pss_bytes < MAX_MEMORY_BYTES,
         ),
     ]
+
+
+def judge_floor(floor: Floor, cpu_flags: Sequence[str]) -> Target:
+    """Hold the served model against the floor.
+
+    Args:
+        floor: measured in the same run.
+        cpu_flags: of the machine; without bf16 instructions there is no verdict.
+    """
+    ratio = floor.served.median
+    passed = ratio <= MAX_FLOOR if BF16_FLAGS & set(cpu_flags) else None
+    return Target(f"served / linear layers alone in bf16, 100 pairs: at most {MAX_FLOOR:g}", ratio, passed)
+
+
+def _tokens(workload: Workload, in_process: InProcess) -> int:
+    return sum(in_process.token_counts(workload.query, workload.documents))
 
 
 def _show(progress: Progress, task: TaskID, step: str) -> None:

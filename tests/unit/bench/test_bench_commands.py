@@ -11,12 +11,13 @@ import pytest
 
 from triton_rerank_bench.cli import main
 from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.floor import Floor, LinearLayers
 from triton_rerank_bench.list_sizes import SizeSpeed, per_token
 from triton_rerank_bench.memory import PeakMemory
 from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
-from triton_rerank_bench.speed import judge
+from triton_rerank_bench.speed import judge, judge_floor
 from triton_rerank_bench.workloads import TokenStatistics
 
 
@@ -73,7 +74,10 @@ def test_speed_times_all_contestants_and_they_agree(
     assert (passages["tokens"]["pairs"], single["tokens"]["pairs"]) == (100, 1)
     assert len(document["server_memory"]["processes"]) == 5  # tritonserver, and two stubs a model
     assert document["server_memory"]["pss_bytes"] > 10**7
-    assert [target["passed"] for target in document["targets"]][3:] == [None, True]  # no int8 here; memory is small
+    targets = document["targets"]
+    assert [target["passed"] for target in targets][3:5] == [None, True]  # no int8 here; memory is small
+    assert targets[5]["value"] == document["floor"]["served"]["median"] > 0
+    assert document["floor"]["seconds"] > 0
     sizes = document["list_sizes"]
     assert [size["documents"] for size in sizes] == [10, 30, 100, 300, 1000]
     assert [size["tokens"] for size in sizes] == sorted(size["tokens"] for size in sizes)
@@ -187,6 +191,25 @@ def test_targets_hold_at_their_bounds(
     sizes = [SizeSpeed(10, 900, 25.0, effect, effect, effect), SizeSpeed(100, 9000, 25.0, 1.0, 1.0, 1.0)]
     targets = judge(figures(overhead, speedup), single_ms, sizes, precision, PeakMemory(memory))
     assert [target.passed for target in targets] == passed
+
+
+def test_the_floor_makes_the_products_of_all_tokens(checkpoints: dict[str, Path]) -> None:
+    layers = LinearLayers(checkpoints["tiny-bert"], tokens=2500)
+    assert layers.operations == 2 * 2500 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
+    assert layers.scores("q", ["d"]) == []
+
+
+def test_a_checkpoint_without_sizes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"hidden_size": 32}', encoding="utf-8")
+    with pytest.raises(BenchError, match=r"config\.json: looked for hidden_size, intermediate_size, num_hidden_layers"):
+        LinearLayers(tmp_path, tokens=10)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "flags", "passed"), [(1.0, ["amx_bf16"], True), (1.01, ["avx512_bf16"], False), (0.5, ["avx2"], None)]
+)
+def test_the_floor_is_one_only_where_the_cpu_has_bf16(ratio: float, flags: list[str], passed: bool | None) -> None:
+    assert judge_floor(Floor(0.1, 2.0, Ratio("served", "floor", ratio, ratio, ratio)), flags).passed is passed
 
 
 def test_time_a_token_is_held_against_that_of_a_hundred_documents_in_the_same_round() -> None:
