@@ -19,6 +19,7 @@ import pytest
 from rich.console import Console
 from support.slow_model import write_slow
 from support.tritons import NAME, computed, frozen, kill, only_bert, received, start, wait_until
+from tritonclient.utils import InferenceServerException
 
 from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX
@@ -119,7 +120,7 @@ def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_on
         with found.client:
             try:
                 closed, opened = stalled_loops(server, found)
-            except RerankError as exc:
+            except (RerankError, InferenceServerException) as exc:
                 if server.wait(1.0) is None:
                     raise
                 pytest.skip(f"Triton crashed while it was stopped under load ({exc})")
@@ -137,10 +138,11 @@ def stalled_loops(server: TritonServer, served: ServedModel) -> tuple[LoadFigure
 
     def freeze(asked: int) -> None:
         """Once calls of this loop are answered, and some time after the warm-up, whose calls are not counted."""
-        wait_until(lambda: received(server.grpc_target) > asked + 5, 15)
-        time.sleep(0.8)
-        with contextlib.suppress(ProcessLookupError), frozen(server):
-            time.sleep(1.0)
+        with contextlib.suppress(ProcessLookupError, InferenceServerException):  # it crashed meanwhile
+            wait_until(lambda: received(server.grpc_target) > asked + 5, 15)
+            time.sleep(0.8)
+            with frozen(server):
+                time.sleep(1.0)
 
     def frozen_meanwhile() -> threading.Thread:
         thread = threading.Thread(target=freeze, args=(received(server.grpc_target),))
@@ -159,10 +161,18 @@ def stalled_loops(server: TritonServer, served: ServedModel) -> tuple[LoadFigure
 
 def test_calls_that_a_killed_server_never_answers_are_counted_by_class(tiny_repository: Path, tmp_path: Path) -> None:
     with start(only_bert(tiny_repository, tmp_path)) as server:
-        served = reach(server)
+        served, asked = reach(server), received(server.grpc_target)
+
+        def kill_midway() -> None:
+            """Some 10 calls are the warm-up's."""
+            wait_until(lambda: received(server.grpc_target) > asked + 25, 15)
+            kill(server)
+
         with served.client, closing(Load(served, NAME, SINGLE, seed=1, timeout_s=2.0)) as load:
-            threading.Timer(0.6, lambda: kill(server)).start()
+            killer = threading.Thread(target=kill_midway)
+            killer.start()
             figures = load.open(50, duration_s=1.0, warm_up_s=0.2)
+            killer.join()
     assert figures.calls == 50
     assert 0 < sum(figures.errors.values()) < 50
     assert set(figures.errors) <= {"ServerUnavailableError", "DeadlineExceededError"}

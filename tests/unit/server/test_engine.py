@@ -54,6 +54,10 @@ def test_a_batch_ends_where_its_padding_would_cost_more_than_another_batch(
     assert [lengths[batch].tolist() for batch in micro_batches(lengths, 1000, batch_cost)] == expected
 
 
+def test_no_rows_make_no_batch() -> None:
+    assert micro_batches(np.array([], np.intp), 100) == []
+
+
 def test_a_row_over_the_budget_goes_alone() -> None:
     assert [batch.tolist() for batch in micro_batches(np.array([500, 400]), 100)] == [[1], [0]]
 

@@ -121,7 +121,7 @@ def micro_batches(
     """Split rows, shortest first, into batches of at most ``budget`` padded tokens (one row may pass it).
 
     Args:
-        lengths: int ``(n,)``, tokens a row, at least one row.
+        lengths: int ``(n,)``, tokens a row.
         budget: tokens a batch, padding to its longest row included.
         batch_cost: tokens of padding that are as bad as one batch more; no batch has more padding.
 
@@ -137,7 +137,7 @@ def micro_batches(
             edges.append(place)
             tokens = 0
         tokens += length
-    return np.split(order, edges[1:])
+    return np.split(order, edges[1:]) if len(order) else []
 
 
 def _stack(requests: Sequence[Mapping[str, Ids]], names: Sequence[str]) -> dict[str, Ids]:
