@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triton_rerank_bench.contestants import SERVED, Contestant
+from triton_rerank_bench.contestants import Contestant
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.rounds import Ratio, run_rounds
+from triton_rerank_bench.rounds import Ratio, ratio, run_rounds
 from triton_rerank_bench.workloads import Workload
 
 FLOOR = "linear layers in bf16"
@@ -98,13 +98,9 @@ def measure_floor(
         during: entered for each turn, outside its clock.
     """
     rounds = run_rounds([served, layers], [workload], n_rounds=n_rounds, seed=seed, on_call=on_call, during=during)
-    ours, least = rounds.seconds[workload.name][served.name], rounds.seconds[workload.name][layers.name]
-    ratios = [a / b for a, b in zip(ours, least, strict=True)]
-    return Floor(
-        seconds=statistics.median(least),
-        tflops=layers.operations / statistics.median(least) / 1e12,
-        served=Ratio(SERVED, FLOOR, statistics.median(ratios), min(ratios), max(ratios)),
-    )
+    seconds = rounds.seconds[workload.name]
+    least_s = statistics.median(seconds[layers.name])
+    return Floor(least_s, layers.operations / least_s / 1e12, ratio(served.name, layers.name, seconds))
 
 
 def _sizes(config: Path) -> tuple[int, int, int]:

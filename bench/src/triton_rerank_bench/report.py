@@ -13,7 +13,7 @@ from triton_rerank_bench import first_stage
 from triton_rerank_bench.machine import describe_machine, installed_versions, today
 from triton_rerank_bench.metrics import RESAMPLES
 from triton_rerank_bench.quality import CANDIDATES, CollectionQuality
-from triton_rerank_bench.rounds import WorkloadSpeed
+from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
 from triton_rerank_bench.speed import SpeedReport, Target
 
 QUIET = 0.05  # share of the cores that others may use before times mean little
@@ -72,7 +72,7 @@ def print_speed(console: Console, report: SpeedReport) -> None:
     floor = report.floor
     console.print(
         f"Linear layers of the 100 pairs alone, in bf16: {floor.seconds:.3f} s at {floor.tflops:.2f} TFLOP/s; served "
-        f"takes {floor.served.median:.2f} times that ({floor.served.min:.2f} to {floor.served.max:.2f})"
+        f"takes {_ratio_text(floor.served)} times that"
     )
     _print_list_sizes(console, report)
     _print_memory(console, report)
@@ -134,11 +134,13 @@ def print_timings(console: Console, workload: WorkloadSpeed) -> None:
     )
     console.print(table(title, ["contestant", "median s", "min s", "max s", "pairs/s", "tokens/s"], rows))
     for ratio in workload.ratios:
-        console.print(
-            f"  {ratio.numerator} / {ratio.denominator}: {ratio.median:.3f} ({ratio.min:.3f} to {ratio.max:.3f})"
-        )
+        console.print(f"  {ratio.numerator} / {ratio.denominator}: {_ratio_text(ratio)}")
     for agreement in workload.agreements:
         console.print(f"  order of {agreement.first} and {agreement.second}: Kendall tau {agreement.kendall_tau:.4f}")
+
+
+def _ratio_text(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f} ({ratio.min:.3f} to {ratio.max:.3f})"
 
 
 def _print_list_sizes(console: Console, report: SpeedReport) -> None:
@@ -147,7 +149,7 @@ def _print_list_sizes(console: Console, report: SpeedReport) -> None:
             f"{size.documents:,}",
             f"{size.tokens:,}",
             f"{size.us_per_token:.1f}",
-            f"{size.median:.3f} ({size.min:.3f} to {size.max:.3f})",
+            _ratio_text(size.over_reference),
         )
         for size in report.list_sizes
     )

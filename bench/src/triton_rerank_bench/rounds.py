@@ -138,7 +138,7 @@ def summarise(
         workload=workload.name,
         tokens=tokens,
         timings=[_timing(name, of_rounds, tokens) for name, of_rounds in seconds.items()],
-        ratios=[_ratio(top, bottom, seconds) for top, bottom in ratios],
+        ratios=[ratio(top, bottom, seconds) for top, bottom in ratios],
         agreements=[Agreement(a, b, kendall_tau(scores[a], scores[b])) for a, b in pairs],
     )
 
@@ -157,6 +157,13 @@ def _timing(contestant: str, seconds: Sequence[float], tokens: TokenStatistics) 
     return Timing(contestant, median, min(seconds), max(seconds), tokens.pairs / median, tokens.total / median)
 
 
-def _ratio(numerator: str, denominator: str, seconds: Mapping[str, Sequence[float]]) -> Ratio:
+def ratio(numerator: str, denominator: str, seconds: Mapping[str, Sequence[float]]) -> Ratio:
+    """One contestant's seconds over another's, round by round.
+
+    Args:
+        numerator: name of the one.
+        denominator: of the other.
+        seconds: name -> seconds, one a round.
+    """
     ratios = [top / bottom for top, bottom in zip(seconds[numerator], seconds[denominator], strict=True)]
     return Ratio(numerator, denominator, statistics.median(ratios), min(ratios), max(ratios))

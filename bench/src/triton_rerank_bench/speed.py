@@ -185,7 +185,7 @@ def _run(
         lambda each: _tokens(each, in_process),
         n_rounds=n_rounds,
         seed=seed,
-        on_call=lambda documents: between_turns(f"served, {documents} documents"),
+        on_call=between_turns,
         during=load,
     )
     _watch_memory(served, texts[0], server.pid, peak)
@@ -207,7 +207,7 @@ def judge(
     ratios = {(ratio.numerator, ratio.denominator): ratio.median for ratio in passages.ratios}
     overhead, speedup = ratios[SERVED, IN_PROCESS], ratios[PEER, SERVED]
     int8 = precision == "int8"
-    effect = max(abs(size.median - 1) for size in sizes)
+    effect = max(abs(size.over_reference.median - 1) for size in sizes)
     return [
         Target(f"served / in process, 100 pairs: at most {MAX_OVERHEAD:g}", overhead, overhead <= MAX_OVERHEAD),
         Target(f"served − in process, one pair, ms: at most {MAX_SINGLE_MS:g}", single_ms, single_ms <= MAX_SINGLE_MS),
