@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -110,9 +109,16 @@ _COMMANDS = {
 
 
 def _check_output(path: Path | None) -> None:
-    """Before anything is measured, rather than after."""
-    if path and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise BenchError(f"--output {path}: cannot be written; give a file in a folder that is there")
+    """Before anything is measured, rather than after: by opening it, since permissions do not tell of every disk."""
+    if path is None:
+        return
+    existed = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as exc:
+        raise BenchError(f"--output {path}: cannot be written; give a file in a folder that is there") from exc
+    if not existed:
+        path.unlink()
 
 
 def _progress() -> Progress:

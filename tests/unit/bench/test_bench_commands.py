@@ -243,7 +243,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
 ) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    for output in (tmp_path / "absent" / "report.json", folder):
+    for output in (tmp_path / "absent" / "report.json", folder, Path("/proc/report.json")):
         assert main([*command, "--output", str(output)]) == 2
         assert capsys.readouterr().err == (
             f"triton-rerank-bench: --output {output}: cannot be written; give a file in a folder that is there\n"
