@@ -25,14 +25,18 @@ BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.5, "bf16": 0.1}
 # name -> what is exported; the standard graph is the one for TensorRT, served here without it
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{family}-{precision}": {"precision": precision} for family in FAMILIES for precision in PRECISIONS
-}
+} | {f"{family}-static-int8": {"precision": "int8", "engine": "openvino"} for family in FAMILIES}
+
+
+def family_of(name: str) -> str:
+    return next(family for family in FAMILIES if name.startswith(family))
 
 
 @pytest.fixture(scope="module")
 def every_precision(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     repository = tmp_path_factory.mktemp("precisions") / "model_repository"
     for name, choice in VARIANTS.items():
-        family, _, _ = name.rpartition("-")
+        family = family_of(name)
         options = ExportOptions(name=name, **choice)
         export_model(str(checkpoints[family]), repository, options, on_step=lambda _: None)
     return repository
@@ -52,7 +56,7 @@ def test_the_repository_is_in_order(every_precision: Path) -> None:
 def test_the_served_logits_are_pytorchs(
     name: str, running: TritonServer, checkpoints: dict[str, Path], passages: list[str]
 ) -> None:
-    family, _, precision = name.rpartition("-")
+    family, precision = family_of(name), name.rpartition("-")[2]
     documents = [*passages, "", "長い文書 🙂", " ".join(passages)]
     expected = Reference(checkpoints[family], max_length=128, max_query_tokens=64).logits(
         "how to zip a file?", documents

@@ -19,6 +19,7 @@ from triton_rerank_export.triton_config import (
 from triton_rerank_export.warmup import Warmup
 
 _MAX_INT32 = 2**31 - 1
+_IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
 _BOUNDS = {  # least and most
     "max_batch_size": (1, 65_536),
     "queue_delay_us": (0, 10_000_000),
@@ -34,7 +35,8 @@ class ExportOptions:
 
     Attributes:
         precision: of the encoder: bf16 and int8 for CPUs, fp16 for GPUs, fp32 for both.
-        engine: Triton's backend for the encoder; None means OpenVINO for bf16, else ONNX Runtime.
+        engine: Triton's backend for the encoder; None means OpenVINO for bf16, else ONNX Runtime. int8 is dynamic in
+            ONNX Runtime and static in OpenVINO.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
@@ -84,8 +86,10 @@ class ExportOptions:
         tensorrt = engine == "tensorrt" or self.accelerator == "tensorrt"
         if engine != "onnxruntime" and self.accelerator != "none":
             raise ExportError(f"--accelerator is for ONNX Runtime; --engine {engine} needs none")
-        if (engine == "openvino") != (self.precision == "bf16"):
-            raise ExportError(f"OpenVINO serves bf16, and nothing else does; got {engine} and {self.precision}")
+        if engine == "openvino" and self.precision not in _IN_OPENVINO:
+            raise ExportError(f"--engine openvino is for {' and '.join(_IN_OPENVINO)}; --precision is {self.precision}")
+        if self.precision == "bf16" and engine != "openvino":
+            raise ExportError(f"--precision bf16 is served by OpenVINO only; --engine is {engine}")
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
 
@@ -93,6 +97,11 @@ class ExportOptions:
     def effective_engine(self) -> Engine:
         """The engine that is asked for, or the precision's own."""
         return self.engine or ("openvino" if self.precision == "bf16" else "onnxruntime")
+
+    @property
+    def static(self) -> bool:
+        """int8 with scales that are measured before; OpenVINO has no kernels for ONNX Runtime's dynamic form."""
+        return self.precision == "int8" and self.effective_engine == "openvino"
 
     @property
     def fused(self) -> bool:

@@ -21,6 +21,9 @@ PARITY_SET = Path(__file__).parent / "parity_set.jsonl"
 _EXTREMES_EVERY = 5  # overlong pairs are dear: one query in five has one
 _LONG_WORDS = 1100  # more tokens than a pair may have by default; much longer ones would take minutes
 _TOP = 10
+_ADVICE: dict[Precision, str] = {
+    "int8": "int8 is static with --engine openvino and dynamic with --engine onnxruntime: try the other one. "
+}
 _CLEAR = 0.03  # documents closer than this share of the median query's range count as tied where the bounds look
 
 Logits = npt.NDArray[np.float32]
@@ -118,14 +121,18 @@ def load_parity_set(path: Path = PARITY_SET) -> list[ParityQuery]:
     one of more than a thousand words.
     """
     queries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        entry = json.loads(line)
-        documents = list(entry["documents"])
-        extremes = ["", documents[0]]
+    for number, real in enumerate(read_queries(path), start=1):
+        extremes = ["", real.documents[0]]
         if number % _EXTREMES_EVERY == 0:
-            extremes += [" \n\t ", _lengthen(" ".join(documents), _LONG_WORDS)]
-        queries.append(ParityQuery(entry["query"], (*documents, *extremes), len(extremes)))
+            extremes += [" \n\t ", _lengthen(" ".join(real.documents), _LONG_WORDS)]
+        queries.append(ParityQuery(real.query, (*real.documents, *extremes), len(extremes)))
     return queries
+
+
+def read_queries(path: Path) -> list[ParityQuery]:
+    """Read JSON lines of a query and its documents."""
+    entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [ParityQuery(entry["query"], tuple(entry["documents"])) for entry in entries]
 
 
 def overlong_query(max_length: int) -> ParityQuery:
@@ -169,7 +176,9 @@ def check(report: ParityReport, precision: Precision) -> None:
     if misses:
         raise ExportError(
             f"the {precision} export does not agree with PyTorch on {report.pairs} pairs: {'; '.join(misses)}. "
-            "Worst pairs (PyTorch, export):\n  " + "\n  ".join(report.worst)
+            + _ADVICE.get(precision, "")
+            + "Worst pairs (PyTorch, export):\n  "
+            + "\n  ".join(report.worst)
         )
 
 

@@ -6,11 +6,12 @@ import dataclasses
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank_export import graph, parity, repository
+from triton_rerank_export.calibration import Feed, calibration_feeds
 from triton_rerank_export.checkpoint import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate import run_gate
@@ -18,6 +19,7 @@ from triton_rerank_export.manifest import Manifest, build_manifest
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository_check import version_is_whole
 from triton_rerank_export.triton_config import ServedModel
+from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
 
@@ -130,10 +132,21 @@ def _build(
         traced, path = path, graph.fuse(path, checkpoint, work)
         shutil.rmtree(traced.parent)  # as large as the weights
     on_step(f"converting to {options.precision}")
-    converted = convert(path, options.precision, work, reduce_range=options.reduce_range)
+    feeds = _calibration(checkpoint, served) if options.static else None
+    converted = convert(path, options.precision, work, reduce_range=options.reduce_range, feeds=feeds)
     files = _graph_files(converted.path, served, work, options, on_step)
     repository.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
     return converted.notes
+
+
+def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:
+    tokenizer = PairTokenizer(
+        checkpoint.folder / "tokenizer.json",
+        max_length=served.max_length,
+        length_ladder=served.ladder,
+        pad_token_id=served.pad_token_id,
+    )
+    return calibration_feeds(tokenizer, served.tensors)
 
 
 def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, TensorProto
 
-from triton_rerank_export import fp16, graph_file
+from triton_rerank_export import fp16, graph_file, static_int8
+from triton_rerank_export.calibration import Feed
 from triton_rerank_export.graph import quiet
 from triton_rerank_export.triton_config import Precision
 
@@ -33,17 +34,20 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
-def convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool = False) -> Converted:
+def convert(
+    graph: Path, precision: Precision, work: Path, *, reduce_range: bool = False, feeds: Iterable[Feed] | None = None
+) -> Converted:
     """Write a graph in the precision that is served: one file or, above 256 MiB of weights, two.
 
     Args:
         graph: fp32.
         precision: fp32 and bf16 change no number; what fp16 changes is said in fp16.py; int8 is dynamic: weights per
-            channel now, activations per tensor at run time.
+            channel now, activations per tensor at run time. With ``feeds`` it is static, as static_int8.py says.
         work: scratch folder.
         reduce_range: weights of int8 have 7 bits, for CPUs without VNNI: there ONNX Runtime adds pairs of products in
             16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
             but NVIDIA's backend cannot set it (docs/LOG.md).
+        feeds: pairs that static int8 takes the ranges of activations from; None for anything else.
 
     Returns:
         ``<work>/<precision>/model.onnx``; for fp32 and bf16 ``graph`` itself if it already has the right form.
@@ -52,12 +56,14 @@ def convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool
         ExportError: the graph cannot be converted.
     """
     try:
-        return _convert(graph, precision, work, reduce_range=reduce_range)
+        return _convert(graph, precision, work, reduce_range=reduce_range, feeds=feeds)
     finally:
         graph_file.free_memory()
 
 
-def _convert(graph: Path, precision: Precision, work: Path, *, reduce_range: bool) -> Converted:
+def _convert(
+    graph: Path, precision: Precision, work: Path, *, reduce_range: bool, feeds: Iterable[Feed] | None
+) -> Converted:
     notes: tuple[str, ...] = ()
 
     def values(tensor: TensorProto) -> graph_file.Array:
@@ -68,6 +74,8 @@ def _convert(graph: Path, precision: Precision, work: Path, *, reduce_range: boo
         return Converted(graph)
     if precision == "fp16":
         notes = fp16.to_fp16(model.graph, values)
+    elif feeds is not None:
+        static_int8.quantise(model, values, static_int8.measure(graph, feeds), reduce_range=reduce_range)
     elif precision == "int8":
         model = _quantised(model, values, work, reduce_range=reduce_range)
     path = work / precision / "model.onnx"

@@ -105,7 +105,11 @@ class ServedModel:
         """Settings of the encoder's engine, as its backend calls them."""
         if self.engine != "openvino":
             return {}
-        return {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "HINT_BF16": "YES"}
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            **({"HINT_BF16": "YES"} if self.precision == "bf16" else {}),
+        }
 
     @property
     def graph_file(self) -> str:

@@ -22,6 +22,15 @@ from triton_rerank_export.options import ExportOptions
         (["--engine", "tensorrt"], "TensorRT is built from the fp16 graph, not from int8; add --precision fp16"),
         (["--accelerator", "tensorrt", "--precision", "fp32"], "not from fp32"),
         (
+            ["--engine", "openvino", "--precision", "fp16"],
+            "--engine openvino is for bf16 and int8; --precision is fp16",
+        ),
+        (
+            ["--engine", "openvino", "--precision", "fp32"],
+            "--engine openvino is for bf16 and int8; --precision is fp32",
+        ),
+        (["--engine", "onnxruntime", "--precision", "bf16"], "--precision bf16 is served by OpenVINO only"),
+        (
             ["--engine", "tensorrt", "--accelerator", "tensorrt", "--precision", "fp16"],
             "--accelerator is for ONNX Runtime",
         ),
