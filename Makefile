@@ -18,6 +18,9 @@ SHARED ?= ../shared
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
 DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
 DISTRIBUTIONS := client server export bench
+# The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8.
+FASTEST ?= $(if $(shell grep -Em1 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),bf16,int8-openvino)
+TUNED := int8-openvino bf16 fp32
 PEERS := sentence-transformers onnx infinity
 TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_bench
 
@@ -71,6 +74,10 @@ $(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision $* --replace --model-repository .cache/$*
 	@touch $@
 
+.cache/int8-openvino/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --engine openvino --replace --model-repository .cache/int8-openvino
+	@touch $@
+
 .cache/checkpoint/config.json: $(DEMO_DELTA) | $(VENV)/.test
 	$(BIN)/python -c 'from pathlib import Path; from triton_rerank_export.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
 	@touch $@
@@ -93,13 +100,13 @@ splitting: $(VENV)/.test $(DEMO_MANIFEST) ## padding and merging by the client's
 	$(BIN)/triton-rerank-bench splitting --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: perf
-perf: $(VENV)/.test $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json .cache/bf16/minilm-l6-demo/1/manifest.json ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick)
-	$(BIN)/triton-rerank-bench perf --model-repository int8=$(REPOSITORY) --model-repository bf16=.cache/bf16 \
-	  --model-repository fp32=.cache/fp32 $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(ARGS)
+perf: $(VENV)/.test $(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick)
+	$(BIN)/triton-rerank-bench perf --model-repository int8=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
+	  $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(ARGS)
 
 .PHONY: perf-peers
-perf-peers: $(VENV)/.test .cache/bf16/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
-	$(BIN)/triton-rerank-bench peers --model-repository .cache/bf16 --checkpoint .cache/checkpoint $(ARGS)
+perf-peers: $(VENV)/.test .cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
+	$(BIN)/triton-rerank-bench peers --model-repository .cache/$(FASTEST) --checkpoint .cache/checkpoint $(ARGS)
 
 # An environment each, since they want different releases of transformers.
 .venv-peers/%/.installed: requirements/peers-%.in requirements/peers-%-constraints.txt | $(VENV)/bin/python

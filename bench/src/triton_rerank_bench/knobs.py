@@ -12,7 +12,7 @@ from triton_rerank.contract import LENGTH_LADDER
 from triton_rerank.scorers.channel import Split
 from triton_rerank_bench.variants import Configs, clear_queue_bounds
 
-THREADS = "intra_op_thread_count"
+THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}  # backend -> its parameter
 BOUNDED, UNBOUNDED = "as exported", "none"
 _MOST_PAIRS = 4096  # a request or an execution larger than that is tried by nobody
 _MOST_CORES_APART = 4  # instances or thread counts that are tried
@@ -66,7 +66,7 @@ class Setting:
         _set_parameter(configs.tokenizer, LENGTH_LADDER, ",".join(map(str, self.length_ladder)))
         _set_instances(configs.encoder, self.instances)
         if self.threads != _threads(configs.encoder):
-            _set_parameter(configs.encoder, THREADS, str(self.threads))
+            _set_parameter(configs.encoder, THREADS[configs.encoder.backend], str(self.threads))
         if self.queue_delay_us != configs.encoder.dynamic_batching.max_queue_delay_microseconds:
             configs.encoder.dynamic_batching.max_queue_delay_microseconds = self.queue_delay_us
         if self.queue_bounds == UNBOUNDED:
@@ -240,7 +240,8 @@ def _set_instances(encoder: Any, count: int) -> None:
 
 
 def _threads(encoder: Any) -> int:
-    value = encoder.parameters[THREADS].string_value if THREADS in encoder.parameters else ""
+    key = THREADS.get(encoder.backend, "")
+    value = encoder.parameters[key].string_value if key in encoder.parameters else ""
     return int(value) if value.isdecimal() else 0
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from triton_rerank_bench.choice import HEADROOM, machines
-from triton_rerank_bench.knobs import UNBOUNDED, Setting
+from triton_rerank_bench.knobs import THREADS, UNBOUNDED, Setting
 from triton_rerank_bench.tuning import Answer, OpenLoop, Tuning
 
 _EXPORT_FLAGS = {"max_batch_size": "--max-batch-size", "queue_delay_us": "--queue-delay-us"}
 _BY_HAND = {
     "instances": "instance_group.count",
-    "threads": "parameters intra_op_thread_count",
+    "threads": f"parameters {' or '.join(THREADS.values())}",
     "length_ladder": "parameters length_ladder",
 }
 
@@ -42,7 +42,7 @@ def machine_lines(tuning: Tuning) -> list[str]:
     return lines
 
 
-def change_lines(answer: Answer, model: str, precision: str) -> list[str]:
+def change_lines(answer: Answer, model: str, precision: str, engine: str) -> list[str]:
     """The change that makes the answer of what was exported: key, from, to, and where it is set."""
     changes = answer.setting.changes_from(answer.exported)
     lines = [f"{name}: {value_text(old)} -> {value_text(new)}" for name, (old, new) in changes.items()]
@@ -50,8 +50,8 @@ def change_lines(answer: Answer, model: str, precision: str) -> list[str]:
     if flags:
         arguments = " ".join(flags)
         lines.append(
-            f"exported anew: make export MODEL={model} PRECISION={precision} REPLACE=1 ARGS='{arguments}' "
-            "(MODEL as it was exported first)"
+            f"exported anew: make export MODEL={model} PRECISION={precision} ENGINE={engine} REPLACE=1 "
+            f"ARGS='{arguments}' (MODEL as it was exported first)"
         )
     by_hand = [_BY_HAND[name] for name in changes if name in _BY_HAND]
     if by_hand:

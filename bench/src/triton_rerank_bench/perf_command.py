@@ -84,9 +84,11 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
         if answer is None:
             console.print("interrupted before anything was measured: nothing is written")
             return {"kind": "perf", "interrupted": True}, INTERRUPTED
+        files = {label: read_model(path, model) for label, path in repositories.items()}
         about = About(
             model=model,
-            precisions={label: read_model(path, model).precision for label, path in repositories.items()},
+            precisions={label: each.precision for label, each in files.items()},
+            engines={label: each.backend for label, each in files.items()},
             workload=options.workload,
             pairs_per_call=pairs_per_call,
             triton_version=servers.triton_version,

@@ -35,6 +35,7 @@ class About:
     Attributes:
         model: public model name.
         precisions: of the repositories, by label.
+        engines: likewise.
         workload: name.
         pairs_per_call: mean over the workload's lists.
         triton_version: as the server says.
@@ -45,6 +46,7 @@ class About:
 
     model: str
     precisions: dict[str, str]
+    engines: dict[str, str]
     workload: str
     pairs_per_call: float
     triton_version: str | None
@@ -69,6 +71,7 @@ def perf_json(tuning: Tuning, about: About) -> report.Json:
         **report.header("perf", about.triton_version, about.settings),
         "model": about.model,
         "precisions": about.precisions,
+        "engines": about.engines,
         "workload": about.workload,
         "pairs_per_call": about.pairs_per_call,
         **dataclasses.asdict(tuning),
@@ -154,7 +157,8 @@ def _changes(tuning: Tuning, about: About) -> list[str]:
     answer = tuning.answer()
     if answer is None:
         return []
-    lines = change_lines(answer, about.model, about.precisions[answer.setting.repository])
+    label = answer.setting.repository
+    lines = change_lines(answer, about.model, about.precisions[label], about.engines[label])
     return lines or [f"Nothing: serve {answer.setting.repository} as it was exported."]
 
 

@@ -20,7 +20,15 @@ from triton_rerank_bench.setting_servers import Level
 from triton_rerank_bench.tuning import Answer, OpenLoop, Tuning
 
 ABOUT = About(
-    "tiny", {"int8": "int8"}, "passages", float(PAIRS), "2.51.0", "the command", {"seed": 1}, "--- a\n+++ b\n"
+    "tiny",
+    {"int8": "int8"},
+    {"int8": "openvino"},
+    "passages",
+    float(PAIRS),
+    "2.51.0",
+    "the command",
+    {"seed": 1},
+    "--- a\n+++ b\n",
 )
 
 
@@ -98,19 +106,19 @@ def test_where_random_arrivals_miss_the_bound_more_machines_are_told() -> None:
 def test_changes_are_told_where_they_are_made() -> None:
     setting = replace(EXPORTED, instances=2, max_batch_size=64, queue_bounds=UNBOUNDED, split="padding", sub_requests=4)
     answer = Answer(setting, EXPORTED, 1, 1, 9, 1.0, 1.0, 1.0, 1.0, 1.0, True, True)
-    assert change_lines(answer, "tiny", "int8") == [
+    assert change_lines(answer, "tiny", "int8", "openvino") == [
         "instances: 1 -> 2",
         "max_batch_size: 256 -> 64",
         "queue_bounds: as exported -> none",
         "split: auto -> padding",
         "sub_requests: default -> 4",
-        "exported anew: make export MODEL=tiny PRECISION=int8 REPLACE=1 ARGS='--max-batch-size 64 --max-queue-size 0 "
-        "--queue-timeout-us 0' (MODEL as it was exported first)",
+        "exported anew: make export MODEL=tiny PRECISION=int8 ENGINE=openvino REPLACE=1 "
+        "ARGS='--max-batch-size 64 --max-queue-size 0 --queue-timeout-us 0' (MODEL as it was exported first)",
         "by hand, after each export, as in the diff of config.pbtxt: instance_group.count",
         'in the client: RerankClient(…, options=TritonOptions(split="padding", concurrency=4))',
     ]
     assert setting_text(EXPORTED, EXPORTED) == "int8 as exported"
-    assert change_lines(replace(answer, setting=EXPORTED), "tiny", "int8") == []
+    assert change_lines(replace(answer, setting=EXPORTED), "tiny", "int8", "openvino") == []
 
 
 # --- files --------------------------------------------------------------------------------------------------------

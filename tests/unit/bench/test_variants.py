@@ -13,6 +13,7 @@ from triton_rerank import TritonOptions
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.knobs import BOUNDED, KNOBS, UNBOUNDED, candidates, exported_setting, ground
 from triton_rerank_bench.variants import Configs, config_diff, read_configs, variant, without_queue_bounds
+from triton_rerank_server.backends.encoder.engine import options_of
 
 NAME = "tiny-bert"
 
@@ -113,6 +114,15 @@ def test_a_changed_setting_is_what_the_configs_then_say(configs: Configs, field:
     setting = replace(exported_setting("fp32", configs), **{field: value})
     setting.change(configs)
     assert exported_setting("fp32", configs) == setting
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_threads_are_set_by_the_name_that_the_backend_reads(configs: Configs, backend: str) -> None:
+    configs.encoder.backend = backend
+    replace(exported_setting("fp32", configs), threads=2).change(configs)
+    parameters = {key: value.string_value for key, value in configs.encoder.parameters.items()}
+    options = options_of(backend, parameters)
+    assert 2 in (getattr(options, "intra_op_thread_count", 0), getattr(options, "inference_num_threads", 0))
 
 
 def test_a_smaller_batch_is_in_all_three_configs_and_warms_up_no_larger_one(configs: Configs) -> None:
