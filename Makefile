@@ -39,7 +39,7 @@ serve: $(VENV)/.demo $(DEMO_MANIFEST) ## keep the server up; Ctrl-C stops it (AR
 	@exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: export
-export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt)
+export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt; fastest on CPUs: bf16, or int8 with openvino)
 	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) $(if $(ENGINE),--engine $(ENGINE)) \
 	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) $(ARGS)
 
