@@ -27,6 +27,8 @@ def load(arguments):
         if options.get("die"):
             print("Illegal instruction", file=sys.stderr, flush=True)
             os._exit(3)
+        if options.get("kill"):
+            os.kill(os.getpid(), 9)
         time.sleep(options.get("sleep_s", 0.0))
         return [len(document) for document in documents][: options.get("at_most")]
     return score, {{"threads": os.environ["OMP_NUM_THREADS"]}}
@@ -69,10 +71,22 @@ def test_what_a_library_raises_is_one_line_and_the_worker_lives_on(script: Path)
 def test_a_dead_workers_last_words_are_told(script: Path) -> None:
     with process(script) as peer:
         peer.load("fake", {"folder": "x"})
-        with pytest.raises(PeerError, match="its process ended; it said last: .*Illegal instruction"):
+        ended = "its process ended with 3; it said last: .*Illegal instruction"
+        with pytest.raises(PeerError, match=ended):
             peer.scores("q", ["a"], {"die": True})
-        with pytest.raises(PeerError, match="is closed"):
+        with pytest.raises(
+            PeerError, match=ended
+        ):  # its other settings share the process, and the report has one reason
             peer.scores("q", ["a"], {})
+
+
+def test_a_worker_that_the_kernel_killed_for_memory_is_told_as_that(script: Path) -> None:
+    with process(script) as peer:
+        peer.load("fake", {"folder": "x"})
+        with pytest.raises(
+            PeerError, match=r"its process was killed, .* memory runs out: measure fewer peers .*--only"
+        ):
+            peer.scores("q", ["a"], {"kill": True})
 
 
 def test_a_late_answer_ends_the_worker_and_is_not_taken_for_the_next_one(script: Path) -> None:
@@ -82,8 +96,15 @@ def test_a_late_answer_ends_the_worker_and_is_not_taken_for_the_next_one(script:
         with pytest.raises(PeerError, match="no answer in 0.2 s"):
             peer.scores("q", ["a"], {"sleep_s": 60.0}, timeout_s=0.2)
         assert time.monotonic() - start < 10
-        with pytest.raises(PeerError, match="is closed"):
+        with pytest.raises(PeerError, match="no answer in 0.2 s"):
             peer.scores("q", ["a"], {})
+
+
+def test_a_worker_that_was_closed_says_so(script: Path) -> None:
+    with process(script) as peer:
+        peer.load("fake", {"folder": "x"})
+    with pytest.raises(PeerError, match="is closed"):
+        peer.scores("q", ["a"], {})
 
 
 def test_a_waiting_worker_uses_no_processor_time(script: Path) -> None:

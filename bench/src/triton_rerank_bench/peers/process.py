@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import tempfile
 import threading
@@ -59,6 +60,7 @@ class PeerProcess:
                 f"{name}: {python} cannot be started ({exc.strerror}); `make perf-peers` builds it"
             ) from exc
         # A thread reads, because a pipe has no time limit; it blocks, so that waiting costs nothing.
+        self._why_closed = "is closed"
         self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         threading.Thread(target=self._read, name=f"peer {name}", daemon=True).start()
 
@@ -131,24 +133,37 @@ class PeerProcess:
         pipe = self._process.stdin
         assert pipe is not None
         if pipe.closed:
-            raise PeerError("is closed")
+            raise PeerError(self._why_closed)
         try:
             pipe.write(json.dumps(request).encode() + b"\n")
             pipe.flush()
             line = self._lines.get(timeout=timeout_s)
         except BrokenPipeError:
             line = b""
-        except queue.Empty:
-            self.close()  # a late answer would be taken for the next one's
-            raise PeerError(f"no answer in {timeout_s:g} s") from None
-        if not line:
-            words = self._last_words()
-            self.close()  # while it dies its pipe may still take a question, which nobody would answer
-            raise PeerError(f"its process ended; {words}")
+        except queue.Empty:  # a late answer would be taken for the next one's
+            raise self._given_up(f"no answer in {timeout_s:g} s") from None
+        if not line:  # while it dies its pipe may still take a question, which nobody would answer
+            raise self._given_up(f"its process {self._end()}; {self._last_words()}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise PeerError(f"{answer['error']}")
         return answer
+
+    def _given_up(self, why: str) -> PeerError:
+        """Closed; who asks again is told the same."""
+        self._why_closed = why
+        self.close()
+        return PeerError(why)
+
+    def _end(self) -> str:
+        """How it ended, in words; its pipe may close a moment before it does."""
+        try:
+            code = self._process.wait(CLOSE_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return "closed its output"
+        if code == -signal.SIGKILL:
+            return "was killed, as the kernel does where memory runs out: measure fewer peers in one run (--only)"
+        return f"ended with {code}"
 
     def _read(self) -> None:
         assert self._process.stdout is not None
