@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS, help="default %(default)s")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="for the peers' files (default %(default)s)")
     parser.add_argument("--workload", action="append", default=[], metavar="NAME", help="default passages and chunks")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="peers whose name begins so")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="peers of this name, or whose name begins so"
+    )
     parser.add_argument("--rounds", metavar="N", help=f"counted rounds (default {DEFAULT_ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="passages, two settings a peer, two rounds")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts and turns (default %(default)s)")
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
 
 
 def choose_peers(beginnings: list[str]) -> list[Peer]:
-    """Peers whose name begins with one of the texts, in any case; all if none is given.
+    """Peers whose name is one of the texts or, where no name is, begins with it, in any case; all if none is given.
 
     Raises:
         BenchError: a text begins no peer's name.
@@ -98,7 +100,9 @@ def choose_peers(beginnings: list[str]) -> list[Peer]:
 
 
 def _begins(peer: Peer, beginning: str) -> bool:
-    return peer.name.lower().startswith(beginning.lower())
+    name, text = peer.name.lower(), beginning.lower()
+    whole = any(text == each.name.lower() for each in PEERS)
+    return name == text if whole else name.startswith(text)
 
 
 def _texts(options: argparse.Namespace) -> list[Workload]:

@@ -258,6 +258,6 @@ def test_only_takes_beginnings_in_any_case() -> None:
     assert names == [
         "sentence-transformers torch fp32",
         "sentence-transformers torch bf16",
-        "fastembed",
-        "fastembed int8",
+        "fastembed",  # a whole name is that peer alone
     ]
+    assert [peer.name for peer in peers_command.choose_peers(["fastemb"])] == ["fastembed", "fastembed int8"]
