@@ -58,7 +58,7 @@ def test_the_command_measures_what_is_there_and_says_what_is_not(
                 "--output",
                 str(tmp_path / "perf"),
             ),
-            *("--quick", "--rounds", "1", "--only", "sentence-transformers torch fp32", "--only", "FlashRank"),
+            *("--quick", "--rounds", "1", "--only", "sentence-transformers torch fp32", "--only", "FlashR"),
         ]
     )
     console = Console(record=True, width=150)

@@ -83,7 +83,7 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     assert [trial["why"] for trial in document["trials"] if not trial["levels"]] == []  # reasons of failures
     sizes = [size["pairs"] for size in document["sweeps"][0]["sizes"]]
     assert sizes == [1, 4, 16, 64, 256][: len(sizes)]  # a busy machine has no time for the large ones
-    assert len(sizes) > 2
+    assert len(sizes) > 1
     assert document["open_loops"][0]["figures"]["mode"] == "open"
     assert document["versions"]["tritonserver"]
     assert any(line.startswith("Machines needed for 5,000 pairs/s: ") for line in document["summary"])
