@@ -66,13 +66,13 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     knobs = ("--knob", "instances", "--knob", "queue_delay_us")
     start = time.monotonic()
     done = subprocess.run(
-        command(tiny_repository, output, "--minutes", "1.5", "--p99-ms", "2000", "--rate", "5000", *knobs),
+        command(tiny_repository, output, "--minutes", "2", "--p99-ms", "2000", "--rate", "5000", *knobs),
         capture_output=True,
         text=True,
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 105
+    assert time.monotonic() - start < 135
     assert sorted(path.name for path in output.iterdir()) == FILES
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert document == json.loads((output / "report.json").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     assert [trial["why"] for trial in document["trials"] if not trial["levels"]] == []  # reasons of failures
     sizes = [size["pairs"] for size in document["sweeps"][0]["sizes"]]
     assert sizes == [1, 4, 16, 64, 256][: len(sizes)]  # a busy machine has no time for the large ones
-    assert len(sizes) > 1
+    assert len(sizes) > 2
     assert document["open_loops"][0]["figures"]["mode"] == "open"
     assert document["versions"]["tritonserver"]
     assert any(line.startswith("Machines needed for 5,000 pairs/s: ") for line in document["summary"])
