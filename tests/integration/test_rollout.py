@@ -8,7 +8,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -37,15 +37,22 @@ def start(folder: Path, *arguments: str) -> TritonServer:
     return TritonServer(config)
 
 
+class Answer(NamedTuple):
+    """When a request was sent, and the logits that came back."""
+
+    begun: float
+    logits: tuple[float, ...]
+
+
 class Load:
     """Four threads that ask the same question until told to stop."""
 
     def __init__(self, target: str) -> None:
-        self.answers: list[tuple[float, ...]] = []
+        self.answers: list[Answer] = []
         self.errors: list[str] = []
         self._target = target
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(4)]
+        self._threads = [threading.Thread(target=self._keep_asking) for _ in range(4)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -57,18 +64,28 @@ class Load:
         for thread in self._threads:
             thread.join(timeout=30)
 
-    def wait_for(self, answers: int) -> None:
-        """Return when so many more answers, or errors, have come."""
-        goal, deadline = len(self.answers) + answers, time.monotonic() + 30
-        while len(self.answers) < goal and not self.errors and time.monotonic() < deadline:
-            time.sleep(0.01)
+    def logits(self, *, since: float = 0.0) -> list[tuple[float, ...]]:
+        """What was answered to the requests sent since then."""
+        return [answer.logits for answer in list(self.answers) if answer.begun >= since]
 
-    def _ask(self) -> None:
+    def ask(self, requests: int) -> set[tuple[float, ...]]:
+        """Distinct answers to so many requests sent from now on, or to fewer if one fails or half a minute ends.
+
+        However slow the machine, a request that was already under way does not count.
+        """
+        now = time.monotonic()
+        while len(self.logits(since=now)) < requests and not self.errors and time.monotonic() < now + 30:
+            time.sleep(0.01)
+        return set(self.logits(since=now))
+
+    def _keep_asking(self) -> None:
         with RerankClient(self._target, model=NAME, timeout_s=20.0) as client:
             while not self._stop.is_set():
+                begun = time.monotonic()
                 try:
                     ranking = sorted(client.rerank(QUERY, DOCUMENTS), key=lambda ranked: ranked.index)
-                    self.answers.append(tuple(round(cast("float", ranked.logit), 3) for ranked in ranking))
+                    logits = tuple(round(cast("float", ranked.logit), 3) for ranked in ranking)
+                    self.answers.append(Answer(begun, logits))
                 except Exception as exc:  # noqa: BLE001 - whatever it is, the test is to show it
                     self.errors.append(repr(exc))
                     return
@@ -77,25 +94,19 @@ class Load:
 def test_a_new_version_and_the_way_back_drop_no_request(copy: Path, fine_tuned: Path) -> None:
     """Every answer under load is wholly the old version's or wholly the new one's, and none fails."""
     with start(copy) as server, Load(server.grpc_target) as load:
-        load.wait_for(50)
+        load.ask(50)
         export_model(str(fine_tuned), copy, ExportOptions(precision="fp32", **BOUNDED), on_step=lambda _: None)
-        load.wait_for(50)  # the repository changed; the server did not
-        old = set(load.answers)
+        load.ask(50)  # the repository changed; the server did not
+        old = set(load.logits())
         assert main(["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]) == 0
-        load.wait_for(8)  # those that began before the swap
-        swapped = len(load.answers)
-        load.wait_for(50)
-        new = set(load.answers[swapped:])
+        new = load.ask(50)
         back = ["--version", "1", "--target", server.grpc_target]
         assert main(["activate", "--model", NAME, "--model-repository", str(copy), *back]) == 0
-        load.wait_for(8)
-        returned = len(load.answers)
-        load.wait_for(50)
-        assert set(load.answers[returned:]) == old
+        assert load.ask(50) == old
     assert load.errors == []
     assert len(old) == len(new) == 1
     assert np.allclose(np.array(list(new)) - np.array(list(old)), 3.0, atol=0.01)
-    assert set(load.answers) == old | new
+    assert set(load.logits()) == old | new
 
 
 def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
@@ -111,7 +122,7 @@ def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
         path = folder / step / "config.pbtxt"
         path.write_text(path.read_text().replace("versions: 1\n    versions: 2", "versions: 1"))
     with start(folder) as server, Load(server.grpc_target) as load:
-        load.wait_for(10)
+        load.ask(10)
         graph.parent.mkdir()
         graph.write_bytes(whole[:1000])
         assert (
@@ -120,9 +131,9 @@ def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
         error = capsys.readouterr().err
         assert "was not loaded" in error
         assert "it serves version 1 as before" in error
-        load.wait_for(20)
+        load.ask(20)
     assert load.errors == []
-    assert len(set(load.answers)) == 1
+    assert len(set(load.logits())) == 1
 
 
 @pytest.fixture
