@@ -64,18 +64,18 @@ repository-check: $(VENV)/.demo ## is the model repository what was exported?
 demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes 60 …")
 	$(BIN)/triton-rerank-export demo-model $(ARGS)
 
+ifeq ($(filter .cache/%,$(REPOSITORY)),)
 $(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --replace --model-repository $(REPOSITORY)
 	@touch $@
+endif
 
 # --- measurement ------------------------------------------------------------------------------------------------
 
+# .cache/<precision> or .cache/<precision>-<engine>
 .cache/%/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
-	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision $* --replace --model-repository .cache/$*
-	@touch $@
-
-.cache/int8-openvino/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
-	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --engine openvino --replace --model-repository .cache/int8-openvino
+	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision $(word 1,$(subst -, ,$*)) \
+	  $(addprefix --engine ,$(word 2,$(subst -, ,$*))) --replace --model-repository .cache/$*
 	@touch $@
 
 .cache/checkpoint/config.json: $(DEMO_DELTA) | $(VENV)/.test
