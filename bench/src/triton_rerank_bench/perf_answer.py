@@ -29,15 +29,9 @@ def machine_lines(tuning: Tuning) -> list[str]:
     answer = tuning.answer()
     if answer is None:
         return []
-    lines = []
-    if tuning.wanted.rate is not None:
-        lines.append(_machines(tuning.wanted.rate, answer, tuning, HEADROOM))
-    for loop in tuning.open_loops:
-        lines.append(_open_loop(loop, tuning))
-    held = next((loop for loop in tuning.open_loops if loop.holds), None)
-    if held and held.share != HEADROOM and tuning.wanted.rate is not None and answer.holds:
-        lines.append(_machines(tuning.wanted.rate, answer, tuning, held.share))
-    elif tuning.open_loops and held is None and answer.holds:
+    lines = [_machines(tuning.wanted.rate, answer, tuning)] if tuning.wanted.rate is not None else []
+    lines += [_open_loop(loop, tuning) for loop in tuning.open_loops]
+    if tuning.open_loops and _held(tuning) is None and answer.holds:
         lines.append("No share of the capacity that was tried held the bound with calls at random times.")
     return lines
 
@@ -125,14 +119,22 @@ def _unbounded(answer: Answer) -> list[str]:
     return []
 
 
-def _machines(rate: float, answer: Answer, tuning: Tuning, share: float) -> str:
+def _held(tuning: Tuning) -> OpenLoop | None:
+    """The largest share of the capacity at which calls at random times stay within the bound."""
+    return next((loop for loop in tuning.open_loops if loop.holds), None)
+
+
+def _machines(rate: float, answer: Answer, tuning: Tuning) -> str:
     if not answer.holds:
         return f"Machines for {rate:,g} pairs/s: no number of them helps while one call alone misses the bound."
-    count = machines(rate, answer.pairs_per_s, share)
-    return (
-        f"Machines needed for {rate:,g} pairs/s: {count} = {rate:,g} / ({answer.pairs_per_s:,.1f} pairs/s of one × "
-        f"{share:g} headroom), rounded up"
-    )
+    held = _held(tuning)
+    missed = tuning.open_loops[-1] if tuning.open_loops and held is None else None
+    share = held.share if held else missed.share if missed else HEADROOM
+    count = f"{machines(rate, answer.pairs_per_s, share):,}"
+    arithmetic = f"{count} = {rate:,g} / ({answer.pairs_per_s:,.1f} pairs/s of one × {share:g} headroom), rounded up"
+    if missed:
+        return f"Machines needed for {rate:,g} pairs/s: more than {arithmetic}, where the bound is still missed"
+    return f"Machines needed for {rate:,g} pairs/s: {arithmetic}"
 
 
 def _open_loop(loop: OpenLoop, tuning: Tuning) -> str:
