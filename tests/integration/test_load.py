@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import IO
 
 import pytest
 from rich.console import Console
@@ -242,23 +243,32 @@ def test_the_command_starts_a_server_of_its_own(tiny_repository: Path, capsys: p
     assert "single, callers: 1" in capsys.readouterr().err
 
 
+def read_until(stream: IO[str] | None, words: str) -> None:
+    """Read a process's pipe until it said so."""
+    assert stream is not None
+    seen = b""
+    while words.encode() not in seen:
+        piece = os.read(stream.fileno(), 4096)
+        assert piece, f"ended without {words!r}: {seen.decode()}"
+        seen += piece
+
+
 def test_ctrl_c_keeps_the_levels_that_had_ended(triton: TritonServer, tmp_path: Path) -> None:
     output = tmp_path / "load.json"
-    before = received(triton.grpc_target)
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "triton_rerank_bench.cli", "load", "--target", triton.grpc_target),
-            *("--model", NAME, "--workload", "single", "--concurrency", ",".join(["1"] * 40)),
+            *("--model", NAME, "--workload", "single", "--concurrency", ",".join(["1", "2"] * 20)),
             *("--duration", "0.5", "--warm-up", "0.1", "--output", str(output)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=os.environ | {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": "120"},  # the progress bar, though in a pipe
         start_new_session=True,  # a group of its own, as a terminal makes it
     )
     try:
-        assert wait_until(lambda: received(triton.grpc_target) > before, 60)
-        time.sleep(2.5)
+        read_until(process.stderr, "callers: 2")  # the first level has ended
         os.killpg(process.pid, signal.SIGINT)
         stdout, stderr = process.communicate(timeout=60)
     finally:
