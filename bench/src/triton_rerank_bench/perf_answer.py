@@ -127,14 +127,13 @@ def _held(tuning: Tuning) -> OpenLoop | None:
 def _machines(rate: float, answer: Answer, tuning: Tuning) -> str:
     if not answer.holds:
         return f"Machines for {rate:,g} pairs/s: no number of them helps while one call alone misses the bound."
-    held = _held(tuning)
-    missed = tuning.open_loops[-1] if tuning.open_loops and held is None else None
-    share = held.share if held else missed.share if missed else HEADROOM
-    count = f"{machines(rate, answer.pairs_per_s, share):,}"
-    arithmetic = f"{count} = {rate:,g} / ({answer.pairs_per_s:,.1f} pairs/s of one × {share:g} headroom), rounded up"
-    if missed:
-        return f"Machines needed for {rate:,g} pairs/s: more than {arithmetic}, where the bound is still missed"
-    return f"Machines needed for {rate:,g} pairs/s: {arithmetic}"
+    tried, held = tuning.open_loops, _held(tuning)
+    share = (held or tried[-1]).share if tried else HEADROOM
+    more, missed = ("more than ", ", where the bound is still missed") if tried and held is None else ("", "")
+    return (
+        f"Machines needed for {rate:,g} pairs/s: {more}{machines(rate, answer.pairs_per_s, share)} = {rate:,g} / "
+        f"({answer.pairs_per_s:,.1f} pairs/s of one × {share:g} headroom), rounded up{missed}"
+    )
 
 
 def _open_loop(loop: OpenLoop, tuning: Tuning) -> str:
