@@ -35,6 +35,9 @@ TABLE: tuple[tuple[str, str, type[RerankError], str], ...] = (
     ("CANCELLED", "", ServerUnavailableError, "the server ended the call, it may be shutting down; send it again"),
     ("NOT_FOUND", "no available versions", ModelNotReadyError, "it was unloaded: load it again"),
     ("NOT_FOUND", "", ConfigurationError, "check the model's name against the server's repository"),
+    # Our encoder, of ids outside a table; a caller of the ensemble sends none, so the model's files are at odds. (The
+    # native backends answer INTERNAL for that, and for everything else that fails in a run.)
+    ("INVALID_ARGUMENT", "cannot score these tensors", InferenceError, "export the model again"),
     ("INVALID_ARGUMENT", "", InvalidRequestError, "change the request"),
     ("OUT_OF_RANGE", "", InvalidRequestError, "change the request"),
     ("FAILED_PRECONDITION", "", ConfigurationError, "check that client and server fit together"),
@@ -46,6 +49,8 @@ TABLE: tuple[tuple[str, str, type[RerankError], str], ...] = (
     ("RESOURCE_EXHAUSTED", "metadata size", RequestTooLargeError, "shorten the headers"),
     ("RESOURCE_EXHAUSTED", "", OverloadedError, "send it again later, or add servers"),
     ("ABORTED", "", ServerUnavailableError, "send it again"),
+    # A backend process that was killed, or stands still; nothing was wrong with the request.
+    ("INTERNAL", "is not healthy", ServerUnavailableError, "its backend process died: start the server again"),
     ("INTERNAL", "", InferenceError, "see the server's log"),
     ("DATA_LOSS", "", InferenceError, "see the server's log"),
     ("UNKNOWN", "failed to create channel", ConfigurationError, "check the target"),

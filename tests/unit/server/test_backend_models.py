@@ -30,10 +30,12 @@ class Tensor:
 
 
 class TritonError(Exception):
-    INVALID_ARG = 1
+    INTERNAL = 1
+    INVALID_ARG = 3
 
-    def __init__(self, message: str, code: int = 0) -> None:
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
+        self.code = code
 
 
 @dataclass
@@ -153,6 +155,87 @@ def test_the_encoder_gives_a_bad_request_its_error_and_the_others_their_logits(l
     assert first.output_tensors[0].value.shape == (2, 1)
     assert np.allclose(first.output_tensors[0].value, last.output_tensors[0].value)
     assert "cannot score these tensors" in str(bad.error)
+    assert bad.error.code == TritonError.INVALID_ARG
+
+
+def set_id(tensors: dict[str, npt.NDArray[Any]], name: str, value: int) -> None:
+    tensors[name][1, 3] = value
+
+
+WRONG_TENSORS: dict[str, Callable[[dict[str, npt.NDArray[Any]]], None]] = {
+    "an id over the vocabulary": lambda tensors: set_id(tensors, "input_ids", 10**8),
+    "an id below zero": lambda tensors: set_id(tensors, "input_ids", -1),
+    "a segment that the model does not have": lambda tensors: set_id(tensors, "token_type_ids", 2),
+    "inputs of two widths": lambda tensors: tensors.update(attention_mask=np.ones((2, 31), np.int64)),
+    "no token": lambda tensors: tensors.update({name: np.ones((2, 0), np.int64) for name in tensors}),
+}
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("wrong", WRONG_TENSORS)
+def test_tensors_that_nothing_could_score_are_the_callers_fault(load: Loader, backend: str, wrong: str) -> None:
+    shell = load(backend, "tiny-bert-encoder", lambda config: set_backend(config, backend))
+    request = encoder_request()
+    WRONG_TENSORS[wrong](request.tensors)
+    good, bad = shell.execute([encoder_request(), request])
+    assert good.output_tensors[0].value.shape == (2, 1)
+    assert bad.error.code == TritonError.INVALID_ARG
+    assert "cannot score these tensors" in str(bad.error)
+
+
+def set_backend(config: Any, backend: str) -> None:
+    config.backend = backend
+
+
+class FailingLibrary:
+    """A session whose library fails, always or on large batches only."""
+
+    def __init__(self, error: Exception, *, rows: int = 0) -> None:
+        self._error, self._rows = error, rows
+
+    def run(self, names: list[str], feed: dict[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        if len(feed["input_ids"]) > self._rows:
+            raise self._error
+        return [np.zeros((len(feed["input_ids"]), 1), np.float32)]
+
+    def infer(self, feed: dict[str, npt.NDArray[Any]], **_: object) -> None:
+        raise self._error
+
+
+def onnxruntime_error(name: str) -> Exception:
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    error: Exception = getattr(state, name)(f"[ONNXRuntimeError] : {name}: failed to allocate memory, CUDA error 719")
+    return error
+
+
+@pytest.mark.parametrize("name", ["RuntimeException", "EPFail", "Fail", "NotImplemented", "NoSuchFile"])
+def test_an_onnx_runtime_that_fails_is_not_the_callers_fault(load: Loader, name: str) -> None:
+    shell = load("onnxruntime", "tiny-bert-encoder")
+    shell._engine._session._session = FailingLibrary(onnxruntime_error(name))
+    check_internal(shell, "CUDA error 719")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Exception from src/x.cpp:1:\nout of memory")])
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_an_engine_that_is_out_of_memory_is_not_the_callers_fault(load: Loader, backend: str, error: Exception) -> None:
+    shell = load(backend, "tiny-bert-encoder", lambda config: set_backend(config, backend))
+    attribute = "_request" if backend == "openvino" else "_session"
+    setattr(shell._engine._session, attribute, FailingLibrary(error))
+    check_internal(shell, "out of memory" if str(error) else "MemoryError")
+
+
+def check_internal(shell: Any, fragment: str) -> None:
+    responses = shell.execute([encoder_request(), encoder_request()])
+    assert [response.error.code for response in responses] == [TritonError.INTERNAL] * 2
+    assert all(fragment in str(response.error) for response in responses)
+
+
+def test_requests_that_fail_together_only_are_answered_one_by_one(load: Loader) -> None:
+    """Out of memory on four rows, and not on two."""
+    shell = load("onnxruntime", "tiny-bert-encoder")
+    shell._engine._session._session = FailingLibrary(onnxruntime_error("RuntimeException"), rows=2)
+    assert [response.error for response in shell.execute([encoder_request(), encoder_request()])] == [None, None]
 
 
 def test_the_encoder_reads_the_keys_of_nvidias_backend(load: Loader, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,9 +73,10 @@ class TritonOptions:
         concurrency: sub-requests of one call that are under way at a time; None means 8, or one for each target of a
             list where the server's queues are bounded.
         retries: how often gRPC sends a request again that met UNAVAILABLE, NOT_FOUND or CANCELLED (a server that ends
-            says all three), with jitter, within the deadline and within a budget that failures use up. With 1 there
-            are never more than twice the requests on the wire; with more, a few requests may be sent 1 + retries times.
-            None means 1, or 2 for a list of targets: before it is known that one of them ends, it may be met twice.
+            says all three) or INTERNAL (its backend process or its device died), with jitter, within the deadline and
+            within a budget that failures use up. With 1 there are never more than twice the requests on the wire; with
+            more, a few requests may be sent 1 + retries times. None means 1, or 2 for a list of targets: before it is
+            known that one of them ends, it may be met twice.
         keepalive_s: a connection with calls under way is probed this often; one that died unseen is given up after
             ``keepalive_timeout_s`` more.
         keepalive_timeout_s: see there.
@@ -216,7 +217,8 @@ def service_config(options: TritonOptions, listed: int = 1) -> dict[str, Any]:
             "maxBackoff": "1s",
             "backoffMultiplier": 2,
             # NOT_FOUND: Triton has unloaded the model, as it does before it ends. CANCELLED: by a server that ends.
-            "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND", "CANCELLED"],
+            # INTERNAL: a backend process died, or its device.
+            "retryableStatusCodes": ["UNAVAILABLE", "NOT_FOUND", "CANCELLED", "INTERNAL"],
         }
     outliers = {**_OUTLIERS, "failurePercentageEjection": failing}
     return {

@@ -107,7 +107,7 @@ class LocalScorer:
             InvalidRequestError: ``max_length`` is outside the model's bounds.
             DeadlineExceededError: the deadline passed first.
             ConfigurationError: as `load`.
-            InferenceError: ONNX Runtime failed on these pairs.
+            InferenceError: the tokenizer or the engine failed.
             InvalidResponseError: a logit is not finite.
         """
         doing = f"{self.name} had scored {len(request.documents)} documents"
@@ -208,7 +208,6 @@ def _score(
 ) -> tuple[npt.NDArray[np.float32], int, npt.NDArray[np.bool_]]:
     """Logits ``(n,)``, tokens of all pairs together, truncated ``(n,)``."""
     from triton_rerank_server.backends.encoder.engine import micro_batches
-    from triton_rerank_server.backends.encoder.session import EngineError
     from triton_rerank_server.backends.tokenizer.pairs import PairError
 
     n = len(request.documents)
@@ -228,8 +227,10 @@ def _score(
                 logits[block[batch]] = model.engine.logits([inputs])[0]
     except PairError as exc:
         raise InvalidRequestError(str(exc)) from exc
-    except EngineError as exc:
-        raise InferenceError(f"{model.artefacts.encoder_file}: {exc}") from exc
+    except CancelledError:
+        raise
+    except Exception as exc:  # out of memory, a library's own: nothing that the caller could change
+        raise InferenceError(f"{model.artefacts.encoder_file}: {str(exc) or repr(exc)}") from exc
     return decode_logits(logits, n_documents=n), token_count, truncated
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .onnxruntime_session import OnnxRuntimeOptions
 from .openvino_session import OpenVinoOptions
-from .session import EngineError, Ids, SessionOptions
+from .session import EngineError, Ids, SessionOptions, TensorError
 
 OPENVINO = "openvino"
 
@@ -71,8 +71,11 @@ class Engine:
             Per request, float32 ``(n, 1)``, rows in the order given.
 
         Raises:
-            EngineError: the library refuses the tensors, for example a token id outside the vocabulary.
+            TensorError: the tensors of a request do not fit each other, or an id is outside its table.
+            EngineError: the library failed.
         """
+        for request in requests:
+            _check(request, self.input_names)
         rows = Rows(_stack(requests, self.input_names))
         lengths = rows.padded(self._session.length_step)
         out = np.empty((len(lengths), 1), dtype=np.float32)
@@ -138,6 +141,16 @@ def micro_batches(
             tokens = 0
         tokens += length
     return np.split(order, edges[1:]) if len(order) else []
+
+
+def _check(request: Mapping[str, Ids], names: Sequence[str]) -> None:
+    shapes = {name: request[name].shape for name in names}
+    shape = shapes["attention_mask"]
+    if len(set(shapes.values())) > 1 or len(shape) != 2 or 0 in shape:
+        raise TensorError(f"cannot score these tensors: shapes {shapes} must be equal, (pairs, tokens), and not empty")
+    for name in names:
+        if (least := request[name].min()) < 0:  # would be counted from a table's end
+            raise TensorError(f"cannot score these tensors: {name} has {least}, it must be 0 or more")
 
 
 def _stack(requests: Sequence[Mapping[str, Ids]], names: Sequence[str]) -> dict[str, Ids]:

@@ -20,7 +20,7 @@ import triton_python_backend_utils as pb_utils
 from encoder.engine import Engine, options_of
 from encoder.onnxruntime_session import OnnxRuntimeOptions, cuda_available
 from encoder.openvino_session import OpenVinoOptions
-from encoder.session import EngineError
+from encoder.session import EngineError, TensorError
 
 
 class TritonPythonModel:
@@ -44,14 +44,20 @@ class TritonPythonModel:
         ]
         try:
             return [_response(logits) for logits in self._engine.logits(inputs)]
-        except EngineError:
+        except Exception:  # noqa: BLE001 - each request tells its own
             return [self._alone(request) for request in inputs]  # the bad one gets its error, the others their answers
 
     def _alone(self, inputs: dict[str, npt.NDArray[np.int64]]) -> Any:
         try:
             return _response(self._engine.logits([inputs])[0])
-        except EngineError as exc:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(exc), pb_utils.TritonError.INVALID_ARG))
+        except TensorError as exc:
+            return _refusal(str(exc), pb_utils.TritonError.INVALID_ARG)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the caller is not to blame
+            return _refusal(str(exc) or repr(exc), pb_utils.TritonError.INTERNAL)
+
+
+def _refusal(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
 
 
 def _response(logits: npt.NDArray[np.float32]) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .session import EngineError, Ids, whole
+from .session import EngineError, Ids, TensorError, whole
 
 if TYPE_CHECKING:
     from .cuda import BoundRunner
@@ -105,12 +105,13 @@ class OnnxRuntimeSession:
 
     def __init__(self, model_file: str, options: OnnxRuntimeOptions) -> None:
         import onnxruntime as ort
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-        self._errors = _errors()
-        settings = _settings(ort, options)
+        self._refusal: type[Exception] = InvalidArgument  # told of shapes, and of ids outside a table
+        settings, providers = _settings(ort, options), _providers(options)
         try:
-            self._session = ort.InferenceSession(model_file, settings, providers=_providers(options))
-        except self._errors as exc:
+            self._session = ort.InferenceSession(model_file, settings, providers=providers)
+        except Exception as exc:  # its errors share no base
             raise EngineError(f"{model_file}: ONNX Runtime cannot load it ({exc}); export the model again") from exc
         on_cpu = options.device_id is None
         self.micro_batch_tokens = options.micro_batch_tokens or (CPU_TOKENS if on_cpu else GPU_TOKENS)
@@ -123,14 +124,17 @@ class OnnxRuntimeSession:
         """Input name -> int64 ``(n, padded length)``; gives logits ``(n, 1)``.
 
         Raises:
-            EngineError: ONNX Runtime refuses the tensors, for example a token id outside the vocabulary.
+            TensorError: ONNX Runtime refuses the tensors, for example a token id outside the vocabulary.
+            EngineError: it failed: out of memory, a device that is gone.
         """
         try:
             if self._runner:
                 return self._runner.run(inputs)
             logits: npt.NDArray[np.float32] = self._session.run(["logits"], dict(inputs))[0]
-        except self._errors as exc:
-            raise EngineError(f"ONNX Runtime cannot score these tensors ({exc})") from exc
+        except self._refusal as exc:
+            raise TensorError(f"ONNX Runtime cannot score these tensors ({exc})") from exc
+        except Exception as exc:  # its errors share no base, and Python's MemoryError is one of them
+            raise EngineError(f"ONNX Runtime failed ({str(exc) or repr(exc)})") from exc
         return logits
 
 
@@ -147,21 +151,6 @@ def _settings(ort: Any, options: OnnxRuntimeOptions) -> Any:
     if int8_saturates():  # where it does not, this would double the time
         settings.add_session_config_entry("session.x64quantprecision", "1")
     return settings
-
-
-def _errors() -> tuple[type[Exception], ...]:
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (  # they share no base but Exception
-        state.EPFail,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NoSuchFile,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
 
 
 def _providers(options: OnnxRuntimeOptions) -> list[Any]:

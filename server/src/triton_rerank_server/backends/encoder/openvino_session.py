@@ -5,6 +5,7 @@ Measured reasons for what is set here are in docs/LOG.md.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .session import EngineError, Ids, whole
+from .session import EngineError, Ids, TensorError, whole
 
 _TOKENS = 2048  # padded tokens of a micro-batch
 _BATCH_COST_TOKENS, _BATCH_COST_TOKENS_BF16 = 60, 160  # a run costs as long, but bf16 computes a token faster
@@ -86,12 +87,11 @@ class OpenVinoSession:
         try:
             graph = core.read_model(model_file)
             compiled = core.compile_model(graph, "CPU", _properties(options, bf16=bf16))
-        except RuntimeError as exc:
-            reason = str(exc).strip().splitlines()[-1]
-            raise EngineError(f"{model_file}: OpenVINO cannot load it ({reason}); export the model again") from exc
+        except Exception as exc:
+            raise EngineError(f"{model_file}: OpenVINO cannot load it ({_last(exc)}); export the model again") from exc
         self.input_names: list[str] = [node.any_name for node in compiled.inputs]
         self.output_names: list[str] = [node.any_name for node in compiled.outputs]
-        self._vocabulary = _vocabulary(graph)
+        self._tables = _tables(graph)
         self._request = compiled.create_infer_request()
         self._turn = threading.Lock()
 
@@ -99,27 +99,42 @@ class OpenVinoSession:
         """Input name -> int64 ``(n, padded length)``; gives logits ``(n, 1)``.
 
         Raises:
-            EngineError: OpenVINO refuses the tensors, or a token id is outside the vocabulary.
+            TensorError: an id is outside its table.
+            EngineError: OpenVINO failed: out of memory, a device that is gone.
         """
-        ids = inputs["input_ids"]
-        if ids.min() < 0 or ids.max() >= self._vocabulary:  # OpenVINO would look beside its table, without a word
-            raise EngineError(
-                f"OpenVINO cannot score these tensors (input_ids from {ids.min()} to {ids.max()}, the model has "
-                f"{self._vocabulary} words)"
-            )
+        for name, rows in self._tables.items():
+            if inputs[name].max() >= rows:  # OpenVINO would look beside its table, without a word
+                raise TensorError(
+                    f"OpenVINO cannot score these tensors ({name} has {inputs[name].max()}, its table {rows} rows)"
+                )
         with self._turn:
             try:
                 self._request.infer(dict(inputs), share_inputs=True)
-            except RuntimeError as exc:
-                reason = str(exc).strip().splitlines()[-1]
-                raise EngineError(f"OpenVINO cannot score these tensors ({reason})") from exc
-            return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+                return np.array(self._request.get_output_tensor(0).data, dtype=np.float32)
+            except Exception as exc:  # RuntimeError for most things, MemoryError too
+                raise EngineError(f"OpenVINO failed ({_last(exc)})") from exc
 
 
-def _vocabulary(graph: Any) -> int:
-    """Rows of the largest table that the graph looks things up in, which is that of words."""
-    tables = (node.input_value(0).get_node() for node in graph.get_ops() if node.get_type_name() == "Gather")
-    return max(int(table.get_output_shape(0)[0]) for table in tables if table.get_type_name() == "Constant")
+def _tables(graph: Any) -> dict[str, int]:
+    """Rows of the constant table that each input is looked up in."""
+    tables: dict[str, int] = {}
+    for node in graph.get_ops():
+        if node.get_type_name() == "Gather" and (name := _input_name(node.input_value(1).get_node())):
+            table = node.input_value(0)
+            tables[name] = min(int(table.get_partial_shape()[0].get_length()), tables.get(name, sys.maxsize))
+    return tables
+
+
+def _input_name(node: Any) -> str | None:
+    """Name of the input that a node only converts, or None."""
+    while node.get_type_name() == "Convert":
+        node = node.input_value(0).get_node()
+    return str(node.output(0).any_name) if node.get_type_name() == "Parameter" else None
+
+
+def _last(exc: Exception) -> str:
+    """OpenVINO's own reason, which stands behind where it was thrown."""
+    return (str(exc).strip().splitlines() or [type(exc).__name__])[-1]
 
 
 def _properties(options: OpenVinoOptions, *, bf16: bool) -> dict[str, object]:

@@ -12,7 +12,14 @@ Ids = npt.NDArray[np.int64]
 
 
 class EngineError(ValueError):
-    """A model or a setting that cannot be used; the message names the file, the value and the bound."""
+    """A model, a setting or a run that failed; the message names the file, the value and the bound.
+
+    Whoever sent the tensors is not to blame: the server answers INTERNAL, and a chain asks its next scorer.
+    """
+
+
+class TensorError(EngineError):
+    """Tensors that no run can score, by their own fault; the server answers INVALID_ARG."""
 
 
 class Session(Protocol):
@@ -36,7 +43,8 @@ class Session(Protocol):
         """Input name -> int64 ``(n, padded length)``; gives logits ``(n, 1)``.
 
         Raises:
-            EngineError: the tensors cannot be scored.
+            TensorError: an id is outside its table.
+            EngineError: the library failed.
         """
         ...
 
