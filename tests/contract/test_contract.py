@@ -15,13 +15,14 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 import triton_rerank
 from triton_rerank import contract
+from triton_rerank.repository import read_config
 from triton_rerank.scorers.model_config import parse_model_info, with_step
 from triton_rerank_export import demo_model
 from triton_rerank_export.checkpoint import resolve
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import served_model
 from triton_rerank_export.repository_check import closure_faults
-from triton_rerank_export.triton_config import ServedModel, encoder_inputs, length_ladder, read_config, to_text
+from triton_rerank_export.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
 from triton_rerank_export.warmup import LIGHT_TOKENS, warmup_files
 from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
 
@@ -117,8 +118,9 @@ def test_the_ladder_is_short_and_ends_at_max_length(max_length: int) -> None:
 
 def test_a_config_survives_text_and_back(tmp_path: Path) -> None:
     for config in ServedModel("m", "identity", 128, "fp32", "s", False, 1, queue_delay_us=500).configs((1, 4)).values():
-        (tmp_path / "config.pbtxt").write_text(to_text(config))
-        assert read_config(tmp_path / "config.pbtxt") == config
+        (tmp_path / config.name).mkdir()
+        (tmp_path / config.name / "config.pbtxt").write_text(to_text(config))
+        assert read_config(tmp_path, config.name) == config
 
 
 @pytest.mark.parametrize(

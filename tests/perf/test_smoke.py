@@ -17,10 +17,11 @@ import pytest
 from support.graphs import checkpoint_of
 
 from triton_rerank import RerankClient
+from triton_rerank.repository import Artefacts
 from triton_rerank_bench import smoke
 from triton_rerank_bench.contestants import IN_PROCESS, SERVED, Contestant
 from triton_rerank_bench.machine import describe_machine
-from triton_rerank_bench.repository import ModelFiles, read_model
+from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.smoke import FP32, INT8, OVERHEAD, SORTING, UNSORTED, measure
 from triton_rerank_export import graph
 from triton_rerank_export.precision import convert
@@ -32,20 +33,20 @@ SEED = 1
 
 
 @pytest.fixture(scope="module")
-def int8(model_repository: Path) -> ModelFiles:
+def int8(model_repository: Path) -> Artefacts:
     return read_model(model_repository, DEMO)
 
 
 @pytest.fixture(scope="module")
-def fp32(int8: ModelFiles, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> ModelFiles:
+def fp32(int8: Artefacts, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     folder = tmp_path_factory.mktemp("fp32")
     checkpoint = checkpoint_of(checkpoints[DEMO])
     path = graph.export_graph(checkpoint, folder, first_token_only=True)
-    return replace(int8, precision="fp32", encoder_file=convert(path, "fp32", folder).path)
+    return replace(int8, info=replace(int8.info, precision="fp32"), encoder_file=convert(path, "fp32", folder).path)
 
 
 @pytest.fixture(scope="module")
-def everybody(server: TritonServer, int8: ModelFiles, fp32: ModelFiles) -> Iterator[dict[str, Contestant]]:
+def everybody(server: TritonServer, int8: Artefacts, fp32: Artefacts) -> Iterator[dict[str, Contestant]]:
     with RerankClient(server.grpc_target, model=DEMO) as client:
         yield {contestant.name: contestant for contestant in smoke.contestants(client, int8, fp32)}
 

@@ -131,15 +131,16 @@ def measure_client_cost(
     """
     files = read_model(model_repository, model)
     short, alike = (one_length(name, letters, seed) for name, letters in LETTERS.items())
-    runs = _Runs(files.name, seed, progress)
+    runs = _Runs(files.info.name, seed, progress)
     with stand_in(model_repository) as target:
         runs.take(STAND_IN, target, short, n_rounds * STAND_IN_ROUNDS)
         runs.take(STAND_IN, target, alike, n_rounds * STAND_IN_ROUNDS)
-    with _triton(model_repository, files.name, progress) as (target, version):
+    with _triton(model_repository, files.info.name, progress) as (target, version):
         runs.take(TRITON, target, short, n_rounds)
         runs.take(TRITON, target, alike, n_rounds * LONG_ROUNDS)
         runs.take(TRITON, target, workloads.passages(seed), n_rounds * LONG_ROUNDS, may_split=True)
-    return ClientCostReport(files.name, files.precision, version, runs.load.share(), runs.costs, judge(runs.costs))
+    info = files.info
+    return ClientCostReport(info.name, info.precision, version, runs.load.share(), runs.costs, judge(runs.costs))
 
 
 def one_length(name: str, letters: int, seed: int) -> Workload:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from triton_rerank import RerankClient
+from triton_rerank.repository import Artefacts
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.machine import usable_cores
-from triton_rerank_bench.repository import ModelFiles
 from triton_rerank_server.backends.encoder.engine import Engine, options_of
 from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
 from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
@@ -61,12 +61,12 @@ class InProcess:
 
     name = IN_PROCESS
 
-    def __init__(self, model: ModelFiles) -> None:
+    def __init__(self, model: Artefacts) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as the tokenizer backend sets it
         self._tokenizer = PairTokenizer(
             model.tokenizer_file,
             max_length=model.max_length,
-            length_ladder=model.length_ladder,
+            length_ladder=model.info.length_ladder,
             pad_token_id=model.pad_token_id,
         )
         self._engine = Engine(model.encoder_file, engine_options(model))
@@ -133,12 +133,12 @@ def load_cross_encoder(checkpoint: Path, *, max_length: int, n_threads: int) -> 
     return predict
 
 
-def engine_options(model: ModelFiles) -> OnnxRuntimeOptions | OpenVinoOptions:
+def engine_options(model: Artefacts) -> OnnxRuntimeOptions | OpenVinoOptions:
     """Session settings that Triton gives the encoder, read from the same config.pbtxt."""
-    return options_of(model.backend, model.encoder_parameters)
+    return options_of(model.backend, model.parameters)
 
 
-def n_threads(model: ModelFiles) -> int:
+def n_threads(model: Artefacts) -> int:
     """Threads that the encoder computes with."""
     options = engine_options(model)
     if isinstance(options, OpenVinoOptions):

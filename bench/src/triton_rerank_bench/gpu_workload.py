@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from triton_rerank.repository import Artefacts
 from triton_rerank_bench import gpu_peer, workloads
 from triton_rerank_bench.contestants import PEER_BATCH_SIZE, SERVED, Contestant, Peer, Served
 from triton_rerank_bench.gpu_device import Device
@@ -16,7 +17,6 @@ from triton_rerank_bench.gpu_peer import BEST, DEFAULT, DevicePeer, Pairs, Type,
 from triton_rerank_bench.load import Load, LoadFigures
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.metrics import kendall_tau
-from triton_rerank_bench.repository import ModelFiles
 from triton_rerank_bench.rounds import Agreement, WorkloadSpeed, run_rounds, summarise
 from triton_rerank_bench.served import ServedModel
 from triton_rerank_bench.workloads import Workload, token_statistics
@@ -70,14 +70,14 @@ class SideBySide:
     """
 
     def __init__(
-        self, model: Prepared, files: ModelFiles, server: ServedModel, plan: Plan, *, on_step: Progress
+        self, model: Prepared, files: Artefacts, server: ServedModel, plan: Plan, *, on_step: Progress
     ) -> None:
         self._model, self._files, self._server, self._plan, self._on_step = model, files, server, plan, on_step
         self._lists = {name: workloads.BY_NAME[name](plan.seed) for name in plan.workloads}
         self._tokenizer = PairTokenizer(
             files.tokenizer_file,
             max_length=files.max_length,
-            length_ladder=files.length_ladder,
+            length_ladder=files.info.length_ladder,
             pad_token_id=files.pad_token_id,
         )
         self._other = OtherLoad()

@@ -232,7 +232,7 @@ def _levels(
 
 def _model(options: argparse.Namespace) -> str:
     if options.target is None:
-        return read_model(options.model_repository, options.model).name
+        return read_model(options.model_repository, options.model).info.name
     if options.model is None:
         raise BenchError(f"--target {options.target}: say by --model which of its models is to be loaded")
     return str(options.model)

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
         files = {label: read_model(path, model) for label, path in repositories.items()}
         about = About(
             model=model,
-            precisions={label: each.precision for label, each in files.items()},
+            precisions={label: each.info.precision for label, each in files.items()},
             engines={label: each.backend for label, each in files.items()},
             workload=options.workload,
             pairs_per_call=pairs_per_call,
@@ -150,7 +150,7 @@ def _repositories(options: argparse.Namespace) -> tuple[dict[str, Path], str]:
     if not options.model_repository:
         raise BenchError("--model-repository: none is given; give the one to tune, several as NAME=PATH to compare")
     rerankers = name_rerankers(options.model_repository, options.model)
-    names = {each.label: read_model(each.model_repository, each.model).name for each in rerankers}
+    names = {each.label: read_model(each.model_repository, each.model).info.name for each in rerankers}
     if len(set(names.values())) > 1:
         held = ", ".join(f"{label} holds {name}" for label, name in names.items())
         raise BenchError(f"--model-repository: {held}; say by --model which one is to be compared")

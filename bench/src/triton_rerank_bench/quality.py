@@ -132,7 +132,7 @@ def measure_quality(
         ServerStartError: Triton did not start.
         RerankError: a served model did not answer.
     """
-    models = [read_model(reranker.model_repository, reranker.model).name for reranker in rerankers]  # fail early
+    models = [read_model(reranker.model_repository, reranker.model).info.name for reranker in rerankers]  # fail early
     trials = [Trial(collection) for collection in progress.track(collections, description="BM25")]
     if encoder is not None:
         for trial in progress.track(trials, description=BI_ENCODER):

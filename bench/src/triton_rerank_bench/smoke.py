@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank import RerankClient
+from triton_rerank.repository import Artefacts
 from triton_rerank_bench.contestants import IN_PROCESS, SERVED, Contestant, InProcess, Served
 from triton_rerank_bench.machine import Machine
-from triton_rerank_bench.repository import ModelFiles
 from triton_rerank_bench.rounds import Ratio, run_rounds, summarise
 from triton_rerank_bench.workloads import QUERY_WORDS, TextMaker, Workload, token_statistics
 
@@ -70,7 +70,7 @@ class Unsorted(InProcess):
 
     name = UNSORTED
 
-    def __init__(self, model: ModelFiles) -> None:
+    def __init__(self, model: Artefacts) -> None:
         super().__init__(model)
         self._engine.batch_cost_tokens = math.inf  # it would cut the batches where their padding grows
 
@@ -110,7 +110,7 @@ def uneven(seed: int) -> Workload:
     return Workload("uneven", " ".join(query), [maker.document(length, query) for length in lengths], calls=1)
 
 
-def contestants(client: RerankClient, int8: ModelFiles, fp32: ModelFiles) -> list[Contestant]:
+def contestants(client: RerankClient, int8: Artefacts, fp32: Artefacts) -> list[Contestant]:
     """Everybody that `BOUNDS` name.
 
     Args:

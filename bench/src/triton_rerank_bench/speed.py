@@ -120,7 +120,7 @@ def measure_speed(
     predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=threads)
     in_process = InProcess(files)
     layers = LinearLayers(checkpoint, _tokens(texts[0], in_process))
-    with serve(model_repository, files.name, on_progress=lambda step: _show(progress, task, step)) as server:
+    with serve(model_repository, files.info.name, on_progress=lambda step: _show(progress, task, step)) as server:
         measured = _run(
             server, in_process, predict, layers, texts, n_rounds, seed, lambda name: _next(progress, task, name)
         )
@@ -129,8 +129,8 @@ def measure_speed(
     pair = measured.rounds.seconds[texts[1].name]
     single_ms = statistics.median(1e3 * (a - b) for a, b in zip(pair[SERVED], pair[IN_PROCESS], strict=True))
     return SpeedReport(
-        model=files.name,
-        precision=files.precision,
+        model=files.info.name,
+        precision=files.info.precision,
         max_length=files.max_length,
         n_threads=threads,
         n_rounds=n_rounds,
@@ -141,7 +141,7 @@ def measure_speed(
         list_sizes=measured.list_sizes,
         server_memory=measured.memory,
         targets=[
-            *judge(figures[0], single_ms, measured.list_sizes, files.precision, measured.memory),
+            *judge(figures[0], single_ms, measured.list_sizes, files.info.precision, measured.memory),
             judge_floor(measured.floor, describe_machine().cpu_flags),
         ],
     )

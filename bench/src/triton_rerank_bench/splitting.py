@@ -151,9 +151,9 @@ def measure_splitting(
         progress.update(task, description=doing, advance=1)
 
     with (
-        without_queue_bounds(model_repository, files.name) as patient,
-        serve(patient, files.name, on_progress=lambda doing: progress.update(task, description=doing)) as server,
-        closing(_Turns(server.client, files.name, step)) as turns,
+        without_queue_bounds(model_repository, files.info.name) as patient,
+        serve(patient, files.info.name, on_progress=lambda doing: progress.update(task, description=doing)) as server,
+        closing(_Turns(server.client, files.info.name, step)) as turns,
     ):
         planned = {name: [turns.plan(workload) for workload in workloads] for name, workloads in texts.items()}
         with load:
@@ -164,8 +164,8 @@ def measure_splitting(
             ]
     figures = {name: [entry.figures for entry in lists] for name, lists in planned.items()}
     return SplittingReport(
-        model=files.name,
-        precision=files.precision,
+        model=files.info.name,
+        precision=files.info.precision,
         triton_version=server.triton_version,
         other_load=load.share(),
         max_batch_size=turns.limits.max_batch_size,

@@ -17,12 +17,11 @@ from typing import Any
 
 import grpc
 import numpy as np
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from triton_rerank.contract import LOGITS, TOKEN_COUNT, TRUNCATED
+from triton_rerank.repository import read_config
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.repository import CONFIG
 
 _START_TIMEOUT_S = 30.0
 _STRIDE = 37  # coprime to 100: logits are no sorted list
@@ -65,7 +64,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         self._model_repository = model_repository
         self._answer = functools.lru_cache(answer)
         self._version = functools.lru_cache(
-            lambda model: str(max(self._config(model).version_policy.specific.versions))
+            lambda model: str(max(read_config(model_repository, model).version_policy.specific.versions))
         )
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802 - named by the protocol
@@ -74,11 +73,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
         """As it stands in config.pbtxt."""
-        return service_pb2.ModelConfigResponse(config=self._config(request.name))
-
-    def _config(self, model: str) -> Any:
-        text = (self._model_repository / model / CONFIG).read_text(encoding="utf-8")
-        return text_format.Parse(text, model_config_pb2.ModelConfig())
+        return service_pb2.ModelConfigResponse(config=read_config(self._model_repository, request.name))
 
 
 def answer(model: str, n: int, version: str) -> Any:

@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
 
-from triton_rerank.contract import ENCODER_SUFFIX, TOKENIZER_SUFFIX
-from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.repository import CONFIG
+from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, TOKENIZER_SUFFIX
+from triton_rerank_bench.repository import read_config
 
 _SUFFIXES = {"ensemble": "", "tokenizer": TOKENIZER_SUFFIX, "encoder": ENCODER_SUFFIX}
 
@@ -45,7 +43,7 @@ def read_configs(model_repository: Path, model: str) -> Configs:
     Raises:
         BenchError: a config is missing, or not one.
     """
-    return Configs(**{step: _parse(model_repository / (model + suffix)) for step, suffix in _SUFFIXES.items()})
+    return Configs(**{step: read_config(model_repository, model + suffix) for step, suffix in _SUFFIXES.items()})
 
 
 @contextmanager
@@ -67,9 +65,9 @@ def variant(model_repository: Path, model: str, change: Change) -> Iterator[Path
             source, copy = model_repository.resolve() / config.name, Path(folder) / config.name
             copy.mkdir()
             for path in source.iterdir():
-                if path.name != CONFIG:
+                if path.name != CONFIG_FILE:
                     (copy / path.name).symlink_to(path)
-            (copy / CONFIG).write_text(_text(source, config), encoding="utf-8")
+            (copy / CONFIG_FILE).write_text(_text(source, config), encoding="utf-8")
         yield Path(folder)
 
 
@@ -110,24 +108,14 @@ def config_diff(model_repository: Path, model: str, change: Change) -> str:
     change(after)
     lines: list[str] = []
     for old, new in zip(before, after, strict=True):
-        name = f"{old.name}/{CONFIG}"
+        name = f"{old.name}/{CONFIG_FILE}"
         was, is_now = (_text(model_repository / old.name, each).splitlines(keepends=True) for each in (old, new))
         lines += difflib.unified_diff(was, is_now, name, name)
     return "".join(lines)
 
 
-def _parse(folder: Path) -> Any:
-    path = folder / CONFIG
-    try:
-        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
-        raise BenchError(f"{path}: looked for a model config there ({exc}); `make export` writes one") from exc
-    config.name = config.name or folder.name  # Triton takes the folder's name too
-    return config
-
-
 def _text(folder: Path, config: Any) -> str:
     """The message as text, under the comments that the file begins with, so that a diff has the file's own lines."""
-    old = (folder / CONFIG).read_text(encoding="utf-8").splitlines(keepends=True)
+    old = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines(keepends=True)
     comments = old[: next((i for i, line in enumerate(old) if not line.startswith("#")), len(old))]
     return "".join(comments) + str(text_format.MessageToString(config))

@@ -37,6 +37,7 @@ SOURCE: Final = "source"  # where the weights came from
 LENGTH_LADDER: Final = "length_ladder"  # comma-separated padded lengths; Triton merges requests of equal shape only
 PAD_TOKEN_ID: Final = "pad_token_id"
 
+CONFIG_FILE: Final = "config.pbtxt"  # in the folder of the ensemble and of each step
 MANIFEST_FILE: Final = "manifest.json"  # in each version folder of the ensemble: source, tools, hashes, parity, canary
 
 DEFAULT_GRPC_TARGET: Final = "127.0.0.1:8001"

@@ -14,10 +14,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from triton_rerank import ConfigurationError
+from triton_rerank import repository as reader
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.manifest import Manifest, read_manifest, version_folders, write_manifest
-from triton_rerank_export.triton_config import ServedModel, read_config, to_text
+from triton_rerank_export.triton_config import ServedModel, to_text
 from triton_rerank_export.warmup import warmup_files
 
 DEFAULT_KEEP_VERSIONS = 2  # the active one and the one before, to go back to
@@ -49,8 +51,7 @@ def installed_versions(repository: Path, name: str) -> dict[int, Manifest]:
     Raises:
         ExportError: a manifest cannot be read.
     """
-    found = {int(path.parent.name): path for path in (repository / name).glob(f"[0-9]*/{MANIFEST_FILE}")}
-    return {version: read_manifest(found[version]) for version in sorted(found)}
+    return {version: read_manifest(path) for version, path in reader.manifest_files(repository, name).items()}
 
 
 def active_version(repository: Path, name: str) -> int:
@@ -59,17 +60,16 @@ def active_version(repository: Path, name: str) -> int:
     Raises:
         ExportError: no config, or one that names another number of versions than one.
     """
-    path = repository / name / "config.pbtxt"
-    versions = list(read_config(path).version_policy.specific.versions)
-    if len(versions) != 1:
-        raise ExportError(f"{path}: it serves the versions {versions}; an ensemble of ours serves 1; export again")
-    return int(versions[0])
+    try:
+        return reader.active_version(repository, name)
+    except ConfigurationError as exc:
+        raise ExportError(str(exc)) from exc
 
 
 def next_version(repository: Path, model: ServedModel) -> int:
     """One more than the highest number in use, finished or left over."""
-    folders = (path for name in model.configs() for path in (repository / name).glob("[0-9]*"))
-    return max((int(folder.name) for folder in folders if folder.name.isdecimal()), default=0) + 1
+    used = (version for name in model.configs() for version in reader.version_folders(repository, name))
+    return max(used, default=0) + 1
 
 
 def check_compatible(repository: Path, model: ServedModel) -> None:
@@ -223,6 +223,6 @@ def _remove(path: Path) -> None:
 
 def _prune(repository: Path, names: Sequence[str], kept: Sequence[int]) -> None:
     for name in names:
-        for folder in (repository / name).glob("[0-9]*"):
-            if folder.name.isdecimal() and int(folder.name) not in kept:
+        for version, folder in reader.version_folders(repository, name).items():
+            if version not in kept:
                 shutil.rmtree(folder)

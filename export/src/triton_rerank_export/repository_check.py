@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from triton_rerank import ConfigurationError
 from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank.repository import exported_models, read_config
 from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.manifest import Manifest, version_files
 from triton_rerank_export.repository import active_version, installed_versions
-from triton_rerank_export.triton_config import ServedModel, read_config
+from triton_rerank_export.triton_config import ServedModel
 from triton_rerank_export.warmup import warmup_files
 
 _Kind = tuple[int, tuple[int, ...]]  # data type, dims
@@ -29,7 +31,7 @@ def check_repository(repository: Path) -> list[str]:
     Raises:
         ExportError: lists every fault found, each with the file it is in.
     """
-    names = sorted({path.parts[-3] for path in repository.glob(f"*/[0-9]*/{MANIFEST_FILE}")})
+    names = exported_models(repository)
     if not names:
         raise ExportError(f"{repository}: no model with a {MANIFEST_FILE}; `make export MODEL=…` builds one")
     faults = [fault for name in names for fault in _model_faults(repository, name)]
@@ -77,8 +79,8 @@ def _config_faults(repository: Path, model: ServedModel, kept: list[int]) -> lis
     faults, found = [], {}
     for name, expected in model.configs(kept).items():
         try:
-            found[name] = read_config(repository / name / "config.pbtxt")
-        except ExportError as exc:
+            found[name] = read_config(repository, name)
+        except ConfigurationError as exc:
             faults.append(str(exc))
             continue
         if found[name] != expected:

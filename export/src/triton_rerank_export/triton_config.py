@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
@@ -13,7 +12,6 @@ from tritonclient.grpc import model_config_pb2 as pb
 from triton_rerank import contract
 from triton_rerank.types import Activation
 from triton_rerank_export import accelerator
-from triton_rerank_export.errors import ExportError
 from triton_rerank_export.warmup import Warmup, warmups
 
 Precision = Literal["fp32", "fp16", "int8", "bf16"]
@@ -144,18 +142,6 @@ def length_ladder(max_length: int) -> tuple[int, ...]:
 def to_text(config: Any) -> str:
     """config.pbtxt of a ``ModelConfig``."""
     return _HEADER + str(text_format.MessageToString(config))
-
-
-def read_config(path: Path) -> Any:
-    """Parse a config.pbtxt.
-
-    Raises:
-        ExportError: the file is missing, or not a model config.
-    """
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), pb.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as exc:
-        raise ExportError(f"{path}: not a model config ({exc})") from exc
 
 
 def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:

@@ -7,11 +7,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
-from triton_rerank import RerankClient
+from triton_rerank import ConfigurationError, RerankClient
 from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank.repository import active_version, exported_models
 from triton_rerank_server.errors import ServerStartError
 
 _log = logging.getLogger(__name__)
@@ -38,27 +36,22 @@ def read_canaries(model_repository: Path) -> list[Canary]:
     Raises:
         ServerStartError: a config or a manifest cannot be read.
     """
-    canaries = [_read_canary(model_repository / name) for name in exported_models(model_repository)]
+    canaries = [_read_canary(model_repository, name) for name in exported_models(model_repository)]
     if not canaries:
         _log.warning("%s: no %s, so ready means Triton's own word only", model_repository, MANIFEST_FILE)
     return canaries
 
 
-def exported_models(model_repository: Path) -> list[str]:
-    """Public names of the models that export put into a repository, sorted."""
-    return sorted({path.parts[-3] for path in model_repository.glob(f"*/[0-9]*/{MANIFEST_FILE}")})
-
-
-def _read_canary(ensemble: Path) -> Canary:
+def _read_canary(model_repository: Path, model: str) -> Canary:
     """The canary of the version that the ensemble's config serves."""
-    path = ensemble / "config.pbtxt"
     try:
-        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        (active,) = config.version_policy.specific.versions
-        path = ensemble / str(active) / MANIFEST_FILE
+        path = model_repository / model / str(active_version(model_repository, model)) / MANIFEST_FILE
+    except ConfigurationError as exc:
+        raise ServerStartError(str(exc)) from exc
+    try:
         canary = json.loads(path.read_text(encoding="utf-8"))["canary"]
-        return Canary(ensemble.name, canary["query"], canary["documents"])
-    except (OSError, ValueError, KeyError, TypeError, text_format.ParseError) as exc:
+        return Canary(model, canary["query"], canary["documents"])
+    except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ServerStartError(f"{path}: not as export writes it ({exc!r}); export the model again") from exc
 
 

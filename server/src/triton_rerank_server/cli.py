@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from triton_rerank_server.canary import exported_models
+from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.process import ServerConfig, TritonServer
 

@@ -19,6 +19,7 @@ from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
 from triton_rerank_bench.speed import judge, judge_floor
 from triton_rerank_bench.workloads import TokenStatistics
+from triton_rerank_export.repository import activate
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -136,10 +137,23 @@ def test_missing_repository_is_told(tmp_path: Path) -> None:
 
 def test_model_is_read_from_its_three_configs(tiny_repository: Path) -> None:
     model = read_model(tiny_repository, "tiny-bert")
-    assert (model.name, model.precision) == ("tiny-bert", "fp32")
-    assert model.length_ladder[-1] == model.max_length
+    assert (model.info.name, model.info.precision) == ("tiny-bert", "fp32")
+    assert model.info.length_ladder[-1] == model.max_length
     assert model.tokenizer_file.is_file()
     assert model.encoder_file.is_file()
+
+
+def test_the_active_version_is_measured_not_the_first(two_versions: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(two_versions, tmp_path / "copy")
+    for version in (2, 1):
+        activate(copy, "tiny-bert", version)
+        model = read_model(copy, "tiny-bert")
+        files = [model.tokenizer_file.parent.name, model.encoder_file.parent.name]
+        assert [model.info.version, *files] == [str(version)] * 3
+    for name in ("tiny-bert", "tiny-bert-tokenizer", "tiny-bert-encoder"):  # as a third export leaves it
+        activate(copy, "tiny-bert", 2)
+        shutil.rmtree(copy / name / "1")
+    assert read_model(copy, "tiny-bert").encoder_file.is_file()
 
 
 def test_repository_with_several_models_asks_which(tiny_repository: Path) -> None:
@@ -158,7 +172,7 @@ def test_repository_whose_weights_are_not_built_is_told(tiny_repository: Path, t
 
 
 def test_unknown_model_is_told(tiny_repository: Path) -> None:
-    with pytest.raises(BenchError, match=r"absent/config.pbtxt: looked for a model config"):
+    with pytest.raises(BenchError, match=r"absent/config.pbtxt: no such file; .* are tiny-bert, tiny-xlmr"):
         read_model(tiny_repository, "absent")
 
 

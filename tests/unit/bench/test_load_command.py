@@ -93,7 +93,7 @@ def printed(*levels: LoadFigures) -> str:
         (["--warm-up", "-1"], r"the warm-up is -1 s: it must be 0 or more"),
         (["--timeout", "0"], r"--timeout 0: it must be a number of seconds above 0"),
         (["--data", "absent"], r"--data absent: looked for corpus.jsonl"),
-        (["--model", "absent"], r"absent/config.pbtxt: looked for a model config"),
+        (["--model", "absent"], r"absent/config.pbtxt: no such file; the models of this repository are"),
     ],
 )
 def test_bad_input_is_told_in_one_line_before_anything_starts(

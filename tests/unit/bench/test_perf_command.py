@@ -41,7 +41,7 @@ def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--minutes", "0.1"], "--minutes 0.1: nothing can be compared in less than 0.25 minutes"),
         (["--minutes", "5", "--quick"], "--quick takes 3 minutes: give it or --minutes"),
         (["--workload", "novels"], "--workload novels: there is none of this name; there are passages"),
-        (["--model", "absent"], "looked for a model config there"),
+        (["--model", "absent"], "no such file; the models of this repository are"),
         (["--knob", "colour"], "--knob colour: there is none of this name; there are instances"),
         (["--data", "/absent"], "/absent"),
         (["--output", "/proc/perf"], "--output /proc/perf: must be a folder to write to"),

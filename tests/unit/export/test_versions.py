@@ -11,6 +11,7 @@ from support.folders import fingerprint
 from support.tiny_models import BOUNDED, write_fine_tuned
 
 from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank.repository import read_config
 from triton_rerank_export import repository
 from triton_rerank_export.cli import main
 from triton_rerank_export.errors import ExportError
@@ -19,7 +20,6 @@ from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model
 from triton_rerank_export.repository import activate, active_version, installed_versions
 from triton_rerank_export.repository_check import check_repository
-from triton_rerank_export.triton_config import read_config
 
 NAME = "tiny-bert"
 STEPS = ("tiny-bert-tokenizer", "tiny-bert-encoder")
@@ -37,10 +37,10 @@ def export(checkpoint: Path, target: Path, **options: object) -> ExportResult:
 
 def served(target: Path) -> tuple[int, list[int]]:
     """Version that the ensemble serves, and the versions that the encoder holds ready."""
-    ensemble = read_config(target / NAME / "config.pbtxt")
+    ensemble = read_config(target, NAME)
     steps = {step.model_version for step in ensemble.ensemble_scheduling.step}
     assert steps == {active_version(target, NAME)}
-    ready = [list(read_config(target / step / "config.pbtxt").version_policy.specific.versions) for step in STEPS]
+    ready = [list(read_config(target, step).version_policy.specific.versions) for step in STEPS]
     assert ready[0] == ready[1]
     return active_version(target, NAME), ready[0]
 

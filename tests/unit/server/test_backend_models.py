@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pytest
 from google.protobuf import json_format
 
-from triton_rerank_export.triton_config import read_config
+from triton_rerank.repository import read_config
 from triton_rerank_server.installation import find_installation, lay_out_backends
 
 
@@ -76,7 +76,7 @@ def load(tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         module = importlib.util.module_from_spec(spec)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         spec.loader.exec_module(module)
-        config = read_config(tiny_repository / model / "config.pbtxt")
+        config = read_config(tiny_repository, model)
         edit(config)
         shell = module.TritonPythonModel()
         arguments = {"model_repository": str(tiny_repository / model), "model_version": "1", "model_name": model}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_rerank.repository import Artefacts
 from triton_rerank_bench.contestants import (
     IN_PROCESS,
     PEER_BATCH_SIZE,
@@ -26,7 +27,7 @@ from triton_rerank_bench.peers.model_folders import ModelFolders
 from triton_rerank_bench.peers.process import PeerError
 from triton_rerank_bench.peers.search import Found, PeerContestant, Tried, contestant_name, search
 from triton_rerank_bench.peers.workers import Workers
-from triton_rerank_bench.repository import ModelFiles, read_model
+from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rounds import PAUSE_S, WARM_UP_ROUNDS, Rounds, run_rounds, summarise
 from triton_rerank_bench.served import serve
 from triton_rerank_bench.time_left import OnStep
@@ -88,11 +89,11 @@ def measure_peers(plan: Plan, *, on_step: OnStep) -> PeersReport:
     references = _references(plan, files, threads)
     in_process, load = InProcess(files), OtherLoad()
     with (
-        serve(plan.model_repository, files.name, on_progress=tell) as server,
+        serve(plan.model_repository, files.info.name, on_progress=tell) as server,
         Workers(plan.environments, folders, max_length=files.max_length, n_threads=threads) as workers,
     ):
         report = PeersReport(
-            files.name, files.precision, files.backend, files.max_length, threads, server.triton_version
+            files.info.name, files.info.precision, files.backend, files.max_length, threads, server.triton_version
         )
         ours: list[Contestant] = [Served(server.client), in_process]
         try:
@@ -108,7 +109,7 @@ def measure_peers(plan: Plan, *, on_step: OnStep) -> PeersReport:
     return report
 
 
-def _references(plan: Plan, files: ModelFiles, threads: int) -> list[list[float]]:
+def _references(plan: Plan, files: Artefacts, threads: int) -> list[list[float]]:
     predict = load_cross_encoder(plan.checkpoint, max_length=files.max_length, n_threads=threads)
     return [predict([(text.query, document) for document in text.documents], PEER_BATCH_SIZE) for text in plan.texts]
 

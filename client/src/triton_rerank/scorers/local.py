@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from triton_rerank._ranking import activate
 from triton_rerank._wire import decode_logits
-from triton_rerank.contract import LOGITS
+from triton_rerank.contract import ENCODER_SUFFIX, LOGITS
 from triton_rerank.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -32,7 +32,7 @@ from triton_rerank.errors import (
     InvalidRequestError,
     RerankError,
 )
-from triton_rerank.scorers.artefacts import Artefacts, read_artefacts
+from triton_rerank.repository import Artefacts, read_artefacts
 from triton_rerank.scorers.base import Call, PairRequest, Scored
 from triton_rerank.types import ModelInfo
 
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_IN_PROCESS = ("onnxruntime", "openvino")  # backends whose models can be scored without Triton
 _WORKERS = 4  # calls that compute at a time; more would only slow each other down
 _BLOCK_BYTES = 64 * 1024  # of documents tokenised together: some 30 ms, and tensors of a few MiB
 
@@ -177,12 +178,12 @@ class LocalScorer:
         with self._load_lock:
             model = self._loaded
             if model is None:
-                model = _open(read_artefacts(self.model_repository, self.model), self._threads)
+                model = _open(_artefacts(self.model_repository, self.model), self._threads)
                 self._loaded = model
             return model
 
     def _reread(self, _: threading.Event) -> ModelInfo:
-        artefacts = read_artefacts(self.model_repository, self.model)
+        artefacts = _artefacts(self.model_repository, self.model)
         with self._load_lock:
             if self._loaded is not None and self._loaded.artefacts != artefacts:
                 self._loaded = None
@@ -249,6 +250,16 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
         return tokenizer.assemble([query] * len(rows), [tokens[document] for document in documents], limits)
 
     return encode
+
+
+def _artefacts(repository: Path, model: str) -> Artefacts:
+    artefacts = read_artefacts(repository, model)
+    if artefacts.backend not in _IN_PROCESS:
+        raise ConfigurationError(
+            f"{repository}: {model}{ENCODER_SUFFIX} is made for Triton's backend {artefacts.backend!r}, and only ONNX "
+            "models can be scored in process; export the model with --engine onnxruntime --name ANOTHER_NAME"
+        )
+    return artefacts
 
 
 def _open(artefacts: Artefacts, threads: int) -> _Model:
