@@ -180,6 +180,11 @@ types: $(VENV)/.test ## mypy --strict
 imports: $(VENV)/.test ## imports go one way
 	$(BIN)/lint-imports
 
+.PHONY: audit
+audit: $(VENV)/bin/python ## known vulnerabilities of what requirements/ pins (asks PyPI)
+	test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/python -m pip install --quiet 'pip-audit==2.10.1'; }
+	for version in 3.10 3.11 3.12; do .venv-audit/bin/pip-audit --strict --no-deps --disable-pip -r requirements/constraints-$$version.txt $(ARGS); done
+
 .PHONY: format
 format: $(VENV)/.test ## ruff format and its safe fixes
 	$(BIN)/ruff check --fix .
@@ -195,7 +200,7 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .cache $(REPOSITORY)/*/*/
+	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-audit .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
