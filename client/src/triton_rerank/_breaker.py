@@ -21,13 +21,13 @@ from triton_rerank._deadline import Clock
 class ScorerCounters:
     """What a chain did with one scorer since it was made.
 
-    ``calls`` less ``answers`` less ``failures`` are under way, were cancelled, or ended with an error that does not
-    fall back.
+    ``calls`` less ``answers`` less ``failures`` are under way, were cancelled, or ended with an error that is the
+    caller's.
 
     Attributes:
         calls: times it was asked.
         answers: times it answered.
-        failures: errors that fall back.
+        failures: errors after which the next scorer was asked.
         skips: times it was passed over, because it kept failing or no time was left.
         trials: calls that tried it after a cool-down.
         cooling_s: seconds until it is tried again; 0.0 if it is not being skipped.
@@ -73,6 +73,8 @@ class Breaker:
         self._until: float | None = None  # None: closed
         self._trial: Permit | None = None
         self._last_error = ""
+        self._said = ""  # the refusal that was said last
+        self._said_at = -math.inf
         self._calls = self._answers = self._failures = self._skips = self._trials = 0
 
     def permit(self) -> Permit:
@@ -120,6 +122,8 @@ class Breaker:
         self._answers += 1
         if self._until is not None:
             self._era += 1
+        if self._clock() - self._said_at >= self._first_s:  # else one that refuses every other call is a line for each
+            self._said = ""
         self._in_a_row = 0
         self._cool_down_s = self._first_s
         self._until = None
@@ -143,6 +147,17 @@ class Breaker:
             if self._in_a_row >= self._limit:
                 self._era += 1
                 self._cool()
+
+    def is_news(self, error: str) -> bool:
+        """True if this refusal is to be said: the first, another than before, or after answers of some time.
+
+        Args:
+            error: name of the error's class.
+        """
+        news = error != self._said
+        if news:
+            self._said, self._said_at = error, self._clock()
+        return news
 
     def release(self, permit: Permit) -> None:
         """The call is over, also without a word on the scorer's health; if it was the trial, another may be."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from triton_rerank import _ranking, _validate
 from triton_rerank._deadline import Deadline
+from triton_rerank._numbers import whole
 from triton_rerank._runtime import Runtime
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank.contract import DEFAULT_GRPC_TARGET
-from triton_rerank.errors import AllScorersFailedError, ConfigurationError, RerankError
+from triton_rerank.errors import AllScorersFailedError, ConfigurationError, InvalidRequestError, RerankError
 from triton_rerank.scorers.base import Call, ModelScorer, Scorer
 from triton_rerank.scorers.channel import TritonOptions
 from triton_rerank.scorers.triton import TritonScorer
@@ -25,7 +26,8 @@ class Options:
     min_score: float | None = None
     timeout_s: float | None = None
     max_length: int | None = None
-    headers: Mapping[str, str] | None = None
+    max_query_tokens: int | None = None
+    headers: Mapping[str, str] | None = field(default=None, repr=False)
 
 
 def choose_scorer(
@@ -74,7 +76,7 @@ class Core:
     ) -> list[RerankResult[D] | RerankError]:
         """Rerank for each query under one deadline."""
         deadline = self._deadline(options.timeout_s)
-        _validate.check_whole("concurrency", concurrency)
+        concurrency = whole("concurrency", concurrency, error=InvalidRequestError)
         asked = _validate.check_many(queries, document_lists)
 
         async def outcome(query: str, documents: Iterable[D]) -> RerankResult[D] | RerankError:
@@ -90,12 +92,10 @@ class Core:
         """Scores in the caller's order."""
         deadline = self._deadline(options.timeout_s)
         request = _validate.check_request(query, documents, self._text_key)
-        max_length = _checked_max_length(options)
-        if not request.documents:
+        pairs = _pairs(request, options)
+        if not pairs.documents:
             return []
-        scored = await self.scorer.score(
-            PairRequest(request.query, request.distinct, max_length), self._call(deadline, options)
-        )
+        scored = await self.scorer.score(pairs, self._call(deadline, options))
         scores = _one_scale(scored)
         return [scores[place] for place in request.places]
 
@@ -119,11 +119,10 @@ class Core:
         request = _validate.check_request(query, documents, self._text_key)
         top_k = _validate.check_top_k(options.top_k, len(request.documents))
         min_score = _validate.check_min_score(options.min_score)
-        max_length = _checked_max_length(options)
-        if not request.documents:
+        pairs = _pairs(request, options)
+        if not pairs.documents:
             return _nothing(self.scorer, deadline)
         before_s = deadline.elapsed_s()
-        pairs = PairRequest(request.query, request.distinct, max_length)
         scored = await self.scorer.score(pairs, self._call(deadline, options))
         scoring_s = deadline.elapsed_s() - before_s
         ranked = _ranking.rank(
@@ -150,8 +149,13 @@ class Core:
         return Call(deadline, self._runtime, _validate.check_headers(options.headers))
 
 
-def _checked_max_length(options: Options) -> int | None:
-    return None if options.max_length is None else _validate.check_whole("max_length", options.max_length)
+def _pairs(request: _validate.Request[D], options: Options) -> PairRequest:
+    return PairRequest(
+        request.query,
+        request.distinct,
+        max_length=_validate.check_tokens("max_length", options.max_length),
+        max_query_tokens=_validate.check_tokens("max_query_tokens", options.max_query_tokens),
+    )
 
 
 def _one_scale(scored: Scored) -> list[float]:

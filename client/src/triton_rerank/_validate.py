@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from triton_rerank._numbers import real, show, typed, whole
 from triton_rerank.contract import MAX_TEXT_BYTES
 from triton_rerank.errors import InvalidRequestError, RequestTooLargeError
 from triton_rerank.types import D
@@ -19,9 +20,16 @@ T = TypeVar("T")
 
 MAX_DOCUMENTS = 1_000_000  # of a call; a generator that never ends is stopped here
 MAX_TIMEOUT_S = 86_400.0  # a day; gRPC takes a few hundred years for a deadline that has passed
-MAX_WHOLE = 2**31 - 1  # Triton's parameters are 64 bits wide; nothing that is counted here comes near
-_SHOWN_CHARACTERS = 80  # of a document, in a message
 _HEADER_NAME = re.compile(r"[0-9A-Za-z_.-]+")
+
+
+class Secret(str):
+    """A text that no repr shows, wherever it lies: an API key, or a header's value."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'…'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +97,7 @@ def check_text_key(text_key: object) -> TextKey:
     """
     if isinstance(text_key, str) or callable(text_key):
         return text_key
-    raise InvalidRequestError(f"text_key is {_show(text_key)}: it must be the name of a key, or a function")
+    raise InvalidRequestError(f"text_key is {show(text_key)}: it must be the name of a key, or a function")
 
 
 def check_top_k(top_k: object, n_documents: int) -> int:
@@ -104,11 +112,8 @@ def check_top_k(top_k: object, n_documents: int) -> int:
     """
     if top_k is None:
         return n_documents
-    if isinstance(top_k, bool) or not isinstance(top_k, int):
-        raise InvalidRequestError(f"top_k is {_show(top_k)}: it must be a whole number from 1, or None for all")
-    if top_k < 1:
-        raise InvalidRequestError(f"top_k is {_show(top_k)}: it must be at least 1, or None for all")
-    return min(top_k, n_documents)
+    must = "a whole number from 1, or None for all"
+    return min(whole("top_k", top_k, most=math.inf, must=must, error=InvalidRequestError), n_documents)
 
 
 def check_timeout(timeout_s: object) -> float:
@@ -117,11 +122,8 @@ def check_timeout(timeout_s: object) -> float:
     Raises:
         InvalidRequestError: not a number, not above 0, or above `MAX_TIMEOUT_S`.
     """
-    if not _is_finite(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:  # type: ignore[operator]
-        raise InvalidRequestError(
-            f"timeout_s is {_show(timeout_s)}: it must be a number of seconds above 0, and {MAX_TIMEOUT_S:g} at most"
-        )
-    return float(timeout_s)  # type: ignore[arg-type]
+    must = f"a number of seconds above 0, and {MAX_TIMEOUT_S:g} at most"
+    return real("timeout_s", timeout_s, least=0, above=True, most=MAX_TIMEOUT_S, must=must, error=InvalidRequestError)
 
 
 def check_min_score(min_score: object) -> float | None:
@@ -132,20 +134,16 @@ def check_min_score(min_score: object) -> float | None:
     """
     if min_score is None:
         return None
-    if not _is_finite(min_score):
-        raise InvalidRequestError(f"min_score is {_show(min_score)}: it must be a number, or None for no bound")
-    return float(min_score)  # type: ignore[arg-type]
+    return real("min_score", min_score, must="a number, or None for no bound", error=InvalidRequestError)
 
 
-def check_whole(name: str, value: object, *, least: int = 1) -> int:
-    """A whole number from ``least`` to `MAX_WHOLE`.
+def check_tokens(name: str, value: object) -> int | None:
+    """A bound in tokens, None for the model's own; the server knows how many its model takes.
 
     Raises:
-        InvalidRequestError: it is not.
+        InvalidRequestError: not a whole number from 1 to `MAX_WHOLE`.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MAX_WHOLE:
-        raise InvalidRequestError(f"{name} is {_show(value)}: it must be a whole number from {least} to {MAX_WHOLE}")
-    return value
+    return None if value is None else whole(name, value, error=InvalidRequestError)
 
 
 def check_headers(headers: Mapping[Any, Any] | None) -> dict[str, str]:
@@ -162,10 +160,10 @@ def check_headers(headers: Mapping[Any, Any] | None) -> dict[str, str]:
         named = isinstance(name, str) and _HEADER_NAME.fullmatch(name) and not name.lower().endswith("-bin")
         if not named or not isinstance(value, str) or not (value.isascii() and value.isprintable()):
             raise InvalidRequestError(
-                f"headers has {_show(name)} with a value of type {type(value).__name__}: a name is made of letters, "
+                f"headers has {show(name)} with a value of type {type(value).__name__}: a name is made of letters, "
                 "digits, '-', '_' and '.', and does not end with -bin; a value is printable ASCII"
             )
-    return {name.lower(): value for name, value in headers.items()}
+    return {name.lower(): Secret(value) for name, value in headers.items()}
 
 
 def encode_text(name: str, text: object) -> bytes:
@@ -181,7 +179,7 @@ def encode_text(name: str, text: object) -> bytes:
     """
     if not isinstance(text, str):
         hint = "; decode it first" if isinstance(text, bytes | bytearray) else ""
-        raise InvalidRequestError(f"{name} is {_show(text)} of type {type(text).__name__}: it must be a str{hint}")
+        raise InvalidRequestError(f"{name} is {typed(text)}: it must be a str{hint}")
     try:
         encoded = text.encode("utf-8")
     except UnicodeEncodeError as exc:
@@ -217,13 +215,13 @@ def _text_of(name: str, item: object, text_key: TextKey) -> object:
     if isinstance(item, Mapping):
         if text_key not in item:
             raise InvalidRequestError(
-                f"{name} has no key {text_key!r}, its keys are {_show(list(item))}: "
+                f"{name} has no key {text_key!r}, its keys are {show(list(item))}: "
                 "name the one with the text by text_key="
             )
         return item[text_key]
     if not _run(name, lambda: hasattr(item, text_key)):
         raise InvalidRequestError(
-            f"{name} is {_show(item)} of type {type(item).__name__}: it must be a str, a mapping with the key "
+            f"{name} is {typed(item)}: it must be a str, a mapping with the key "
             f"{text_key!r} or an object with that attribute; text_key= names another, or is a function"
         )
     return _run(name, lambda: getattr(item, text_key))
@@ -235,33 +233,16 @@ def _run(name: str, work: Callable[[], T]) -> T:
         return work()
     except Exception as exc:
         raise InvalidRequestError(
-            f"{name} cannot be read, {type(exc).__name__} was raised ({_show(exc)}): see where, and mend it there"
+            f"{name} cannot be read, {type(exc).__name__} was raised ({show(exc)}): mend the code that it comes from"
         ) from exc
 
 
 def _listed(name: str, values: Iterable[D]) -> list[D]:
     if isinstance(values, str | bytes | bytearray | Mapping) or not isinstance(values, Iterable):
-        raise InvalidRequestError(
-            f"{name} is {_show(values)} of type {type(values).__name__}: it must be a list, one entry each"
-        )
+        raise InvalidRequestError(f"{name} is {typed(values)}: it must be a list, one entry each")
     listed = _run(name, lambda: list(islice(values, MAX_DOCUMENTS + 1)))
     if len(listed) > MAX_DOCUMENTS:
         raise RequestTooLargeError(
             f"{name} has more than {MAX_DOCUMENTS} entries: retrieve fewer, or check that it ends"
         )
     return listed
-
-
-def _is_finite(value: object) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float holds
-        return False
-
-
-def _show(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - a whole number of thousands of digits, or the caller's own __repr__
-        text = f"(a {type(value).__name__} that cannot be shown)"
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"

@@ -62,10 +62,13 @@ class AsyncRerankClient:
         min_score: float | None = None,
         timeout_s: float | None = None,
         max_length: int | None = None,
+        max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> RerankResult[D]:
         """As `RerankClient.rerank`."""
-        return await self._core.rerank(query, documents, Options(top_k, min_score, timeout_s, max_length, headers))
+        return await self._core.rerank(
+            query, documents, Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
+        )
 
     async def rerank_many(
         self,
@@ -76,11 +79,12 @@ class AsyncRerankClient:
         min_score: float | None = None,
         timeout_s: float | None = None,
         max_length: int | None = None,
+        max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
         concurrency: int = 4,
     ) -> list[RerankResult[D] | RerankError]:
         """As `RerankClient.rerank_many`, with a task for each query."""
-        options = Options(top_k, min_score, timeout_s, max_length, headers)
+        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
         return await self._core.rerank_many(queries, document_lists, options, concurrency)
 
     async def score(
@@ -90,10 +94,11 @@ class AsyncRerankClient:
         *,
         timeout_s: float | None = None,
         max_length: int | None = None,
+        max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[float]:
         """As `RerankClient.score`."""
-        options = Options(timeout_s=timeout_s, max_length=max_length, headers=headers)
+        options = Options(None, None, timeout_s, max_length, max_query_tokens, headers)
         return await self._core.score(query, documents, options)
 
     async def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:

@@ -117,7 +117,12 @@ def _rerank(options: argparse.Namespace) -> int:
         options=_triton_options(options),
     ) as client:
         result = client.rerank(
-            options.query, documents, top_k=options.top_k, min_score=options.min_score, max_length=options.max_length
+            options.query,
+            documents,
+            top_k=options.top_k,
+            min_score=options.min_score,
+            max_length=options.max_length,
+            max_query_tokens=options.max_query_tokens,
         )
     _print(_to_json(asdict(result)) if options.json else format_ranking(result, text_key=options.text_key))
     return 0
@@ -215,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     rerank.add_argument("--top-k", type=int, metavar="N", help="default: all")
     rerank.add_argument("--min-score", type=float, metavar="X", help="leave out documents that score less")
     rerank.add_argument("--max-length", type=int, metavar="TOKENS", help="of a pair; default: the model's own")
+    rerank.add_argument("--max-query-tokens", type=int, metavar="TOKENS", help="most that are kept of the query")
     _add_server_arguments(rerank, DEFAULT_TIMEOUT_S, targets="several with commas between share the work")
     health = commands.add_parser("health", help="ask servers what they are, and let each score a pair", **layout)
     health.set_defaults(command=_health)

@@ -76,6 +76,7 @@ class RerankClient:
         min_score: float | None = None,
         timeout_s: float | None = None,
         max_length: int | None = None,
+        max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> RerankResult[D]:
         """Order documents by how well they answer the query.
@@ -88,6 +89,8 @@ class RerankClient:
             min_score: leave out documents with a lower score (``RankedDocument.score``, after the model's activation).
             timeout_s: seconds for the whole call, sub-requests, retries and fallback included; None means the client's.
             max_length: longest pair in tokens, at most the model's own; None means the model's own.
+            max_query_tokens: most tokens that are kept of the query, so that as many as it leaves are there for the
+                document; None means the model's own rule. Hosted scorers cut by their own rule, whatever this says.
             headers: gRPC metadata of this call, beside those in ``options``.
 
         Returns:
@@ -101,7 +104,11 @@ class RerankClient:
             InvalidResponseError: the answer does not fit the contract.
             AllScorersFailedError: a chain that fails closed has nobody left.
         """
-        return run_sync(self._core.rerank(query, documents, Options(top_k, min_score, timeout_s, max_length, headers)))
+        return run_sync(
+            self._core.rerank(
+                query, documents, Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
+            )
+        )
 
     def rerank_many(
         self,
@@ -112,6 +119,7 @@ class RerankClient:
         min_score: float | None = None,
         timeout_s: float | None = None,
         max_length: int | None = None,
+        max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
         concurrency: int = 4,
     ) -> list[RerankResult[D] | RerankError]:
@@ -124,6 +132,7 @@ class RerankClient:
             min_score: least score.
             timeout_s: seconds for all queries together.
             max_length: longest pair.
+            max_query_tokens: most of the query.
             headers: gRPC metadata.
             concurrency: queries that are under way at a time, each in a thread.
 
@@ -133,7 +142,7 @@ class RerankClient:
         Raises:
             InvalidRequestError: there are not as many lists as queries, or concurrency or timeout_s is wrong.
         """
-        options = Options(top_k, min_score, timeout_s, max_length, headers)
+        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
         return run_sync(self._core.rerank_many(queries, document_lists, options, concurrency))
 
     def score(
@@ -143,6 +152,7 @@ class RerankClient:
         *,
         timeout_s: float | None = None,
         max_length: int | None = None,
+        max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[float]:
         """Score documents without ordering them.
@@ -152,6 +162,7 @@ class RerankClient:
             documents: texts, mappings or objects.
             timeout_s: seconds for the whole call.
             max_length: longest pair.
+            max_query_tokens: most of the query.
             headers: gRPC metadata.
 
         Returns:
@@ -161,7 +172,7 @@ class RerankClient:
             RerankError: as for `rerank`; ConfigurationError from a cascade, whose scores have two scales;
                 AllScorersFailedError where `rerank` would fall back to the first stage's order.
         """
-        options = Options(timeout_s=timeout_s, max_length=max_length, headers=headers)
+        options = Options(None, None, timeout_s, max_length, max_query_tokens, headers)
         return run_sync(self._core.score(query, documents, options))
 
     def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_rerank._numbers import real, show
 from triton_rerank.errors import ConfigurationError
 from triton_rerank.types import Confidence
 
-_BOUNDS = ("high", "medium")
+_BOUNDS = ("medium", "high")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +31,11 @@ class Thresholds:
 
     def __post_init__(self) -> None:
         for name in _BOUNDS:
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not -math.inf < value < math.inf:
-                raise ConfigurationError(f"{name} is {_show(value)}: it must be a finite number, a score of the model")
+            number = real(name, getattr(self, name), must="a finite number, a score of the model")
+            object.__setattr__(self, name, number)
         if self.high <= self.medium:
             raise ConfigurationError(
-                f"high is {_show(self.high)} and medium is {_show(self.medium)}: high must be above medium"
+                f"high is {show(self.high)} and medium is {show(self.medium)}: high must be above medium"
             )
 
 
@@ -61,9 +60,9 @@ class ConfidenceBands:
             ConfigurationError: no such file, no JSON, or a key or value that is not as above; the message names it.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=_unique)
+            content = json.loads(Path(path).read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
             if not isinstance(content, dict):
-                raise ConfigurationError(f"{_show(content)}: it must be an object of model names")
+                raise ConfigurationError(f"{show(content)}: it must be an object of model names")
             return cls({model: _thresholds(model, value) for model, value in content.items()})
         except OSError as exc:
             raise ConfigurationError(f"{path} cannot be read: {exc.strerror or exc}") from exc
@@ -92,11 +91,11 @@ class ConfidenceBands:
 
 def _thresholds(model: str, value: object) -> Thresholds:
     if not isinstance(value, dict) or set(value) != set(_BOUNDS):
-        raise ConfigurationError(f"{_show(model)} has {_show(value)}: it must have the keys high and medium, no others")
+        raise ConfigurationError(f"{show(model)} has {show(value)}: it must have the keys high and medium, no others")
     try:
         return Thresholds(**value)
     except ConfigurationError as exc:
-        raise ConfigurationError(f"{_show(model)}: {exc}") from exc
+        raise ConfigurationError(f"{show(model)}: {exc}") from exc
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -105,10 +104,5 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigurationError(f"the key {_show(twice)} stands twice in one object; leave one of them out")
+        raise ConfigurationError(f"the key {show(twice)} stands twice in one object; leave one of them out")
     return content
-
-
-def _show(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"

@@ -29,7 +29,7 @@ MAX_QUERY_TOKENS: Final = "max_query_tokens"  # tokens kept of the query; the re
 
 # Parameters of the ensemble in config.pbtxt, written by export and read by the client from the server.
 ACTIVATION: Final = "activation"  # "identity" or "sigmoid"
-PRECISION: Final = "precision"  # "fp32", "fp16" or "int8"
+PRECISION: Final = "precision"  # "fp32", "bf16", "fp16" or "int8"
 SOURCE: Final = "source"  # where the weights came from
 # MAX_LENGTH is one too.
 

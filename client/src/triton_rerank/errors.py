@@ -15,7 +15,7 @@
     └─ AllScorersFailedError                     no          yes         503          10
 
 The attributes stand on the class: a caller decides by them, never by a message's text. A message says what was
-wrong, the value, the bound and what to do; it never carries more than 80 characters of a document.
+wrong, the value, the bound and what to do, on one line; it never carries more than 80 characters of a document.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 from triton_rerank.types import Attempt
+
+
+def one_line(text: str) -> str:
+    """The text on one line, and nothing in it that moves a terminal's cursor or turns its letters around."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
 
 
 class RerankError(Exception):
@@ -42,7 +49,7 @@ class RerankError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, request_id: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(one_line(message))  # a server's words may hold anything
         self.request_id = request_id
 
 

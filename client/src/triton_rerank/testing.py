@@ -116,14 +116,15 @@ class FakeScorer:
         documents = [document.decode() for document in request.documents]
         values = np.array([[self._logit(query, document)] for document in documents], np.float32)  # (n, 1)
         logits = decode_logits(values, n_documents=len(documents))
-        words = np.array([len(query.split()) + len(document.split()) for document in documents])
+        kept = min(len(query.split()), request.max_query_tokens or self._max_length)
+        words = np.array([kept + len(document.split()) for document in documents])
         max_length = min(self._max_length, request.max_length or self._max_length)
         return Scored(
             model=self.model,
             served_by=self.name,
             logits=logits,
             scores=activate(logits, self._activation),
-            truncated=words > max_length,
+            truncated=(words > max_length) | (kept < len(query.split())),
             token_count=int(np.minimum(words, max_length).sum()),
             model_version=self.model_version,
         )

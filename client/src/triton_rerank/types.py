@@ -169,7 +169,7 @@ class ModelInfo:
         activation: how a logit becomes a score.
         max_length: longest pair in tokens, special tokens included.
         max_batch_size: most pairs in one request to the server.
-        precision: "fp32", "fp16" or "int8".
+        precision: "fp32", "bf16", "fp16" or "int8".
         source: where the weights came from.
         version: the version that answers, "" if the config does not say.
         length_ladder: padded lengths in tokens, ascending; a request is padded to the first that holds it.

@@ -718,7 +718,7 @@ def test_a_scorer_that_is_not_of_one_model(scorer: Any) -> None:
 )
 def test_numbers_out_of_bounds(name: str, values: tuple[Any, ...], bound: str) -> None:
     for value in values:
-        with pytest.raises(ConfigurationError, match=f"{name} is {value}: {bound}"):
+        with pytest.raises(ConfigurationError, match=f"{name} is {value!r}: {bound}"):
             CachedScorer(Server(), **{name: value})
 
 

@@ -294,5 +294,5 @@ def test_closing_closes_both_though_the_first_raises(close: Callable[[CascadeSco
 
 @pytest.mark.parametrize("keep", [0, -1, 1.0, "20", True, None])
 def test_keep_that_is_no_count(keep: Any) -> None:
-    with pytest.raises(ConfigurationError, match=f"keep is {keep}: it must be a whole number from 1"):
+    with pytest.raises(ConfigurationError, match=f"keep is {keep!r}: it must be a whole number from 1"):
         CascadeScorer(FirstStageOrder(), FirstStageOrder(), keep=keep)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,21 @@ def test_a_max_length_outside_the_bounds_is_refused(tiny_repository: Path, ask: 
     request = PairRequest(b"q", (b"d",), max_length=max_length)
     with pytest.raises(InvalidRequestError, match=r"max_length is .*: it must be a whole number from 5 to 128"):
         ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
+
+
+@pytest.mark.parametrize("most", [0, 125, True, "64"])
+def test_a_max_query_tokens_outside_the_bounds_is_refused(tiny_repository: Path, ask: Ask, most: Any) -> None:
+    request = PairRequest(b"q", (b"d",), max_query_tokens=most)
+    with pytest.raises(InvalidRequestError, match=r"max_query_tokens is .*: it must be a whole number from 1 to 124"):
+        ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
+
+
+def test_the_query_is_cut_where_the_caller_says(tiny_repository: Path, ask: Ask) -> None:
+    request = PairRequest(b"how to zip a file " * 4, (b"gzip",), max_query_tokens=4)
+    scored = ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
+    whole = ask(scoring(LocalScorer(tiny_repository, NAME), replace(request, max_query_tokens=None)), 30.0)
+    assert (scored.truncated.tolist(), whole.truncated.tolist()) == ([True], [False])
+    assert scored.token_count < whole.token_count
 
 
 def missing_model(repository: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from decimal import Decimal
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -14,15 +15,14 @@ from triton_rerank import InvalidRequestError, RequestTooLargeError
 from triton_rerank._validate import (
     MAX_DOCUMENTS,
     MAX_TIMEOUT_S,
-    MAX_WHOLE,
     check_headers,
     check_many,
     check_min_score,
     check_request,
     check_text_key,
     check_timeout,
+    check_tokens,
     check_top_k,
-    check_whole,
 )
 from triton_rerank.contract import MAX_TEXT_BYTES
 
@@ -207,16 +207,38 @@ def test_a_wrong_min_score_is_refused(min_score: object) -> None:
         check_min_score(min_score)
 
 
-@pytest.mark.parametrize("value", [0, -1, 1.0, "3", True, None, MAX_WHOLE + 1, 2**63, HUGE, -HUGE], ids=shortly)
-def test_a_wrong_whole_number_is_refused_with_its_bounds(value: object) -> None:
-    with pytest.raises(InvalidRequestError, match=f"max_length is .*: it must be a whole number from 1 to {MAX_WHOLE}"):
-        check_whole("max_length", value)
+def test_a_bound_in_tokens_is_the_models_own_or_a_whole_number() -> None:
+    assert check_tokens("max_query_tokens", None) is None
+    assert check_tokens("max_query_tokens", np.int32(7)) == 7
+    with pytest.raises(InvalidRequestError, match="max_query_tokens is 0: it must be a whole number from 1 to"):
+        check_tokens("max_query_tokens", 0)
 
 
-def test_a_whole_number_has_a_least_value() -> None:
-    assert check_whole("keep", 2, least=2) == 2
-    with pytest.raises(InvalidRequestError, match="keep is 1: it must be a whole number from 2"):
-        check_whole("keep", 1, least=2)
+def test_numpys_numbers_are_numbers_like_any_other() -> None:
+    assert check_top_k(np.int64(2), 3) == check_top_k(np.uint8(2), 3) == check_top_k(np.array(2), 3) == 2
+    assert check_timeout(np.float32(0.5)) == check_timeout(np.array(0.5)) == 0.5
+    assert check_timeout(np.int64(2)) == 2.0
+    assert check_min_score(np.float16(0.5)) == 0.5
+    assert type(check_min_score(np.float64(0.5))) is float
+    assert type(check_top_k(np.int64(2), 3)) is int
+
+
+@pytest.mark.parametrize("top_k", [np.float64(2), np.bool_(True), np.array([2]), np.array(2.0), Decimal(2)])
+def test_what_looks_right_and_is_not_is_told_with_its_type(top_k: object) -> None:
+    with pytest.raises(InvalidRequestError, match=f"of type {type(top_k).__name__}: it must be a whole number"):
+        check_top_k(top_k, 3)
+
+
+@pytest.mark.parametrize("min_score", [np.float64("nan"), np.float32("inf"), np.bool_(True), np.array([0.5]), 1j])
+def test_one_of_numpys_that_is_no_finite_number_is_refused(min_score: object) -> None:
+    with pytest.raises(InvalidRequestError, match="min_score is"):
+        check_min_score(min_score)
+
+
+def test_a_headers_value_is_shown_nowhere() -> None:
+    headers = check_headers({"Authorization": "Bearer s3cret"})
+    assert "s3cret" not in repr(headers) + repr(tuple(headers.items())) + repr([headers])
+    assert (headers["authorization"], f"{headers['authorization']}") == ("Bearer s3cret", "Bearer s3cret")
 
 
 def test_each_query_has_a_list_of_its_own() -> None:

@@ -31,7 +31,7 @@ class Call:
 
     deadline: Deadline
     runtime: Runtime
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class Scorer(Protocol):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank._deadline import Clock
+from triton_rerank._numbers import real, whole
 from triton_rerank._ranking import activate
 from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored
@@ -72,11 +72,10 @@ class CachedScorer:
                 f"scorer is a {type(scorer).__name__}, which has no model_info: a cache must know which version of "
                 "which model answers; put one around each scorer of a chain or cascade"
             )
-        if type(max_pairs) is not int or max_pairs < 1:  # not a bool
-            raise ConfigurationError(f"max_pairs is {str(max_pairs)[:80]}: it must be a whole number from 1")
         self._scorer = scorer
         self.name = scorer.name if name is None else name
         self._revalidate_s = _seconds("revalidate_s", revalidate_s, above_zero=False)
+        max_pairs = whole("max_pairs", max_pairs, must="a whole number from 1")
         self._memory = PairMemory(max_pairs, _seconds("ttl_s", ttl_s, above_zero=True), clock)
 
     @property
@@ -200,9 +199,5 @@ class CachedScorer:
 
 
 def _seconds(name: str, value: object, *, above_zero: bool) -> float:
-    bound = "above 0" if above_zero else "at least 0"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ConfigurationError(f"{name} is {str(value)[:80]}: it must be a finite number of seconds {bound}")
-    if above_zero and value == 0:
-        raise ConfigurationError(f"{name} is 0: it must be a finite number of seconds {bound}")
-    return float(value)
+    must = f"a finite number of seconds {'above 0' if above_zero else 'at least 0'}"
+    return real(name, value, least=0, above=above_zero, must=must)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from triton_rerank._numbers import whole
 from triton_rerank._ranking import order
-from triton_rerank.errors import ConfigurationError
 from triton_rerank.scorers.base import Call, PairRequest, Scored, Scorer, Stage
 
 Rows = npt.NDArray[np.intp]
@@ -21,7 +21,7 @@ class CascadeScorer:
     documents have a score on the result; what each stage said of a document stands in its ``stages``.
 
     - A request of at most ``keep`` documents goes to heavy alone, since light would decide nothing.
-    - Both stages share the call's deadline, and ``max_length`` holds for both.
+    - Both stages share the call's deadline, and ``max_length`` and ``max_query_tokens`` hold for both.
     - If light's chain fell open (no scores), the caller's order picks the ``keep``; if heavy's did, light's order is
       the result. Both results are degraded. An error of either stage is the call's error: put a stage into a
       `FallbackScorer` to go on without it.
@@ -38,11 +38,9 @@ class CascadeScorer:
     """
 
     def __init__(self, light: Scorer, heavy: Scorer, *, keep: int = 20, name: str = "cascade") -> None:
-        if type(keep) is not int or keep < 1:  # not a bool
-            raise ConfigurationError(f"keep is {str(keep)[:80]}: it must be a whole number from 1")
         self._light = light
         self._heavy = heavy
-        self._keep = keep
+        self._keep = whole("keep", keep, must="a whole number from 1")
         self.name = name
 
     async def score(self, request: PairRequest, call: Call) -> Scored:

@@ -1,13 +1,13 @@
 """Scorers in a row: the first that answers takes over the whole request.
 
-A chain asks by the errors' own ``falls_back`` and by nothing else, skips a scorer that keeps failing, and ends, unless
-it fails closed, with the caller's own order. Locks are held for bookkeeping only, never while a scorer works.
+A chain goes on after every error but the first choice's "this request is wrong", skips a scorer that keeps failing, and
+ends, unless it fails closed, with the caller's own order. Locks are held for bookkeeping only, never while a scorer
+works.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,15 @@ import numpy as np
 
 from triton_rerank._breaker import Breaker, Front, ScorerCounters
 from triton_rerank._deadline import Clock
-from triton_rerank.errors import AllScorersFailedError, ConfigurationError, DeadlineExceededError, RerankError
+from triton_rerank._numbers import real, whole
+from triton_rerank.errors import (
+    AllScorersFailedError,
+    ConfigurationError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    RequestTooLargeError,
+    RerankError,
+)
 from triton_rerank.scorers.base import Call, PairRequest, Scored, Scorer
 from triton_rerank.types import Attempt
 
@@ -78,10 +86,15 @@ class FirstStageOrder:
 class FallbackScorer:
     """Asks scorers in order until one answers; safe to share between threads.
 
-    An error whose class has ``falls_back`` sends the whole request to the next scorer; every other error is raised at
-    once. After ``failures`` such errors in a row a scorer is skipped for ``cool_down_s``, then one call tries it: an
-    answer makes it a scorer like the others again, a failure doubles the cool-down. Where every scorer is being
-    skipped, the one that would be tried first is asked all the same.
+    An error of a scorer sends the whole request to the next one: it failed (its class has ``falls_back``), it is set
+    up wrongly (`ConfigurationError`: an expired key or certificate, a model that is not there), or it does not take
+    this request (`InvalidRequestError` of any scorer but the first: a smaller ``max_length``; `RequestTooLargeError` of
+    any). The last two are logged at ERROR, once until the scorer answers again or refuses otherwise. Only the first
+    choice's own `InvalidRequestError` is raised: it says that the caller's request is wrong.
+
+    After ``failures`` failures in a row a scorer is skipped for ``cool_down_s``, then one call tries it: an answer
+    makes it a scorer like the others again, a failure doubles the cool-down. A request that a scorer does not take is
+    no failure. Where every scorer is being skipped, the one that would be tried first is asked all the same.
 
     A scorer that others could still follow gets ``attempt_share`` of the time that is left, the last one gets all of
     it. Time that ran out is a failure like any other, unless less than half of ``timeout_s`` was left when the call
@@ -117,12 +130,14 @@ class FallbackScorer:
         name: str = "fallback",
         clock: Clock = time.monotonic,
     ) -> None:
-        _check("attempt_share", attempt_share, 0 < attempt_share <= 1, "above 0 and at most 1")
-        _check("failures", failures, failures >= 1, "at least 1")
-        _check("cool_down_s", cool_down_s, 0 < cool_down_s < math.inf, "a number of seconds above 0")
-        _check("max_cool_down_s", max_cool_down_s, cool_down_s <= max_cool_down_s, f"at least {cool_down_s} s")
+        failures = whole("failures", failures, must="a whole number from 1")
+        cool_down_s = real("cool_down_s", cool_down_s, least=0, above=True, must="a number of seconds above 0")
+        must = f"a number of seconds, at least cool_down_s ({cool_down_s:g} s)"
+        max_cool_down_s = real("max_cool_down_s", max_cool_down_s, least=cool_down_s, must=must)
         self.name = name
-        self._attempt_share = attempt_share
+        self._attempt_share = real(
+            "attempt_share", attempt_share, least=0, above=True, most=1, must="above 0 and at most 1"
+        )
         self._lock = threading.Lock()
         self._links = [
             _Link(
@@ -141,7 +156,7 @@ class FallbackScorer:
 
         Raises:
             AllScorersFailedError: none did, and the chain fails closed.
-            RerankError: one that does not fall back, from the scorer that was asked.
+            InvalidRequestError: the first choice's.
         """
         changes = self._front.changes
         late = call.deadline.elapsed_s() > call.deadline.timeout_s / 2
@@ -152,8 +167,8 @@ class FallbackScorer:
                 self._say_who_answers(link, attempts, changes)
                 return _with_attempts(answer, attempts, first_choice=link.position == 0)
             attempts.append(answer)
-        lines = "".join(f"\n  {_line(attempt)}" for attempt in attempts)
-        raise AllScorersFailedError(f"no scorer of {self.name!r} answered:{lines}", attempts=tuple(attempts))
+        told = "; ".join(map(_line, attempts))
+        raise AllScorersFailedError(f"no scorer of {self.name!r} answered: {told}", attempts=tuple(attempts))
 
     async def is_ready(self, call: Call) -> bool:
         """True if any scorer is; the caller's own order does not count, as no model stands behind it."""
@@ -196,7 +211,7 @@ class FallbackScorer:
     async def _ask(
         self, link: _Link, request: PairRequest, call: Call, *, anyway: bool, late: bool
     ) -> Scored | Attempt:
-        """Ask one scorer; an error that falls back, or that it was not asked, is returned."""
+        """Ask one scorer; that it failed, refused or was not asked is returned."""
         began_s = call.deadline.elapsed_s()
         with self._lock:
             permit = link.breaker.permit()
@@ -213,12 +228,15 @@ class FallbackScorer:
                     return Attempt(link.name, SKIPPED, link.breaker.why_skipped(), 0.0)
             scored = await link.scorer.score(request, own)
         except RerankError as exc:
-            if not exc.falls_back:
+            if link.position == 0 and _is_the_callers(exc):
                 raise
-            error = type(exc).__name__
+            tells = not isinstance(exc, InvalidRequestError) and not (late and isinstance(exc, DeadlineExceededError))
             with self._lock:
-                link.breaker.failed(permit, error, tells=not (late and isinstance(exc, DeadlineExceededError)))
-            return Attempt(link.name, error, _short(exc), call.deadline.elapsed_s() - began_s)
+                link.breaker.failed(permit, type(exc).__name__, tells=tells)
+                news = not exc.falls_back and link.breaker.is_news(type(exc).__name__)
+            if news:
+                logger.error("%s: %s refuses, others are asked: %s: %s", self.name, link.name, type(exc).__name__, exc)
+            return Attempt(link.name, type(exc).__name__, _short(exc), call.deadline.elapsed_s() - began_s)
         else:
             with self._lock:
                 link.breaker.succeeded()
@@ -268,11 +286,6 @@ def _complete(scorers: Sequence[Scorer], *, fail_closed: bool) -> list[Scorer]:
     return chain
 
 
-def _check(name: str, value: float, within: bool, bound: str) -> None:
-    if not within:
-        raise ConfigurationError(f"{name} is {value!r}: it must be {bound}")
-
-
 def _with_attempts(scored: Scored, attempts: Sequence[Attempt], *, first_choice: bool) -> Scored:
     told = replace(scored, attempts=(*attempts, *scored.attempts))
     if first_choice:
@@ -285,6 +298,11 @@ def _line(attempt: Attempt) -> str:
     return f"{attempt.scorer}: {attempt.error}: {attempt.reason}"
 
 
+def _is_the_callers(error: RerankError) -> bool:
+    """The request itself is wrong, as far as the first choice can say; one that is too large for it may fit another."""
+    return isinstance(error, InvalidRequestError) and not isinstance(error, RequestTooLargeError)
+
+
 def _short(error: RerankError) -> str:
-    text = " ".join(str(error).split())
+    text = str(error)
     return text if len(text) <= _REASON_CHARACTERS else f"{text[: _REASON_CHARACTERS - 1]}…"

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import grpc
 
+from triton_rerank._numbers import real, whole
 from triton_rerank._validate import check_headers
 from triton_rerank.contract import MAX_REQUEST_BYTES
 from triton_rerank.errors import ConfigurationError, InvalidRequestError, ServerUnavailableError
@@ -58,6 +59,12 @@ class Tls:
     certificate_chain: str | Path | None = None
     server_name: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("root_certificates", "private_key", "certificate_chain"):
+            path = getattr(self, name)
+            if not isinstance(path, str | Path | None) or "-----BEGIN" in str(path):  # what it holds is not shown
+                raise ConfigurationError(f"Tls: {name} must be the path of a PEM file, not what stands in the file")
+
 
 @dataclass(frozen=True, slots=True)
 class TritonOptions:
@@ -84,7 +91,7 @@ class TritonOptions:
     """
 
     tls: Tls | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     compression: Compression | None = None
     split: Split = "auto"
     concurrency: int | None = None
@@ -94,14 +101,14 @@ class TritonOptions:
     max_reconnect_s: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.concurrency is not None:
-            _check_number("concurrency", self.concurrency, 1, 1024)
+        for name, least, most in (("concurrency", 1, 1024), ("retries", 0, 4)):  # gRPC bounds attempts at 5
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), least=least, most=most))
         if self.split not in ("auto", "padding", "limits"):
             raise ConfigurationError(f"split is {self.split!r}: it must be 'auto', 'padding' or 'limits'")
-        if self.retries is not None:
-            _check_number("retries", self.retries, 0, 4)  # gRPC bounds attempts at 5
         for name in ("keepalive_s", "keepalive_timeout_s", "max_reconnect_s"):
-            _check_number(name, getattr(self, name), 0.01, 3600)
+            must = "a number of seconds from 0.01 to 3600"
+            object.__setattr__(self, name, real(name, getattr(self, name), least=0.01, most=3600, must=must))
         try:
             object.__setattr__(self, "headers", check_headers(self.headers))
         except InvalidRequestError as exc:
@@ -295,8 +302,3 @@ def _read(path: str | Path | None) -> bytes | None:
 
 def _milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _check_number(name: str, value: object, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ConfigurationError(f"{name} is {value!r}: it must be a number from {least:g} to {most:g}")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from triton_rerank._numbers import whole
 from triton_rerank._ranking import activate
 from triton_rerank._wire import decode_logits
 from triton_rerank.contract import ENCODER_SUFFIX, LOGITS
@@ -73,8 +74,7 @@ class LocalScorer:
     """
 
     def __init__(self, model_repository: str | Path, model: str, *, name: str | None = None, threads: int = 0) -> None:
-        if threads < 0:
-            raise ConfigurationError(f"threads is {threads}: it must be 0 (one a physical core) or more")
+        threads = whole("threads", threads, least=0, must="0 (one a physical core) or more")
         if importlib.util.find_spec("triton_rerank_server") is None:
             raise _not_installed("no module triton_rerank_server")
         self.model_repository = Path(model_repository)
@@ -105,7 +105,7 @@ class LocalScorer:
         """Score every document of the request.
 
         Raises:
-            InvalidRequestError: ``max_length`` is outside the model's bounds.
+            InvalidRequestError: ``max_length`` or ``max_query_tokens`` is outside the model's bounds.
             DeadlineExceededError: the deadline passed first.
             ConfigurationError: as `load`.
             InferenceError: the tokenizer or the engine failed.
@@ -239,9 +239,9 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
     """What makes tensors of some of the documents; the query is tokenised once.
 
     Raises:
-        PairError: ``max_length`` is outside the model's bounds.
+        PairError: ``max_length`` or ``max_query_tokens`` is outside the model's bounds.
     """
-    limits = tokenizer.limits(request.max_length)
+    limits = tokenizer.limits(request.max_length, request.max_query_tokens)
     (query,) = tokenizer.tokenize([request.query.decode("utf-8")]).values()
 
     def encode(rows: npt.NDArray[np.intp]) -> PairTensors:

@@ -100,7 +100,7 @@ class PairMemory:
         found = Found(np.zeros(n, np.bool_), np.zeros(n, np.float32), np.zeros(n, np.bool_))
         if generation.answered is None:
             return found
-        keys = list(_keys(generation.answered, request))
+        keys = list(_keys(request))
         with self._lock:
             pairs = [self._pairs.get(key) for key in keys] if self.generation is generation else []
         for row, pair in enumerate(pairs):
@@ -120,7 +120,7 @@ class PairMemory:
         assert answer.logits is not None
         answered = (answer.model, answer.model_version)
         pairs = zip(answer.logits.tolist(), answer.truncated.tolist(), strict=True)
-        entries = list(zip(_keys(answered, request), pairs, strict=True))
+        entries = list(zip(_keys(request), pairs, strict=True))
         with self._lock:
             if self.generation is not generation:
                 return False
@@ -187,10 +187,11 @@ def _is_sound(answer: Scored, n_documents: int) -> bool:
     return bool(np.isfinite(logits).all())
 
 
-def _keys(answered: tuple[str, str], request: PairRequest) -> Iterator[bytes]:
-    """Digest of each pair. Lengths stand before texts, so that no two pairs read the same."""
+def _keys(request: PairRequest) -> Iterator[bytes]:
+    """Digest of each pair, within one generation. Lengths stand before texts, so that no two pairs read the same."""
     prefix = blake2b(digest_size=_KEY_BYTES)
-    for part in (*(text.encode() for text in answered), str(request.max_length).encode(), request.query):
+    bounds = f"{request.max_length} {request.max_query_tokens}"
+    for part in (bounds.encode(), request.query):
         prefix.update(len(part).to_bytes(8, "little") + part)
     for document in request.documents:
         digest = prefix.copy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -37,7 +37,7 @@ class InferRequest:
     message: Any
     deadline: Deadline
     doing: str
-    metadata: Metadata
+    metadata: Metadata = field(repr=False)
     compression: grpc.Compression | None
 
     def send(self, rpc: Callable[..., T]) -> T:

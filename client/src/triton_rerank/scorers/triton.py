@@ -18,7 +18,7 @@ from triton_rerank import _ranking, _wire
 from triton_rerank._plan import Limits, plan
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
-from triton_rerank.contract import MAX_LENGTH, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
+from triton_rerank.contract import MAX_LENGTH, MAX_QUERY_TOKENS, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
 from triton_rerank.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -201,6 +201,8 @@ class TritonScorer:
         )
         if request.max_length is not None:
             message.parameters[MAX_LENGTH].int64_param = request.max_length
+        if request.max_query_tokens is not None:
+            message.parameters[MAX_QUERY_TOKENS].int64_param = request.max_query_tokens
         doing = f"{len(documents)} pairs were sent"
         return InferRequest(message, call.deadline, doing, self._metadata(call), COMPRESSION[self.options.compression])
 

@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from triton_rerank.errors import DeadlineExceededError, InvalidResponseError, ServerUnavailableError
@@ -43,8 +43,8 @@ class HttpRequest:
 
     method: str
     url: str
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
     who: str
     request_id: str | None = None
 
@@ -55,7 +55,7 @@ class HttpReply:
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes = field(repr=False)  # providers echo what was sent
 
 
 class HttpChannel:

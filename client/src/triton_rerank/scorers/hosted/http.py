@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from triton_rerank._numbers import whole
 from triton_rerank._policy import RetryBudget, backoff_s, retry_after_s
+from triton_rerank._validate import Secret
 from triton_rerank.errors import ConfigurationError, InvalidResponseError, RerankError
 from triton_rerank.scorers.base import Call, PairRequest, Scored
 from triton_rerank.scorers.hosted.channel import HttpChannel, HttpReply, HttpRequest
@@ -34,6 +36,7 @@ class HostedScorer:
     certificates from the environment apply: the key and the documents go to ``base_url``, and through a proxy only if
     it is named here.
 
+    ``max_query_tokens`` is not sent, as no provider has it: the query is cut by the provider's own rule.
     Results have scores and no logits, ``truncated`` is False for every document (providers cut long texts and do not
     say so), and ``token_count`` is 0 where the provider does not tell.
 
@@ -68,15 +71,13 @@ class HostedScorer:
         _require_httpx()
         if not model:
             raise ConfigurationError(f"model is empty: give {self.dialect.provider}'s name of a reranker")
-        if retries < 0:
-            raise ConfigurationError(f"retries is {retries}: it must be at least 0")
         self.model = model
         self.base_url = _checked_url("base_url", base_url or self.dialect.base_url)
         self.name = name or f"{self.dialect.provider.lower()}/{model}"
-        self.retries = retries
+        self.retries = whole("retries", retries, least=0, must="a whole number of at least 0")
         self._api_key = _checked_key(api_key, self.dialect)
         self._budget = RetryBudget()
-        proxy = None if proxy is None else _checked_url("proxy", proxy, may_have_user=True)
+        proxy = None if proxy is None else Secret(_checked_url("proxy", proxy, may_have_user=True))
         self._channel = HttpChannel(partial(_make_client, proxy, ssl_context))
 
     def __repr__(self) -> str:
@@ -146,7 +147,7 @@ class HostedScorer:
         body = json.dumps(self.dialect.body(question), ensure_ascii=False, separators=(",", ":")).encode()
         request_id = uuid.uuid4().hex
         headers = {
-            "Authorization": f"Bearer {self._api_key}",
+            "Authorization": Secret(f"Bearer {self._api_key}"),
             "Content-Type": "application/json",
             "X-Request-Id": request_id,
         }
@@ -215,14 +216,14 @@ def _require_httpx() -> None:
         raise ConfigurationError("hosted scorers need httpx: pip install 'triton-rerank[hosted]'") from exc
 
 
-def _checked_key(api_key: str | None, dialect: Dialect) -> str:
+def _checked_key(api_key: str | None, dialect: Dialect) -> Secret:
     source = "api_key" if api_key is not None else dialect.key_variable
     key = (os.environ.get(dialect.key_variable, "") if api_key is None else api_key).strip()
     if not key:
         raise ConfigurationError(f"no API key for {dialect.provider}: give api_key or set {dialect.key_variable}")
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigurationError(f"{source} cannot be sent in a header: it must be printable ASCII without spaces")
-    return key
+    return Secret(key)
 
 
 def _checked_url(argument: str, url: str, *, may_have_user: bool = False) -> str:
