@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -16,12 +14,13 @@ from typing import Any
 from triton_rerank import errors
 from triton_rerank._health import check_health
 from triton_rerank.client import RerankClient
+from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
 from triton_rerank.contract import DEFAULT_GRPC_TARGET, DEFAULT_TIMEOUT_S
 from triton_rerank.errors import ConfigurationError, InvalidRequestError, RerankError
 from triton_rerank.scorers.channel import Tls, TritonOptions
 from triton_rerank.types import RerankResult
 
-_CANNOT_WRITE, _INTERRUPTED, _BROKEN_PIPE = 1, 130, 141  # the last two as shells tell SIGINT and SIGPIPE
+_CANNOT_WRITE, _INTERRUPTED = 1, 130  # the second as shells tell SIGINT
 _JSONL = (".jsonl", ".ndjson")
 
 
@@ -31,9 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or the ``exit_code`` of the error; `exit_codes` lists them.
     """
+    use_utf8()
     options = _parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # UTF-8 in any locale; a lone surrogate in a caller's JSON is escaped
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         return int(options.command(options))
     except RerankError as exc:
@@ -41,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        _drop_output()
-        return _BROKEN_PIPE
+        drop_output()
+        return BROKEN_PIPE
     except OSError as exc:
-        _drop_output()
+        drop_output()
         return _complain(f"cannot write: {exc}", _CANNOT_WRITE)
 
 
@@ -54,8 +52,8 @@ def exit_codes() -> str:
     for name, error in vars(errors).items():
         own = isinstance(error, type) and issubclass(error, RerankError) and "exit_code" in vars(error)
         if own and error is not RerankError:
-            lines[error.exit_code] = f"{name}: {(error.__doc__ or '').splitlines()[0].replace('`', '')}"
-    lines |= {_INTERRUPTED: "interrupted (Ctrl-C)", _BROKEN_PIPE: "the reader of the output went away"}
+            lines[error.exit_code] = f"{name}: {(error.__doc__ or name).splitlines()[0].replace('`', '')}"
+    lines |= {_INTERRUPTED: "interrupted (Ctrl-C)", BROKEN_PIPE: "the reader of the output went away"}
     return "\n".join(["exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in lines.items())])
 
 
@@ -192,13 +190,6 @@ def _print(text: str) -> None:
 def _complain(text: str, code: int) -> int:
     print(f"triton-rerank: {_flat(text)}", file=sys.stderr)
     return code
-
-
-def _drop_output() -> None:
-    """Nothing more can be written: what is left in the buffer must not fail again when Python exits."""
-    sink = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(sink, sys.stdout.fileno())
-    os.close(sink)
 
 
 def _parser() -> argparse.ArgumentParser:
