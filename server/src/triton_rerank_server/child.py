@@ -37,18 +37,21 @@ class Child:
         arguments: program and arguments.
         environment: the whole environment.
         log_file: standard output and error are appended here.
+        folder: the process's current folder; None leaves it ours.
 
     Raises:
         ServerStartError: the program or the log file cannot be opened.
     """
 
-    def __init__(self, arguments: list[str], *, environment: dict[str, str], log_file: Path) -> None:
+    def __init__(
+        self, arguments: list[str], *, environment: dict[str, str], log_file: Path, folder: Path | None = None
+    ) -> None:
         self._started = threading.Event()
         self._ended = threading.Event()
         self._exit_code: int | None = None
         self._error: OSError | None = None
         self.pid = 0
-        thread = threading.Thread(target=self._run, args=(arguments, environment, log_file), daemon=True)
+        thread = threading.Thread(target=self._run, args=(arguments, environment, log_file, folder), daemon=True)
         thread.start()
         self._started.wait()
         if self._error is not None:
@@ -74,7 +77,7 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
         return self.wait(timeout_s)
 
-    def _run(self, arguments: list[str], environment: dict[str, str], log_file: Path) -> None:
+    def _run(self, arguments: list[str], environment: dict[str, str], log_file: Path, folder: Path | None) -> None:
         try:
             program = _find(arguments[0])
             wrapper = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
@@ -82,6 +85,7 @@ class Child:
                 process = subprocess.Popen(
                     [*wrapper, program, *arguments[1:]],
                     env=environment,
+                    cwd=folder,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

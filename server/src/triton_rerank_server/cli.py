@@ -9,9 +9,12 @@ import signal
 import sys
 from pathlib import Path
 
+from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.process import ServerConfig, TritonServer
+
+_log = logging.getLogger(__name__)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,11 +23,12 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         0 after SIGTERM or SIGINT and a clean drain, 1 if Triton did not start or died.
     """
+    use_utf8()
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="triton-rerank-serve: %(message)s", stream=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stop)
-    server = TritonServer(_config(options), on_progress=lambda step: print(f"triton-rerank-serve: {step}", flush=True))
+    server = TritonServer(_config(options), on_progress=lambda step: _say(f"triton-rerank-serve: {step}"))
     try:
         server.start()
         _announce(server)
@@ -33,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"triton-rerank-serve: {exc}", file=sys.stderr)
         return 1
     except _Stop as stop:
-        print(f"triton-rerank-serve: {stop}, letting running requests finish", flush=True)
+        _say(f"triton-rerank-serve: {stop}, letting running requests finish")
         return 0
     finally:
         _ignore_further_terms()
@@ -42,6 +46,15 @@ def main(argv: list[str] | None = None) -> int:
 
 class _Stop(BaseException):
     """SIGTERM or SIGINT arrived."""
+
+
+def _say(text: str) -> None:
+    """A server does not end because nobody can read what it says: a pipe whose reader went away, a full disk."""
+    try:
+        print(text, flush=True)
+    except OSError as exc:
+        drop_output()
+        _log.warning("standard output cannot be written (%s); nothing more is said there, and serving goes on", exc)
 
 
 def _raise_stop(number: int, _frame: object) -> None:
@@ -62,7 +75,7 @@ def _died(server: TritonServer) -> int:
 def _announce(server: TritonServer) -> None:
     host = server.grpc_target.rsplit(":", 1)[0]
     models = exported_models(server.config.model_repository)
-    print(
+    _say(
         f"""
 serving {", ".join(models) or "the repository"}  (Ctrl-C stops it)
   gRPC     {server.grpc_target}
@@ -73,15 +86,19 @@ serving {", ".join(models) or "the repository"}  (Ctrl-C stops it)
 call it:
   printf 'gzip shrinks files\\na file cabinet\\n' | {_client_command()} rerank --target {server.grpc_target} \\
     --model {models[0] if models else "MODEL"} --query 'how do I compress a file?' --documents -
-""",
-        flush=True,
+"""
     )
 
 
 def _client_command() -> str:
     """The client's command as this shell can run it."""
     command = Path(sys.executable).parent / "triton-rerank"
-    return os.path.relpath(command) if command.is_file() else "triton-rerank"
+    if not command.is_file():
+        return "triton-rerank"
+    try:
+        return os.path.relpath(command)
+    except FileNotFoundError:  # the folder that this was started in is gone
+        return str(command)
 
 
 def _config(options: argparse.Namespace) -> ServerConfig:
@@ -115,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         "--start-timeout-s", type=float, default=defaults.start_timeout_s, help="seconds until it must be ready"
     )
     parser.add_argument("--log-file", type=Path, help="Triton's output; else a temporary file")
-    parser.add_argument("extra_args", nargs="*", help="after --, passed to tritonserver as they are")
+    parser.add_argument("extra_args", nargs="*", help="after --, passed to tritonserver as they are; absolute paths")
     return parser
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import site
 import sys
 import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
+
+_log = logging.getLogger(__name__)
 
 
 def triton_environment(libraries: Path | None) -> dict[str, str]:
@@ -21,9 +25,22 @@ def triton_environment(libraries: Path | None) -> dict[str, str]:
     environment = dict(os.environ)
     folders = [libraries, sysconfig.get_config_var("LIBDIR")]
     _prepend(environment, "LD_LIBRARY_PATH", [str(folder) for folder in folders if folder])
+    environment["PYTHONPATH"] = _without_models(environment.get("PYTHONPATH", ""))
     _prepend(environment, "PYTHONPATH", [path for path in _package_folders() if Path(path).is_dir()])
     _prepend(environment, "PATH", [str(Path(sys.executable).parent)])
     return environment
+
+
+def _without_models(python_path: str) -> str:
+    """Leave out what holds a module ``model``: the stub imports a backend by that name, and looks there first."""
+    kept = []
+    for folder in map(os.path.abspath, filter(None, python_path.split(os.pathsep))):  # Triton has another folder
+        found = PathFinder.find_spec("model", [folder])
+        if found is None or found.origin is None:
+            kept.append(folder)
+        else:
+            _log.warning("PYTHONPATH: Triton gets it without %s: %s would hide our backends", folder, found.origin)
+    return os.pathsep.join(kept)
 
 
 def _package_folders() -> list[str]:

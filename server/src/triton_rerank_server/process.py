@@ -41,7 +41,7 @@ class ServerConfig:
         exit_timeout_s: seconds that running requests get to finish on shutdown.
         start_timeout_s: seconds until the canary must have been answered.
         log_file: Triton's output; None keeps it in a temporary file that goes with the server.
-        extra_args: passed to tritonserver as they are, last.
+        extra_args: passed to tritonserver as they are, last; its folder is a temporary one, so paths must be absolute.
     """
 
     model_repository: Path
@@ -156,7 +156,7 @@ class TritonServer:
         self._on_progress(f"starting {installation.binary.name}")
         arguments = [str(installation.binary), *self._flags(backends, installation.caches), *config.extra_args]
         environment = triton_environment(installation.libraries)
-        self._child = Child(arguments, environment=environment, log_file=self.log_file)
+        self._child = Child(arguments, environment=environment, log_file=self.log_file, folder=self._runtime)
 
     def _resolve_ports(self) -> None:
         config = self.config

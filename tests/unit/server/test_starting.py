@@ -13,6 +13,7 @@ import pytest
 from triton_rerank_server import ServerStartError, ports
 from triton_rerank_server.child import Child
 from triton_rerank_server.cli import main
+from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.installation import Installation, find_installation, lay_out_backends
 from triton_rerank_server.ports import resolve_port
 
@@ -120,6 +121,23 @@ def test_a_grpc_client_in_this_process_does_not_end_the_child(tmp_path: Path) ->
             Child(["/bin/true"], environment=dict(os.environ), log_file=tmp_path / "log").wait(10.0) for _ in range(60)
         ]
     assert children == [0] * 60
+
+
+def test_python_folders_with_a_module_called_model_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("module", "package/model", "neither/model", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "module" / "model.py").touch()
+    (tmp_path / "package" / "model" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["module", str(tmp_path / "package"), "neither", "", "other"]))
+    given = triton_environment(None)["PYTHONPATH"].split(os.pathsep)
+    assert given[-2:] == [str(tmp_path / "neither"), str(tmp_path / "other")]
+    assert not any(path.endswith(("module", "package")) for path in given)
+    assert caplog.text.count("would hide our backends") == 2
+    monkeypatch.delenv("PYTHONPATH")
+    assert all(Path(path).is_absolute() for path in triton_environment(None)["PYTHONPATH"].split(os.pathsep))
 
 
 def test_a_free_port_is_not_one_that_was_chosen_before(monkeypatch: pytest.MonkeyPatch) -> None:
