@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
 from triton_rerank_export.errors import ExportError
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would land in the progress
@@ -18,10 +19,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0, 1 if it cannot be done (the repository is then as it was), 130 after Ctrl-C.
+        0, 1 if it cannot be done (the repository is then as it was), 130 after Ctrl-C, 141 if the reader of the output
+        went away.
     """
+    use_utf8()
     options = _parser().parse_args(argv)
     try:
+        _check_current_folder()
         return int(options.run(options))
     except ExportError as exc:
         print(f"triton-rerank-export: {exc}", file=sys.stderr)
@@ -29,6 +33,17 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("triton-rerank-export: interrupted; nothing was changed", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        drop_output()
+        return BROKEN_PIPE
+
+
+def _check_current_folder() -> None:
+    """Without one, a library below PyTorch ends the process in the middle of an export."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as exc:
+        raise ExportError("the current folder was deleted; change to one that exists") from exc
 
 
 def _check(options: argparse.Namespace) -> int:

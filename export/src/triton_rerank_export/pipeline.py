@@ -56,10 +56,12 @@ def export_model(
         What was installed, and how it compared with PyTorch.
 
     Raises:
-        ExportError: the checkpoint cannot be had or served, the export does not agree with it, or the disk is full.
+        ExportError: the checkpoint cannot be had or served, the export does not agree with it, the disk is full, or a
+            path is not UTF-8.
     """
     options = options or ExportOptions()
     _check_tools(options)
+    _check_names(model, model_repository)
     try:
         with repository.staging(model_repository) as staged, tempfile.TemporaryDirectory(dir=staged) as work:
             on_step(f"reading {model}")
@@ -110,6 +112,15 @@ def _check_tools(options: ExportOptions) -> None:
         check_available()
     if options.effective_engine == "openvino" and importlib.util.find_spec("openvino") is None:
         raise ExportError("--engine openvino needs OpenVINO for the gate: pip install 'triton-rerank-export[openvino]'")
+
+
+def _check_names(*paths: str | Path) -> None:
+    """PyTorch, ONNX Runtime and protobuf take UTF-8 only, and would fail one after the other."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as exc:
+            raise ExportError(f"{path}: its name is not UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from exc
 
 
 def _next(served: ServedModel, target: Path, options: ExportOptions) -> ServedModel:
