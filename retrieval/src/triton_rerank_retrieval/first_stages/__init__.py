@@ -1,1 +1,0 @@
-"""First stages: each finds candidates by `search(query, k, filter)`."""

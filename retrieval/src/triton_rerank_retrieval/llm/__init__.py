@@ -1,1 +1,0 @@
-"""Language models behind an endpoint in OpenAI's form. Needs ``pip install 'triton-rerank-retrieval[llm]'``."""
