@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import kendalltau  # type: ignore[import-untyped]
+from scipy.stats import kendalltau
 from sklearn.metrics import ndcg_score  # type: ignore[import-untyped]
 
 from triton_rerank_bench.metrics import (

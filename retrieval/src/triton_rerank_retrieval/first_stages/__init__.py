@@ -1,0 +1,1 @@
+"""First stages: each finds candidates by `search(query, k, filter)`."""

@@ -1,0 +1,1 @@
+"""Language models behind an endpoint in OpenAI's form. Needs ``pip install 'triton-rerank-retrieval[llm]'``."""
