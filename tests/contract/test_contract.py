@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 import triton_rerank
@@ -46,13 +47,14 @@ def contract_values() -> set[str]:
     ("backend", "names"),
     [
         ("tokenizer", {contract.QUERY, contract.DOCUMENT, contract.MAX_LENGTH, contract.MAX_QUERY_TOKENS,
-                       contract.LENGTH_LADDER, contract.PAD_TOKEN_ID}),
+                       contract.LENGTH_LADDER, contract.PAD_TOKEN_ID, contract.QUERY_PROMPT,
+                       contract.SPECIAL_TOKENS_IN_TEXT}),
         ("encoder", {contract.LOGITS}),
     ],
 )  # fmt: skip
 def test_the_backends_use_the_contracts_names(root: Path, backend: str, names: set[str]) -> None:
-    source = root / "server/src/triton_rerank_server/backends" / backend / "model.py"
-    assert names <= string_literals(source) & contract_values()
+    sources = (root / "server/src/triton_rerank_server/backends" / backend).glob("*.py")
+    assert names <= set().union(*map(string_literals, sources)) & contract_values()
 
 
 def test_the_tensors_of_the_tokenizer_backend_are_the_contracts() -> None:
@@ -193,6 +195,15 @@ def test_each_length_is_warmed_up_with_one_pair_and_with_a_full_batch(warmup: An
 
 def test_the_light_warm_up_fills_the_engines_micro_batch() -> None:
     assert LIGHT_TOKENS == CPU_TOKENS
+
+
+def test_the_prompt_and_special_tokens_stand_in_the_tokenizers_config_where_they_are_no_defaults() -> None:
+    model = ServedModel(**MODEL, query_prompt="Find it: ", special_tokens_in_text="special")
+    config = text_format.Parse(to_text(model.configs()["m-tokenizer"]), pb.ModelConfig())
+    assert config.parameters[contract.QUERY_PROMPT].string_value == "Find it: "
+    assert config.parameters[contract.SPECIAL_TOKENS_IN_TEXT].string_value == "special"
+    plain = ServedModel(**MODEL).configs()["m-tokenizer"]
+    assert set(plain.parameters) == {contract.MAX_LENGTH, contract.LENGTH_LADDER, contract.PAD_TOKEN_ID}
 
 
 def test_the_response_cache_is_the_encoders_alone() -> None:

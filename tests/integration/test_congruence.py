@@ -25,7 +25,7 @@ class Oracle:
     """PyTorch logits, each pair computed once."""
 
     def __init__(self, folder: Path) -> None:
-        self._reference = Reference(folder, max_length=128, max_query_tokens=64)
+        self._reference = Reference(folder, max_length=128)
         self._cache: dict[tuple[str, str], float] = {}
 
     def logits(self, query: str, documents: list[str]) -> npt.NDArray[Any]:
@@ -154,7 +154,7 @@ def test_int8_keeps_the_best_document_of_the_fp32_model(
     passages: list[str],
     example_queries: list[dict[str, object]],
 ) -> None:
-    reference = Reference(checkpoints["minilm-l6-demo"], max_length=512, max_query_tokens=256)
+    reference = Reference(checkpoints["minilm-l6-demo"], max_length=512)
     for example in example_queries:
         query = str(example["query"])
         assert demo_client.rerank(query, passages)[0].index == int(np.argmax(reference.logits(query, passages)))

@@ -58,9 +58,7 @@ def test_the_served_logits_are_pytorchs(
 ) -> None:
     family, precision = family_of(name), name.rpartition("-")[2]
     documents = [*passages, "", "長い文書 🙂", " ".join(passages)]
-    expected = Reference(checkpoints[family], max_length=128, max_query_tokens=64).logits(
-        "how to zip a file?", documents
-    )
+    expected = Reference(checkpoints[family], max_length=128).logits("how to zip a file?", documents)
     with RerankClient(running.grpc_target, model=name, timeout_s=60.0) as client:
         assert client.model_info().precision == precision
         ranking = sorted(client.rerank("how to zip a file?", documents), key=lambda ranked: ranked.index)

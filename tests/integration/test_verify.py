@@ -26,7 +26,7 @@ PAIR = PublishedScore("query", "passage", -5.65, 0.05)
 
 def recorded(folder: Path, max_length: int) -> list[PublishedScore]:
     """Scores as PyTorch gives them, queries in turn: a file need not keep a query's documents together."""
-    reference = Reference(folder, max_length=max_length, max_query_tokens=max_length // 2)
+    reference = Reference(folder, max_length=max_length)
     rows = [
         (place, PublishedScore(query, document, float(logit)))
         for query, documents in TEXTS.items()

@@ -166,14 +166,11 @@ def test_tokens_equal_transformers_for_any_text(
         length_ladder=(MAX_LENGTH,),
         pad_token_id=peer.pad_token_id,
     )
-    limits = ours.limits(max_length)
-    tensors = ours.encode(query, documents, limits)
-    query_ids = peer(query, add_special_tokens=False)["input_ids"][: limits.max_query_tokens]
+    tensors = ours.encode(query, documents, ours.limits(max_length))
     for row, document in enumerate(documents):
-        document_ids = peer(document, add_special_tokens=False)["input_ids"]
-        theirs = peer.build_inputs_with_special_tokens(
-            query_ids, document_ids[: max_length - len(query_ids) - ours.template.n_special]
-        )
+        (theirs,) = peer(
+            [query], [document], truncation="longest_first", max_length=max_length, split_special_tokens=True
+        )["input_ids"]
         count = int(tensors.token_count[row, 0])
         assert count <= max_length
         assert tensors.input_ids[row, :count].tolist() == theirs

@@ -63,12 +63,7 @@ class InProcess:
 
     def __init__(self, model: Artefacts) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # as the tokenizer backend sets it
-        self._tokenizer = PairTokenizer(
-            model.tokenizer_file,
-            max_length=model.max_length,
-            length_ladder=model.info.length_ladder,
-            pad_token_id=model.pad_token_id,
-        )
+        self._tokenizer = PairTokenizer.of_parameters(model.tokenizer_file, model.tokenizer_parameters)
         self._engine = Engine(model.encoder_file, engine_options(model))
 
     def scores(self, query: str, documents: Sequence[str]) -> list[float]:

@@ -51,7 +51,7 @@ def measure_model(model: Prepared, precision: str, plan: Plan, *, on_step: Progr
         shape=model.shape,
         weights=model.weights,
         precision=precision,
-        max_length=files.max_length,
+        max_length=files.info.max_length,
         triton_version=version,
         setting=str(chosen),
         config_change=config_diff(model.repository, model.shape, chosen.change),

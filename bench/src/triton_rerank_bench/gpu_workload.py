@@ -74,12 +74,7 @@ class SideBySide:
     ) -> None:
         self._model, self._files, self._server, self._plan, self._on_step = model, files, server, plan, on_step
         self._lists = {name: workloads.BY_NAME[name](plan.seed) for name in plan.workloads}
-        self._tokenizer = PairTokenizer(
-            files.tokenizer_file,
-            max_length=files.max_length,
-            length_ladder=files.info.length_ladder,
-            pad_token_id=files.pad_token_id,
-        )
+        self._tokenizer = PairTokenizer.of_parameters(files.tokenizer_file, files.tokenizer_parameters)
         self._other = OtherLoad()
         self._reference = self._reference_scores()
         gpu_peer.forget_reserved(plan.device.kind, plan.device_id)
@@ -171,7 +166,7 @@ class SideBySide:
         plan = self._plan
         return DevicePeer(
             self._model.checkpoint,
-            max_length=self._files.max_length,
+            max_length=self._files.info.max_length,
             kind=plan.device.kind,
             device_id=plan.device_id,
             dtype=dtype,

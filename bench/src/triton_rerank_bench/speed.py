@@ -117,7 +117,7 @@ def measure_speed(
     texts = [workloads.passages(seed), workloads.single(seed)]
     n_turns = turns(4, len(texts), n_rounds) + turns(2, 1, n_rounds) + turns(len(SIZES), 1, n_rounds)
     task = progress.add_task("loading sentence-transformers", total=n_turns)
-    predict = load_cross_encoder(checkpoint, max_length=files.max_length, n_threads=threads)
+    predict = load_cross_encoder(checkpoint, max_length=files.info.max_length, n_threads=threads)
     in_process = InProcess(files)
     layers = LinearLayers(checkpoint, _tokens(texts[0], in_process))
     with serve(model_repository, files.info.name, on_progress=lambda step: _show(progress, task, step)) as server:
@@ -131,7 +131,7 @@ def measure_speed(
     return SpeedReport(
         model=files.info.name,
         precision=files.info.precision,
-        max_length=files.max_length,
+        max_length=files.info.max_length,
         n_threads=threads,
         n_rounds=n_rounds,
         triton_version=version,

@@ -25,7 +25,7 @@ ENCODER_SUFFIX: Final = "-encoder"  # and its second <model>-encoder
 
 # Request parameters. Never optional inputs: requests with different sets of inputs do not batch together.
 MAX_LENGTH: Final = "max_length"  # tokens a pair, at most the model's own
-MAX_QUERY_TOKENS: Final = "max_query_tokens"  # tokens kept of the query; the rest is left to the document
+MAX_QUERY_TOKENS: Final = "max_query_tokens"  # tokens kept of the query; absent: cut only where the pair does not fit
 
 # Parameters of the ensemble in config.pbtxt, written by export and read by the client from the server.
 ACTIVATION: Final = "activation"  # "identity" or "sigmoid"
@@ -36,6 +36,9 @@ SOURCE: Final = "source"  # where the weights came from
 # Parameters of the tokenizer step.
 LENGTH_LADDER: Final = "length_ladder"  # comma-separated padded lengths; Triton merges requests of equal shape only
 PAD_TOKEN_ID: Final = "pad_token_id"
+QUERY_PROMPT: Final = "query_prompt"  # put before every query; absent for none
+SPECIAL_TOKENS_IN_TEXT: Final = "special_tokens_in_text"  # "text" or "special"; absent for "text"
+# MAX_LENGTH is one too.
 
 CONFIG_FILE: Final = "config.pbtxt"  # in the folder of the ensemble and of each step
 MANIFEST_FILE: Final = "manifest.json"  # in each version folder of the ensemble: source, tools, hashes, parity, canary

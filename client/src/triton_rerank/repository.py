@@ -11,14 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from triton_rerank.contract import (
-    CONFIG_FILE,
-    ENCODER_SUFFIX,
-    MANIFEST_FILE,
-    MAX_LENGTH,
-    PAD_TOKEN_ID,
-    TOKENIZER_SUFFIX,
-)
+from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
 from triton_rerank.errors import ConfigurationError
 from triton_rerank.scorers.model_config import parse_model_info, with_step
 from triton_rerank.types import ModelInfo
@@ -37,8 +30,7 @@ class Artefacts:
         backend: Triton's, of the encoder: "onnxruntime", "openvino" or "tensorrt".
         parameters: of the encoder's config: its engine's settings.
         inputs: names of the graph's inputs.
-        max_length: longest pair in tokens, as the tokenizer step has it.
-        pad_token_id: id that fills a row up.
+        tokenizer_parameters: of the tokenizer step's config.
     """
 
     info: ModelInfo
@@ -47,8 +39,7 @@ class Artefacts:
     backend: str
     parameters: Mapping[str, str]
     inputs: tuple[str, ...]
-    max_length: int
-    pad_token_id: int
+    tokenizer_parameters: Mapping[str, str]
 
 
 def exported_models(repository: Path) -> list[str]:
@@ -151,7 +142,6 @@ def _step(model: str, suffix: str, steps: Mapping[str, int]) -> str:
 
 
 def _artefacts(info: ModelInfo, tokenizer: Any, encoder: Any, versions: Mapping[str, Path]) -> Artefacts:
-    settings = {key: value.string_value for key, value in tokenizer.parameters.items()}
     return Artefacts(
         info=with_step(info, tokenizer),
         tokenizer_file=versions[tokenizer.name] / "tokenizer.json",
@@ -159,6 +149,5 @@ def _artefacts(info: ModelInfo, tokenizer: Any, encoder: Any, versions: Mapping[
         backend=encoder.backend,
         parameters={key: value.string_value for key, value in encoder.parameters.items()},
         inputs=tuple(tensor.name for tensor in encoder.input),
-        max_length=int(settings[MAX_LENGTH]),
-        pad_token_id=int(settings[PAD_TOKEN_ID]),
+        tokenizer_parameters={key: value.string_value for key, value in tokenizer.parameters.items()},
     )

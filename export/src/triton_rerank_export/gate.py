@@ -102,11 +102,9 @@ def _pytorch(
     on_step: Progress,
 ) -> tuple[list[Logits], ActivationPeak | None]:
     """All that needs transformers; it is let go on return."""
-    limits = scorer.tokenizer.limits()
     reference = Reference(
         checkpoint.folder,
-        max_length=limits.max_length,
-        max_query_tokens=limits.max_query_tokens,
+        max_length=served.max_length,
         allow_pickle=checkpoint.allow_pickle,
         watch_activations=served.precision == "fp16",
     )

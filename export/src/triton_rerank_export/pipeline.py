@@ -151,12 +151,7 @@ def _build(
 
 
 def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:
-    tokenizer = PairTokenizer(
-        checkpoint.folder / "tokenizer.json",
-        max_length=served.max_length,
-        length_ladder=served.ladder,
-        pad_token_id=served.pad_token_id,
-    )
+    tokenizer = PairTokenizer.of_parameters(checkpoint.folder / "tokenizer.json", served.tokenizer_parameters)
     return calibration_feeds(tokenizer, served.tensors)
 
 

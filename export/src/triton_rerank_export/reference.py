@@ -80,7 +80,6 @@ class Reference:
     Args:
         folder: checkpoint folder.
         max_length: tokens a pair.
-        max_query_tokens: tokens kept of the query.
         allow_pickle: see `load_model`.
         watch_activations: keep ``peak`` up to date.
     """
@@ -90,7 +89,6 @@ class Reference:
         folder: Path,
         *,
         max_length: int,
-        max_query_tokens: int,
         allow_pickle: bool = False,
         watch_activations: bool = False,
     ) -> None:
@@ -102,7 +100,6 @@ class Reference:
         self._allow_pickle = allow_pickle
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
         self._max_length = max_length
-        self._max_query_tokens = max_query_tokens
 
     @cached_property
     def _model(self) -> Any:
@@ -121,7 +118,7 @@ class Reference:
 
         model = self._model
         with torch.no_grad():
-            rows = [self._encode(query, document).convert_to_tensors("pt", True) for document in documents]
+            rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
             logits = [float(model(**row).logits) for row in rows]
         return np.array(logits, dtype=np.float32)
 
@@ -130,15 +127,20 @@ class Reference:
         row = self._tokenizer.pad(
             self._encode(query, document), padding="max_length", max_length=width, padding_side="right"
         )
-        return {name: np.array(ids, dtype=np.int64) for name, ids in row.items()}
+        return {name: np.array(ids, dtype=np.int64) for name, (ids,) in row.items()}
 
     def _encode(self, query: str, document: str) -> Any:
-        """One pair without padding, with the inputs that the tokenizer's class names."""
-        ids = [
-            self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in (query, document)
-        ]
-        return self._tokenizer.prepare_for_model(
-            ids[0][: self._max_query_tokens], ids[1], truncation="only_second", max_length=self._max_length
+        """A batch of one pair without padding, with the inputs that the tokenizer's class names.
+
+        Of lists, as sentence-transformers calls it: beside a single query an empty document would be taken for none.
+        """
+        return self._tokenizer(
+            [query],
+            [document],
+            truncation="longest_first",
+            max_length=self._max_length,
+            split_special_tokens=True,  # special tokens written inside a text are text
+            verbose=False,
         )
 
 

@@ -37,11 +37,8 @@ class ServedScorer:
     def __init__(self, repository: Path, model: ServedModel) -> None:
         self._version_folder = repository / model.encoder_name / str(model.version)
         self._model = model
-        self.tokenizer = PairTokenizer(
-            repository / model.tokenizer_name / str(model.version) / "tokenizer.json",
-            max_length=model.max_length,
-            length_ladder=model.ladder,
-            pad_token_id=model.pad_token_id,
+        self.tokenizer = PairTokenizer.of_parameters(
+            repository / model.tokenizer_name / str(model.version) / "tokenizer.json", model.tokenizer_parameters
         )
 
     def encode(self, query: str, documents: Sequence[str]) -> PairTensors:

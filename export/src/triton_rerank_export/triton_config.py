@@ -20,6 +20,7 @@ Engine = Literal["onnxruntime", "tensorrt", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 Accelerator = Literal["none", "tensorrt"]
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
+SpecialTokensInText = Literal["text", "special"]
 
 _FOR_CPUS: tuple[Precision, ...] = ("int8", "bf16")
 _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
@@ -57,6 +58,8 @@ class ServedModel:
         warmup: each length of the ladder is run before the server is ready, with one pair and with as many as the
             engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
         response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).
+        query_prompt: text put before every query; empty for none.
+        special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
     """
 
     name: str
@@ -77,6 +80,8 @@ class ServedModel:
     queue_timeout_us: int = DEFAULT_QUEUE_TIMEOUT_US
     warmup: Warmup = "light"
     response_cache: bool = False
+    query_prompt: str = ""
+    special_tokens_in_text: SpecialTokensInText = "text"
 
     @property
     def tokenizer_name(self) -> str:
@@ -97,6 +102,17 @@ class ServedModel:
     def tensors(self) -> tuple[str, ...]:
         """Names of the encoder's inputs."""
         return encoder_inputs(token_type_ids=self.token_type_ids)
+
+    @property
+    def tokenizer_parameters(self) -> dict[str, str]:
+        """Settings of the tokenizer step; what has its default is left out."""
+        return {
+            contract.MAX_LENGTH: str(self.max_length),
+            contract.LENGTH_LADDER: ",".join(str(rung) for rung in self.ladder),
+            contract.PAD_TOKEN_ID: str(self.pad_token_id),
+            **({contract.QUERY_PROMPT: self.query_prompt} if self.query_prompt else {}),
+            **({contract.SPECIAL_TOKENS_IN_TEXT: "special"} if self.special_tokens_in_text == "special" else {}),
+        }
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -154,13 +170,7 @@ def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
         output=[*(_output(_io(name, pb.TYPE_INT64, -1)) for name in model.tensors), *_pair_outputs()],
         dynamic_batching=_batching(model, queue_delay_us=0),
         instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
-        parameters=_parameters(
-            {
-                contract.MAX_LENGTH: model.max_length,
-                contract.LENGTH_LADDER: ",".join(str(rung) for rung in model.ladder),
-                contract.PAD_TOKEN_ID: model.pad_token_id,
-            }
-        ),
+        parameters=_parameters(model.tokenizer_parameters),
     )
 
 

@@ -138,7 +138,7 @@ def test_missing_repository_is_told(tmp_path: Path) -> None:
 def test_model_is_read_from_its_three_configs(tiny_repository: Path) -> None:
     model = read_model(tiny_repository, "tiny-bert")
     assert (model.info.name, model.info.precision) == ("tiny-bert", "fp32")
-    assert model.info.length_ladder[-1] == model.max_length
+    assert model.info.length_ladder[-1] == model.info.max_length
     assert model.tokenizer_file.is_file()
     assert model.encoder_file.is_file()
 

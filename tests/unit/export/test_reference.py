@@ -30,7 +30,7 @@ def pickled(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def logits(folder: Path, *, allow_pickle: bool = False) -> list[float]:
-    reference = Reference(folder, max_length=128, max_query_tokens=64, allow_pickle=allow_pickle)
+    reference = Reference(folder, max_length=128, allow_pickle=allow_pickle)
     return [float(logit) for logit in reference.logits(QUERY, DOCUMENTS)]
 
 
@@ -66,7 +66,7 @@ def test_transformers_says_nothing_on_the_way(checkpoints: dict[str, Path]) -> N
     """Its advice to pad in another way would stand in the middle of the command's own words."""
     code = (
         "import sys; from pathlib import Path; from triton_rerank_export.reference import Reference; "
-        "r = Reference(Path(sys.argv[1]), max_length=8, max_query_tokens=4); "
+        "r = Reference(Path(sys.argv[1]), max_length=8); "
         "r.tokens('heap', 'a very long document ' * 99, width=8); r.logits('heap', ['a very long document ' * 99])"
     )
     done = subprocess.run(
@@ -80,7 +80,7 @@ def test_tokens_are_what_a_plain_call_of_transformers_gives(checkpoints: dict[st
     """Where nothing is cut of the query, ours is the call that a user of transformers would make."""
     from transformers import AutoTokenizer
 
-    reference = Reference(checkpoints[name], max_length=64, max_query_tokens=32)
+    reference = Reference(checkpoints[name], max_length=64)
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[name])
     for document in (*DOCUMENTS, "word " * 100):
         plain = tokenizer([QUERY], [document], truncation="only_second", max_length=64, padding="max_length")
@@ -90,7 +90,7 @@ def test_tokens_are_what_a_plain_call_of_transformers_gives(checkpoints: dict[st
 
 def test_an_activation_that_is_not_a_number_is_the_largest(checkpoints: dict[str, Path]) -> None:
     folder = checkpoints["tiny-bert"]
-    reference = Reference(folder, max_length=128, max_query_tokens=64, watch_activations=True)
+    reference = Reference(folder, max_length=128, watch_activations=True)
     reference.logits(QUERY, DOCUMENTS)
     assert reference.peak is not None
     before = reference.peak.value

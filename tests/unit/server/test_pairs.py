@@ -21,6 +21,11 @@ def tokenizer(folder: Path, **settings: Any) -> PairTokenizer:
     return PairTokenizer(folder / "tokenizer.json", **values)
 
 
+def words(word: str, n: int) -> str:
+    """A text of n tokens."""
+    return " ".join([word] * n)
+
+
 @pytest.fixture(params=["tiny-bert", "tiny-xlmr"])
 def folder(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Path:
     return checkpoints[request.param]
@@ -58,24 +63,59 @@ def test_rows_are_padded_to_the_first_rung_that_holds_the_longest(folder: Path) 
     assert widths == set(LADDER)
 
 
-def test_the_query_has_a_cap_of_its_own_and_its_cut_is_told(folder: Path) -> None:
+def test_a_cap_cuts_the_query_whatever_the_document_leaves(folder: Path) -> None:
     ours = tokenizer(folder)
     template = ours.template
     tensors = ours.encode("heap " * 400, ["heap"], ours.limits(max_query_tokens=10))
     assert tensors.truncated.tolist() == [[True]]
     assert tensors.token_count[0, 0] <= 10 + template.n_special + 4
-    default = ours.encode("heap " * 400, ["heap " * 400])
-    start = len(template.prefix) + MAX_LENGTH // 2
-    assert default.input_ids[0, start : start + len(template.middle)].tolist() == template.middle
-    assert default.token_count[0, 0] == MAX_LENGTH
+    start = len(template.prefix) + 10
+    assert tensors.input_ids[0, start : start + len(template.middle)].tolist() == template.middle
 
 
-def test_a_query_is_never_cut_to_make_room_for_a_document(folder: Path) -> None:
+@pytest.mark.parametrize(("query", "document"), [(110, 3), (3, 110), (100, 20), (60, 60)])
+def test_a_pair_that_fits_is_never_cut(folder: Path, query: int, document: int) -> None:
     ours = tokenizer(folder)
-    alone = ours.encode("what keeps its largest element at the root?", [""])
-    beside = ours.encode("what keeps its largest element at the root?", ["heap " * 500])
-    kept = int(alone.token_count[0, 0]) - len(ours.template.suffix)
-    assert beside.input_ids[0, :kept].tolist() == alone.input_ids[0, :kept].tolist()
+    tensors = ours.encode(words("heap", query), [words("heap", document)])
+    assert tensors.token_count.tolist() == [[query + document + ours.template.n_special]]
+    assert tensors.truncated.tolist() == [[False]]
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "kept"),
+    [(400, 400, "half"), (400, 10, "what the document leaves"), (70, 400, "half"), (20, 400, "all")],
+)
+def test_the_document_is_cut_first_and_the_query_keeps_half_of_the_room_at_least(
+    folder: Path, query: int, document: int, kept: str
+) -> None:
+    ours = tokenizer(folder)
+    template, room = ours.template, MAX_LENGTH - ours.template.n_special
+    tensors = ours.encode(words("heap", query), [words("sort", document)])
+    start = len(template.prefix) + {"half": room // 2, "what the document leaves": room - document, "all": query}[kept]
+    assert tensors.input_ids[0, start : start + len(template.middle)].tolist() == template.middle
+    assert (tensors.token_count[0, 0], bool(tensors.truncated[0, 0])) == (MAX_LENGTH, True)
+
+
+@pytest.mark.parametrize("max_query_tokens", [None, 7])
+def test_the_prompt_and_the_query_are_one_text(folder: Path, max_query_tokens: int | None) -> None:
+    prompt = "what keeps it? "
+    ours, plain = tokenizer(folder, query_prompt=prompt), tokenizer(folder)
+    for query in ("heap", " heap", "", "heap " * 200):
+        for document in ("a binary heap", "sort " * 200):
+            limits = ours.limits(max_query_tokens=max_query_tokens)
+            expected = plain.encode(prompt + query, [document], limits)
+            assert ours.encode(query, [document], limits).input_ids.tolist() == expected.input_ids.tolist()
+
+
+def test_a_special_token_inside_a_text_is_text_unless_the_old_way_is_asked_for(folder: Path) -> None:
+    peer = AutoTokenizer.from_pretrained(folder)
+    forged = f"heap {peer.sep_token} sort"
+    ids = peer(forged, add_special_tokens=False)["input_ids"]
+    assert peer.sep_token_id in ids
+    (old,) = tokenizer(folder, special_tokens_in_text="special").tokenize([forged]).values()
+    assert old.ids == ids
+    (text,) = tokenizer(folder).tokenize([forged]).values()
+    assert peer.sep_token_id not in text.ids
 
 
 @pytest.mark.parametrize("value", [4, 0, -1, MAX_LENGTH + 1, 64.0, "64", True, [64]])
@@ -109,6 +149,7 @@ def test_the_files_own_truncation_and_padding_are_ignored(folder: Path, tmp_path
         ({"length_ladder": ()}, "must ascend"),
         ({"pad_token_id": 10**6}, "outside this tokenizer's vocabulary"),
         ({"pad_token_id": -1}, "outside this tokenizer's vocabulary"),
+        ({"special_tokens_in_text": "maybe"}, "special_tokens_in_text is 'maybe': it must be 'text' or 'special'"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(folder: Path, settings: dict[str, Any], fragment: str) -> None:

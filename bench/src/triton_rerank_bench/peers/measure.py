@@ -84,16 +84,18 @@ def measure_peers(plan: Plan, *, on_step: OnStep) -> PeersReport:
     def tell(text: str) -> None:
         on_step(text, None)
 
-    folders = ModelFolders(plan.checkpoint, plan.cache, plan.environments, max_length=files.max_length, on_step=tell)
+    folders = ModelFolders(
+        plan.checkpoint, plan.cache, plan.environments, max_length=files.info.max_length, on_step=tell
+    )
     tell("torch fp32, for reference")
     references = _references(plan, files, threads)
     in_process, load = InProcess(files), OtherLoad()
     with (
         serve(plan.model_repository, files.info.name, on_progress=tell) as server,
-        Workers(plan.environments, folders, max_length=files.max_length, n_threads=threads) as workers,
+        Workers(plan.environments, folders, max_length=files.info.max_length, n_threads=threads) as workers,
     ):
         report = PeersReport(
-            files.info.name, files.info.precision, files.backend, files.max_length, threads, server.triton_version
+            files.info.name, files.info.precision, files.backend, files.info.max_length, threads, server.triton_version
         )
         ours: list[Contestant] = [Served(server.client), in_process]
         try:
@@ -110,7 +112,7 @@ def measure_peers(plan: Plan, *, on_step: OnStep) -> PeersReport:
 
 
 def _references(plan: Plan, files: Artefacts, threads: int) -> list[list[float]]:
-    predict = load_cross_encoder(plan.checkpoint, max_length=files.max_length, n_threads=threads)
+    predict = load_cross_encoder(plan.checkpoint, max_length=files.info.max_length, n_threads=threads)
     return [predict([(text.query, document) for document in text.documents], PEER_BATCH_SIZE) for text in plan.texts]
 
 

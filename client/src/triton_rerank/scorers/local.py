@@ -242,7 +242,7 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
         PairError: ``max_length`` or ``max_query_tokens`` is outside the model's bounds.
     """
     limits = tokenizer.limits(request.max_length, request.max_query_tokens)
-    (query,) = tokenizer.tokenize([request.query.decode("utf-8")]).values()
+    (query,) = tokenizer.tokenize([tokenizer.prompted(request.query.decode("utf-8"))]).values()
 
     def encode(rows: npt.NDArray[np.intp]) -> PairTensors:
         documents = [request.documents[row].decode("utf-8") for row in rows]
@@ -270,12 +270,7 @@ def _open(artefacts: Artefacts, threads: int) -> _Model:
     except ImportError as exc:
         raise _not_installed(str(exc)) from exc
     try:
-        tokenizer = PairTokenizer(
-            artefacts.tokenizer_file,
-            max_length=artefacts.max_length,
-            length_ladder=artefacts.info.length_ladder,
-            pad_token_id=artefacts.pad_token_id,
-        )
+        tokenizer = PairTokenizer.of_parameters(artefacts.tokenizer_file, artefacts.tokenizer_parameters)
         engine = Engine(artefacts.encoder_file, options_of(artefacts.backend, artefacts.parameters, threads=threads))
     except (PairError, EngineError) as exc:
         raise ConfigurationError(str(exc)) from exc

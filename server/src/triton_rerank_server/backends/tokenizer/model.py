@@ -22,7 +22,7 @@ from pairs import PairError, PairLimits, PairTensors, PairTokenizer, TextTokens
 
 @dataclass(frozen=True)
 class Pairs:
-    """One request, decoded."""
+    """One request, decoded; the queries with their prompt."""
 
     queries: list[str]
     documents: list[str]
@@ -33,18 +33,12 @@ class TritonPythonModel:
     """Triton's interface to `pairs.PairTokenizer`."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Read the tokenizer file of this version and the lengths from config.pbtxt."""
+        """Read the tokenizer file of this version and the parameters of config.pbtxt."""
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-        try:
-            self._tokenizer = PairTokenizer(
-                Path(args["model_repository"]) / args["model_version"] / "tokenizer.json",
-                max_length=int(parameters["max_length"]),
-                length_ladder=[int(rung) for rung in parameters["length_ladder"].split(",")],
-                pad_token_id=int(parameters["pad_token_id"]),
-            )
-        except KeyError as exc:
-            raise PairError(f"{args['model_name']}: config.pbtxt has no parameter {exc}; export it again") from exc
+        self._tokenizer = PairTokenizer.of_parameters(
+            Path(args["model_repository"]) / args["model_version"] / "tokenizer.json", parameters
+        )
         self._outputs = [output["name"] for output in config["output"]]
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -61,7 +55,8 @@ class TritonPythonModel:
         try:
             parameters = json.loads(request.parameters() or "{}")
             limits = self._tokenizer.limits(parameters.get("max_length"), parameters.get("max_query_tokens"))
-            return Pairs(_texts(request, "query"), _texts(request, "document"), limits)
+            queries = [self._tokenizer.prompted(query) for query in _texts(request, "query")]
+            return Pairs(queries, _texts(request, "document"), limits)
         except PairError as exc:
             return str(exc)
 

@@ -1,19 +1,24 @@
 """Query-document pairs -> model inputs: tokenises, cuts, pads. Knows nothing of Triton.
 
 The text of a pair is tokenised apart from its special tokens, so that a query shared by a thousand documents is
-tokenised once, and so that query and document are cut each by its own rule. The special tokens around them are
-read from the tokenizer file itself, by looking at one pair.
+tokenised once. The special tokens around them are read from the tokenizer file itself, by looking at one pair. A pair
+is cut as ``longest_first`` does, the rule of sentence-transformers and TEI: one that fits is never cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
+
+TEXT, SPECIAL = "text", "special"  # what special tokens written inside a text are
 
 
 class PairError(ValueError):
@@ -45,10 +50,24 @@ class TextTokens:
 
 @dataclass(frozen=True)
 class PairLimits:
-    """How long one request's pairs may be, in tokens; special tokens count for ``max_length``."""
+    """How long one request's pairs may be, in tokens.
+
+    Attributes:
+        max_length: of a pair, special tokens included.
+        max_query_tokens: kept of a query, whatever the document's length; None means as ``longest_first`` does.
+    """
 
     max_length: int
-    max_query_tokens: int
+    max_query_tokens: int | None = None
+
+    def cut(self, query: int, document: int, n_special: int) -> tuple[int, int]:
+        """What a pair keeps of a query and of a document, in tokens."""
+        room = self.max_length - n_special
+        if self.max_query_tokens is None:
+            kept = longest_first(query, document, room)
+        else:
+            kept = min(query, self.max_query_tokens)
+        return kept, min(document, room - kept)
 
 
 @dataclass(frozen=True)
@@ -78,20 +97,33 @@ class PairTokenizer:
         max_length: tokens of the longest pair that the model takes.
         length_ladder: padded lengths, ascending, the last at least ``max_length``.
         pad_token_id: id that fills a row up.
+        query_prompt: put before every query; prompt and query are one text, whose tokens are the query's.
+        special_tokens_in_text: "text" reads special tokens that are written inside a text as text, so that no
+            document can forge the border between query and document; "special" reads them as what they name, as
+            Hugging Face does by default.
 
     Raises:
-        PairError: the file is missing or broken, or the ladder does not reach ``max_length``.
+        PairError: the file is missing or broken, the ladder does not reach ``max_length``, or
+            ``special_tokens_in_text`` is neither of its two values.
     """
 
     def __init__(
-        self, tokenizer_file: Path, *, max_length: int, length_ladder: Sequence[int], pad_token_id: int
+        self,
+        tokenizer_file: Path,
+        *,
+        max_length: int,
+        length_ladder: Sequence[int],
+        pad_token_id: int,
+        query_prompt: str = "",
+        special_tokens_in_text: str = TEXT,
     ) -> None:
         if list(length_ladder) != sorted(set(length_ladder)) or not length_ladder or length_ladder[-1] < max_length:
             raise PairError(f"length_ladder {list(length_ladder)} must ascend and reach max_length {max_length}")
         self.max_length = max_length
         self.length_ladder = list(length_ladder)
         self.pad_token_id = pad_token_id
-        self._tokenizer = load_tokenizer(tokenizer_file)
+        self.query_prompt = query_prompt
+        self._tokenizer = load_tokenizer(tokenizer_file, special_tokens_in_text)
         if not 0 <= pad_token_id < self._tokenizer.get_vocab_size():
             raise PairError(
                 f"{tokenizer_file}: pad_token_id {pad_token_id} of config.pbtxt is outside this tokenizer's vocabulary "
@@ -99,12 +131,35 @@ class PairTokenizer:
             )
         self.template = read_template(self._tokenizer)
 
+    @classmethod
+    def of_parameters(cls, tokenizer_file: Path, parameters: Mapping[str, str]) -> PairTokenizer:
+        """The tokenizer of a step, from the parameters of its config.pbtxt.
+
+        Raises:
+            PairError: as the constructor, or a parameter is missing.
+        """
+        try:
+            lengths = {name: int(parameters[name]) for name in ("max_length", "pad_token_id")}
+            ladder = [int(rung) for rung in parameters["length_ladder"].split(",")]
+        except KeyError as exc:
+            raise PairError(f"{tokenizer_file}: its config.pbtxt has no parameter {exc}; export it again") from exc
+        except ValueError as exc:
+            raise PairError(f"{tokenizer_file}: its config.pbtxt has a parameter that is no number ({exc})") from exc
+        return cls(
+            tokenizer_file,
+            length_ladder=ladder,
+            query_prompt=parameters.get("query_prompt", ""),
+            special_tokens_in_text=parameters.get("special_tokens_in_text", TEXT),
+            **lengths,
+        )
+
     def limits(self, max_length: object = None, max_query_tokens: object = None) -> PairLimits:
         """Check one request's parameters against the model's bounds.
 
         Args:
             max_length: tokens a pair; None means the model's own.
-            max_query_tokens: tokens kept of the query; None means half of ``max_length``.
+            max_query_tokens: tokens kept of the query, the prompt's included; None means all where the pair fits,
+                and at least half of the room, as ``longest_first`` does.
 
         Raises:
             PairError: not a whole number, or outside the bounds.
@@ -112,9 +167,14 @@ class PairTokenizer:
         n_special = self.template.n_special
         length = self.max_length if max_length is None else max_length
         length = _whole("max_length", length, n_special + 2, self.max_length)
+        if max_query_tokens is None:
+            return PairLimits(length)
         most = length - n_special - 1  # one token is left to the document
-        cap = min(length // 2, most) if max_query_tokens is None else max_query_tokens
-        return PairLimits(length, _whole("max_query_tokens", cap, 1, most))
+        return PairLimits(length, _whole("max_query_tokens", max_query_tokens, 1, most))
+
+    def prompted(self, query: str) -> str:
+        """The text that is tokenised for a query."""
+        return self.query_prompt + query
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, TextTokens]:
         """Tokenise each different text once, all in one parallel call.
@@ -137,7 +197,7 @@ class PairTokenizer:
         """Cut, join and pad the pairs of one request.
 
         Args:
-            queries: n tokenised queries, one a pair.
+            queries: n tokenised queries with their prompt, one a pair.
             documents: n tokenised documents.
             limits: from `limits`.
 
@@ -145,12 +205,13 @@ class PairTokenizer:
             Tensors padded to the first rung of the ladder that holds the longest pair.
         """
         template = self.template
-        budget = limits.max_length - template.n_special
-        kept = [min(query.length, limits.max_query_tokens) for query in queries]
-        rooms = [min(document.length, budget - n) for document, n in zip(documents, kept, strict=True)]
-        counts = np.array([template.n_special + q + d for q, d in zip(kept, rooms, strict=True)], dtype=np.int32)
+        cuts = [
+            limits.cut(query.length, document.length, template.n_special)
+            for query, document in zip(queries, documents, strict=True)
+        ]
+        counts = np.array([template.n_special + q + d for q, d in cuts], dtype=np.int32)
         tensors = self._blank(counts)
-        for row, (query, document, q, d) in enumerate(zip(queries, documents, kept, rooms, strict=True)):
+        for row, (query, document, (q, d)) in enumerate(zip(queries, documents, cuts, strict=True)):
             parts = (template.prefix, query.ids[:q], template.middle, document.ids[:d], template.suffix)
             start = 0
             for part, segment in zip(parts, template.segments, strict=True):
@@ -164,8 +225,9 @@ class PairTokenizer:
 
     def encode(self, query: str, documents: Sequence[str], limits: PairLimits | None = None) -> PairTensors:
         """Tokenise and assemble one query with n documents; what a request does, without Triton."""
-        tokens = self.tokenize([query, *documents])
-        queries = [tokens[query]] * len(documents)
+        prompted = self.prompted(query)
+        tokens = self.tokenize([prompted, *documents])
+        queries = [tokens[prompted]] * len(documents)
         return self.assemble(queries, [tokens[d] for d in documents], limits or self.limits())
 
     def _blank(self, counts: npt.NDArray[np.int32]) -> PairTensors:
@@ -181,23 +243,73 @@ class PairTokenizer:
         )
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def longest_first(query: int, document: int, room: int) -> int:
+    """Tokens that a query keeps where a pair has ``room``: all if the pair fits, and at least half of the room.
+
+    This is ``LongestFirst`` of the library tokenizers: the odd token goes to the longer text.
+    """
+    half = room // 2 + (room % 2 if query > document else 0)
+    return min(query, max(half, room - document))
+
+
+def load_tokenizer(path: Path, special_tokens_in_text: str = TEXT) -> Tokenizer:
     """Read a ``tokenizer.json`` and switch its own truncation and padding off.
 
     Raises:
-        PairError: missing, or not a tokenizer file.
+        PairError: missing, or not a tokenizer file; or ``special_tokens_in_text`` is unknown.
     """
+    if special_tokens_in_text not in (TEXT, SPECIAL):
+        raise PairError(f"special_tokens_in_text is {special_tokens_in_text!r}: it must be {TEXT!r} or {SPECIAL!r}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise PairError(f"{path}: cannot be read ({exc}); export the model again") from exc
     try:
         tokenizer = Tokenizer.from_str(text)
+        if special_tokens_in_text == TEXT:
+            tokenizer = special_as_text(tokenizer, text)
     except Exception as exc:
         raise PairError(f"{path}: not a tokenizer file ({exc}); export the model again") from exc
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def special_as_text(tokenizer: Tokenizer, text: str) -> Tokenizer:
+    """A tokenizer for which no text makes a special token, but for the one of unknown words.
+
+    The library's own switch ends the search for special tokens in a text. A vocabulary may make them all the same: that
+    of every Unigram model has the pieces ``<s>`` and ``</s>``, SentencePiece's control symbols, which no text may make
+    there. Where it does, they get names that no text has.
+
+    Args:
+        tokenizer: is switched, and given back where that is enough.
+        text: of its ``tokenizer.json``.
+    """
+    tokenizer.encode_special_tokens = True
+    special = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    if not any(index in _made_by(tokenizer, name) for index, name in special.items()):
+        return tokenizer
+    mark = secrets.token_hex()
+    content = json.loads(text, parse_float=lambda digits: mark + digits)  # the scores keep all their digits
+    model = content["model"]
+    unknown = model.get("unk_token") or model["vocab"][model["unk_id"]][0]
+    names = {name: name + mark for name in special.values() if name != unknown}
+    for token in content["added_tokens"]:
+        token["content"] = names.get(token["content"], token["content"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {names.get(piece, piece): index for piece, index in model["vocab"].items()}
+    else:
+        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
+    renamed = Tokenizer.from_str(re.sub(rf'"{mark}([^"]+)"', r"\1", json.dumps(content)))
+    renamed.encode_special_tokens = True
+    return renamed
+
+
+def _made_by(tokenizer: Tokenizer, name: str) -> set[int]:
+    """Ids that a special token's name makes, alone and between words."""
+    texts = (name, f"a {name} a", f"a{name}a")  # one by one: a process that forks later must not have used threads
+    return {index for text in texts for index in tokenizer.encode(text, add_special_tokens=False).ids}
 
 
 def read_template(tokenizer: Tokenizer) -> Template:
