@@ -17,12 +17,13 @@ TARGET ?=
 SHARED ?= ../shared
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
 DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
-DISTRIBUTIONS := client server export retrieval bench
+DISTRIBUTIONS := client server export retrieval bench gateway
 # The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8.
 FASTEST ?= $(if $(shell grep -Em1 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),bf16,int8-openvino)
 TUNED := int8-openvino bf16 fp32
 PEERS := sentence-transformers onnx infinity
-TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_retrieval -p triton_rerank_bench
+TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_retrieval -p triton_rerank_bench \
+  -p triton_rerank_gateway
 
 .PHONY: help
 help: ## list the commands
@@ -37,6 +38,10 @@ demo: $(VENV)/.demo $(DEMO_MANIFEST) ## rerank the examples in a real Triton; in
 .PHONY: serve
 serve: $(VENV)/.demo $(DEMO_MANIFEST) ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
 	@exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
+
+.PHONY: gateway
+gateway: $(VENV)/.gateway $(DEMO_MANIFEST) ## Triton, and HTTP in front of it on 8080 in the dialects of Cohere, Jina, Voyage, TEI …; Ctrl-C stops both
+	@exec $(BIN)/python examples/gateway.py --model-repository $(REPOSITORY) --model '$(MODEL)' $(ARGS)
 
 .PHONY: export
 export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt; fastest on CPUs: bf16, or int8 with openvino)
@@ -214,7 +219,11 @@ $(VENV)/.demo: requirements/demo.in $(wildcard requirements/constraints-*.txt) $
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(DISTRIBUTIONS:%=-e %)
 	@touch $@
 
-$(VENV)/.test: requirements/test.in $(VENV)/.demo | $(VENV)/bin/python
+$(VENV)/.gateway: requirements/gateway.in $(VENV)/.demo | $(VENV)/bin/python
+	$(call install,requirements/gateway.in)
+	@touch $@
+
+$(VENV)/.test: requirements/test.in requirements/gateway.in $(VENV)/.demo | $(VENV)/bin/python
 	$(call install,requirements/test.in)
 	@touch $@
 

@@ -1,0 +1,24 @@
+"""Jina: ``usage`` and ``model`` beside the results; an error is a string under ``detail``."""
+
+from __future__ import annotations
+
+from triton_rerank_gateway.dialects import base, common
+from triton_rerank_gateway.failures import GatewayError
+from triton_rerank_gateway.question import Answered
+
+
+def _answer(answered: Answered) -> base.Json:
+    return {
+        "model": answered.model,
+        "object": "list",
+        "usage": base.usage(answered),
+        "results": [common.result(answered, row) for row in answered.rows()],
+        **base.answer_extras(answered),
+    }
+
+
+def _error(failure: GatewayError) -> base.Json:
+    return {"detail": failure.message}
+
+
+JINA = base.Dialect("jina", common.read, _answer, _error, common.REQUEST)

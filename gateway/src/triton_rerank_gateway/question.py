@@ -1,0 +1,207 @@
+"""What every dialect's request becomes, and what its answer is made from. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from triton_rerank import RankedDocument, RerankResult
+from triton_rerank_gateway.fields import Fields
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One query with its documents.
+
+    Attributes:
+        query: not blank.
+        documents: n texts, n at least 1.
+    """
+
+    query: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """Optional fields that every dialect understands beside its own.
+
+    Attributes:
+        min_score: leave out results below it, on the scale of the answer's scores.
+        timeout_s: of the whole request, seconds; None for the configured one.
+        return_logits: tell the model's raw output beside each score.
+        return_details: tell logit, token_count and truncated of each result.
+    """
+
+    min_score: float | None = None
+    timeout_s: float | None = None
+    return_logits: bool = False
+    return_details: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request in our words.
+
+    Attributes:
+        parts: one for a ranking, one for each different query where pairs are scored.
+        given: documents of a ranking as they came.
+        model: name that the caller gave, None for the default.
+        top_k: most results, None for all.
+        return_documents: give documents back.
+        raw_scores: the answer's scores are logits.
+        truncate: False: a pair that does not fit the model is an error.
+        max_document_tokens: longest document, tokens; None for what the model reads.
+        max_query_tokens: longest query, tokens; None likewise.
+        priority: 0 goes first among the waiting requests of one key.
+        places: for scored pairs, the part and the index in it of each pair in the order of the request.
+        extras: optional fields of ours.
+    """
+
+    parts: tuple[Part, ...]
+    given: tuple[Any, ...] = ()
+    model: str | None = None
+    top_k: int | None = None
+    return_documents: bool = False
+    raw_scores: bool = False
+    truncate: bool = True
+    max_document_tokens: int | None = None
+    max_query_tokens: int | None = None
+    priority: int = 0
+    places: tuple[tuple[int, int], ...] = ()
+    extras: Extras = field(default_factory=Extras)
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs of query and document."""
+        return sum(len(part.documents) for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One result as dialects tell it.
+
+    Attributes:
+        index: place in the caller's list.
+        score: finite; 0 to 1 unless raw scores were asked for.
+        logit: the model's raw output, None where the model tells none.
+        truncated: query or document was cut.
+    """
+
+    index: int
+    score: float
+    logit: float | None
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A question with what was said to it.
+
+    Attributes:
+        question: as asked.
+        results: one a part.
+        model: public name of the model.
+        request_id: of this request.
+        created: seconds since 1970.
+        waited_s: seconds before it was its turn.
+        total_s: seconds from the request's first byte.
+    """
+
+    question: Question
+    results: tuple[RerankResult[str], ...]
+    model: str
+    request_id: str
+    created: int
+    waited_s: float = 0.0
+    total_s: float = 0.0
+
+    @property
+    def token_count(self) -> int:
+        """Tokens that models read."""
+        return sum(result.usage.token_count for result in self.results)
+
+    @property
+    def degraded(self) -> bool:
+        """Another than the first choice answered."""
+        return any(result.degraded for result in self.results)
+
+    @property
+    def reason(self) -> str:
+        """Who did not answer, and why, without addresses; empty where nothing is to be said."""
+        failed = [f"{each.scorer}: {each.error}" for result in self.results for each in result.attempts]
+        return "; ".join(dict.fromkeys(failed)) or ("no model ranked the documents" if self.degraded else "")
+
+    @property
+    def served_by(self) -> str:
+        """Name of the scorer that answered."""
+        return ", ".join(dict.fromkeys(result.served_by for result in self.results))
+
+    def rows(self) -> list[Row]:
+        """Results of a ranking, best first, as the question wants them; without any score none is below the least."""
+        question, result = self.question, self.results[0]
+        least = question.extras.min_score if any(ranked.score is not None for ranked in result) else None
+        rows = visible(result, raw=question.raw_scores)
+        return [row for row in rows if least is None or row.score >= least][: question.top_k]
+
+    def scores(self) -> list[float]:
+        """Scores of pairs in the order of the request."""
+        found = [{row.index: row.score for row in visible(one, raw=self.question.raw_scores)} for one in self.results]
+        return [found[part][index] for part, index in self.question.places]
+
+
+def read_extras(body: Fields) -> Extras:
+    """The optional fields of ours.
+
+    Raises:
+        GatewayError: one is not what it must be.
+    """
+    timeout_ms = body.whole("timeout_ms")
+    return Extras(
+        min_score=body.number("min_score"),
+        timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+        return_logits=body.flag("return_logits"),
+        return_details=body.flag("return_details"),
+    )
+
+
+def pairs(queries: Sequence[str], documents: Sequence[str]) -> tuple[tuple[Part, ...], tuple[tuple[int, int], ...]]:
+    """Parts and places of pairs that are scored each for itself: equal queries share a part."""
+    numbers = {query: number for number, query in enumerate(dict.fromkeys(queries))}
+    texts: list[list[str]] = [[] for _ in numbers]
+    places = []
+    for query, document in zip(queries, documents, strict=True):
+        part = numbers[query]
+        places.append((part, len(texts[part])))
+        texts[part].append(document)
+    return tuple(Part(query, tuple(texts[number])) for query, number in numbers.items()), tuple(places)
+
+
+def visible(result: RerankResult[str], *, raw: bool) -> Iterator[Row]:
+    """Rows with finite scores that never rise down the list.
+
+    Scores lie in 0..1, since clients rescale or refuse others: the sigmoid of the logit, which is the score itself
+    where the model has a sigmoid. A document that the deciding model did not score gets what its stage said, below
+    all that were scored; where no model scored anything, all have 0, which keeps the caller's order.
+    """
+    ceiling, stages, last = 1.0, -1, math.inf if raw else 1.0
+    for ranked in result:
+        if len(ranked.stages) != stages:
+            ceiling, stages = last, len(ranked.stages)
+        last = min(last, _raw(ranked) if raw else ceiling * _share(ranked))
+        yield Row(ranked.index, last, ranked.logit, ranked.truncated)
+
+
+def _share(ranked: RankedDocument[str]) -> float:
+    told = ranked if ranked.score is not None or not ranked.stages else ranked.stages[-1]
+    if told.logit is not None:
+        return 1 / (1 + math.exp(-told.logit)) if told.logit > -700 else 0.0
+    return 0.0 if told.score is None else min(1.0, max(0.0, told.score))
+
+
+def _raw(ranked: RankedDocument[str]) -> float:
+    told = ranked if ranked.score is not None or not ranked.stages else ranked.stages[-1]
+    value = told.score if told.logit is None else told.logit
+    return 0.0 if value is None else float(value)

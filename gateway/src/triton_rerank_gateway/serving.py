@@ -1,0 +1,61 @@
+"""How the gateway is served: by uvicorn, closed by default."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import uvicorn
+
+from triton_rerank import ConfigurationError
+from triton_rerank_gateway.app import make_app
+from triton_rerank_gateway.connection import bounded
+from triton_rerank_gateway.gateway import Gateway
+from triton_rerank_gateway.keys import Keys
+from triton_rerank_gateway.settings import Settings
+
+
+def make_server(gateway: Gateway) -> uvicorn.Server:
+    """A server that is not started yet.
+
+    Raises:
+        ConfigurationError: no keys on an address that others can reach.
+    """
+    settings = gateway.settings
+    check_closed(settings, gateway.keys)
+    config = uvicorn.Config(
+        make_app(gateway),
+        host=settings.address,
+        port=settings.port,
+        loop="uvloop",
+        http=bounded(gateway),
+        ws="none",
+        log_config=None,
+        access_log=False,  # the gateway's own line says more
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=settings.drain_s,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+    return uvicorn.Server(config)
+
+
+def check_closed(settings: Settings, keys: Keys) -> None:
+    """Closed by default.
+
+    Raises:
+        ConfigurationError: others can reach the address, there is no key, and ``--no-auth`` was not given.
+    """
+    if keys or not settings.auth or _is_loopback(settings.address):
+        return
+    raise ConfigurationError(
+        f"address is {settings.address!r}, which others can reach, and there is no key: make one with --new-key NAME, "
+        "bind 127.0.0.1, or let everybody in with --no-auth"
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -1,0 +1,476 @@
+"""What comes of each wrong request over real HTTP, and of callers that are slow, many, or gone. No Triton is needed."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.gateways import DOCUMENTS, QUERY, Running, fake, model, running, wait_for
+from support.tls import Authority
+
+from triton_rerank import (
+    ConfigurationError,
+    FallbackScorer,
+    InferenceError,
+    OverloadedError,
+    RerankError,
+    ServerUnavailableError,
+)
+from triton_rerank_gateway import Settings
+from triton_rerank_gateway.keys import read_key
+from triton_rerank_gateway.models import Models
+
+BODY = {"query": QUERY, "documents": DOCUMENTS}
+JSON = "content-type: application/json\r\n"
+SMALL = Settings(
+    port=0,
+    max_body_bytes=100_000,
+    max_documents=500,
+    max_header_bytes=4096,
+    head_timeout_s=0.5,
+    body_timeout_s=0.5,
+    max_timeout_s=20.0,
+)
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Running]:
+    with running(SMALL, fake()) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def _still_answers(gateway: Running) -> Iterator[None]:
+    """Whatever was sent, the next right request is answered."""
+    yield
+    assert [row["index"] for row in gateway.post("/v1/rerank", BODY).json()["results"]] == [1, 2, 0]
+
+
+def request(body: bytes, *, path: str = "/v1/rerank", headers: str = JSON, version: str = "1.1") -> bytes:
+    length = f"content-length: {len(body)}\r\n"
+    return f"POST {path} HTTP/{version}\r\nhost: h\r\n{headers}{length}\r\n".encode() + body
+
+
+ENCODED = json.dumps(BODY).encode()
+DEEP = b'{"query": "q", "documents": ' + b"[" * 5000 + b"]" * 5000 + b"}"
+BAD_BODIES: dict[str, tuple[bytes, dict[str, str], int, str]] = {
+    "no body": (b"", {}, 400, "the body is empty"),
+    "no JSON": (b"query=cats", {}, 400, "the body is no JSON"),
+    "half a JSON": (ENCODED[:30], {}, 400, "the body is no JSON"),
+    "not UTF-8": (b'{"query": "\xff"}', {}, 400, "the body is no JSON"),
+    "JSON of another type: a list": (b"[1, 2]", {}, 400, "the body is a list: it must be a JSON object"),
+    "JSON of another type: a text": (b'"cats"', {}, 400, "the body is a string"),
+    "JSON of another type: null": (b"null", {}, 400, "the body is absent or null"),
+    "depth": (DEEP, {}, 400, "the body is no JSON"),
+    "a lone surrogate": (b'{"query": "\\ud800", "documents": ["a"]}', {}, 400, "the body is no JSON"),
+    "NaN as top_n": (b'{"query": "a", "documents": ["a"], "top_n": NaN}', {}, 400, "the body is no JSON"),
+    "a top_n of 400 digits": (b'{"query": "a", "top_n": ' + b"9" * 400 + b"}", {}, 400, "the body is no JSON"),
+    "top_n -1": (b'{"query": "a", "documents": ["a"], "top_n": -1}', {}, 400, "top_n is a number (-1)"),
+    "wrong content type": (ENCODED, {"content-type": "text/plain"}, 415, "it must be application/json"),
+    "a form": (ENCODED, {"content-type": "application/x-www-form-urlencoded"}, 415, "it must be application/json"),
+    "gzip": (gzip.compress(ENCODED), {"content-encoding": "gzip"}, 415, "the encoding 'gzip': send it without"),
+    "no documents": (b'{"query": "a", "documents": []}', {}, 400, "documents is empty"),
+    "null documents": (b'{"query": "a", "documents": [null]}', {}, 400, "documents[0] is absent or null"),
+    "numbers as documents": (b'{"query": "a", "documents": [5]}', {}, 400, "documents[0] is a number (5)"),
+    "a query of spaces": (b'{"query": " \\t ", "documents": ["a"]}', {}, 400, "query is blank"),
+    "unknown model": (b'{"query": "a", "documents": ["a"], "model": "nobody"}', {}, 404, "'nobody' is not served"),
+    "too many documents": (
+        json.dumps({"query": "a", "documents": ["x"] * 10_000}).encode(),
+        {},
+        400,
+        "10000 documents: the bound is 500",
+    ),
+    "a body over its bound": (b" " * 100_001, {}, 400, "the body is larger than 100000 bytes"),
+    "a timeout that is none": (ENCODED, {"x-request-timeout-ms": "soon"}, 400, "X-Request-Timeout-Ms must be"),
+    "a timeout of 0": (ENCODED, {"x-request-timeout-ms": "0"}, 400, "X-Request-Timeout-Ms must be"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BODIES)
+def test_a_bad_body_is_told_what_is_wrong_in_json(gateway: Running, case: str) -> None:
+    content, headers, status, said = BAD_BODIES[case]
+    headers = {"content-type": "application/json", **headers}
+    found = httpx.post(f"{gateway.url}/v1/rerank", content=content, headers=headers, timeout=30)
+    told = found.json()
+    assert (found.status_code, found.headers["content-type"]) == (status, "application/json")
+    assert told["message"] == told["detail"] == told["error"]["message"]
+    assert said in told["message"] and len(told["message"]) < 300
+    assert found.headers["x-request-id"]
+
+
+def test_empty_documents_are_scored_and_keep_their_places(gateway: Running) -> None:
+    found = gateway.post("/v1/rerank", {"query": QUERY, "documents": ["", "", "cats"]}).json()["results"]
+    assert sorted(row["index"] for row in found) == [0, 1, 2]
+    assert len(gateway.post("/v1/rerank", {"query": QUERY, "documents": [""] * 5}).json()["results"]) == 5
+
+
+def test_100_megabytes_are_refused_before_they_are_read(gateway: Running) -> None:
+    head = request(b"").replace(b"content-length: 0", b"content-length: 100000000")
+    found = gateway.raw(head, until_closed=False)
+    assert found.startswith(b"HTTP/1.1 400")
+    assert b"the body is larger than 100000 bytes" in found
+
+
+def test_a_chunked_body_over_the_bound_is_refused_though_no_length_was_told(gateway: Running) -> None:
+    found = httpx.post(
+        f"{gateway.url}/tei/rerank",
+        content=(b" " * 10_000 for _ in range(20)),
+        headers={"content-type": "application/json"},
+        timeout=30,
+    )
+    assert (found.status_code, found.json()["error_type"]) == (413, "Validation")
+
+
+def test_a_body_that_stops_half_way_times_out_and_is_told_so(gateway: Running) -> None:
+    found = gateway.raw(request(ENCODED)[:-10])
+    assert found.startswith(b"HTTP/1.1 408") and b"connection: close" in found.lower()
+    assert b"the body was not there after 0.5 s" in found
+
+
+def test_headers_that_do_not_come_close_the_connection(gateway: Running) -> None:
+    began = time.monotonic()
+    assert gateway.raw(b"POST /v1/rerank HTTP/1.1\r\nhost: h\r\n") == b""
+    assert gateway.raw(b"") == b""
+    assert time.monotonic() - began < 20
+
+
+def test_headers_that_are_too_large_are_refused(gateway: Running) -> None:
+    found = gateway.raw(b"GET /health HTTP/1.1\r\nhost: h\r\nx-a: " + b"a" * 10_000 + b"\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 431") and b"larger than 4096 bytes" in found
+
+
+def test_what_is_no_http_is_refused_in_json(gateway: Running) -> None:
+    found = gateway.raw(b"\x16\x03\x01 hello\r\n\r\n")
+    assert found.startswith(b"HTTP/1.1 400") and b'{"message"' in found
+
+
+def test_http_1_0_is_answered_and_closed(gateway: Running) -> None:
+    found = gateway.raw(request(ENCODED, version="1.0"))
+    assert found.startswith(b"HTTP/1.1 200") and b'"results"' in found
+
+
+def test_pipelined_requests_are_answered_in_order(gateway: Running) -> None:
+    bodies = [json.dumps({**BODY, "top_n": n}).encode() for n in (1, 2, 3)]
+    found = gateway.raw(b"".join(map(request, bodies)), until_closed=False)
+    assert [part.count(b'"index"') for part in found.split(b"HTTP/1.1 200")[1:]] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("path", ["//v1/rerank", "/v1//rerank", "/v1/rerank/", "/v1/rerank//", "/v1/v1/rerank"])
+def test_slashes_and_a_doubled_version_are_answered_in_place(gateway: Running, path: str) -> None:
+    assert gateway.raw(request(ENCODED, path=path), until_closed=False).startswith(b"HTTP/1.1 200")
+
+
+def test_an_unknown_path_says_where_to_ask(gateway: Running) -> None:
+    found = gateway.post("/v3/rerank", BODY)
+    assert found.status_code == 404 and "base URL without /v1" in found.json()["message"]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/tei/rerank", "/v1/ranking"])
+def test_get_on_a_path_for_post_is_405(gateway: Running, path: str) -> None:
+    found = gateway.get(path)
+    assert (found.status_code, found.headers["allow"]) == (405, "POST")
+    assert "it wants POST" in found.json()["message"]
+
+
+def test_the_request_id_is_echoed_if_it_is_one(gateway: Running) -> None:
+    assert gateway.post("/v1/rerank", BODY, headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
+    made = gateway.post("/v1/rerank", BODY, headers={"x-request-id": "two words"}).headers["x-request-id"]
+    assert len(made) == 32
+
+
+def test_probes_get_what_they_look_for(gateway: Running) -> None:
+    wait_for(lambda: gateway.get("/health").status_code == 200)
+    assert httpx.head(f"{gateway.url}/health").status_code == 200
+    assert gateway.get("/health/ready").json() == {"status": "ready", "models": {"fake-model": "ready"}}
+    assert gateway.get("/health/live").status_code == 200
+    assert [row["id"] for row in gateway.get("/v1/models").json()["data"]] == ["fake-model"]
+    assert gateway.get("/v1/models/fake-model").json()["model_type"] == "rerank"
+    assert gateway.get("/v1/models/nobody").status_code == 404
+    info = gateway.get("/info").json()
+    assert (list(info["model_type"]), info["max_input_length"], info["max_client_batch_size"]) == (
+        ["reranker"],
+        512,
+        500,
+    )
+
+
+FAILURES: list[tuple[RerankError, int, str]] = [
+    (ServerUnavailableError("10.0.0.5:8001 is gone"), 503, "no reranker can be reached"),
+    (OverloadedError("queue"), 429, "the reranker's queue is full"),
+    (InferenceError("10.0.0.5: CUDA"), 502, "the model failed"),
+    (ConfigurationError("unknown model at 10.0.0.5:8001"), 500, "the gateway is not configured"),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "said"), FAILURES)
+def test_a_failure_behind_the_gateway_is_told_without_addresses(error: RerankError, status: int, said: str) -> None:
+    with running(models=fake(error=error)) as broken:
+        found = broken.post("/v1/rerank", BODY)
+        assert broken.get("/health/ready").status_code == 503
+        assert broken.get("/health/live").status_code == 200
+    assert found.status_code == status and said in found.json()["message"]
+    assert "10.0.0.5" not in found.text
+    assert ("retry-after" in found.headers) is (status == 429)
+
+
+def test_a_fault_of_the_gateway_shows_no_traceback() -> None:
+    with running(models=fake(logits=lambda *_: 1 / 0, error=None)) as broken:
+        found = broken.post("/v1/rerank", BODY)
+    assert (found.status_code, found.json()["error"]["type"]) == (500, "internal")
+    assert "Traceback" not in found.text and "division" not in found.text
+
+
+def test_a_fallback_is_told_in_body_and_headers() -> None:
+    dead = fake(name="first", error=ServerUnavailableError("gone"))
+    with running(models=FallbackScorer([dead, fake(name="second")])) as gateway:
+        found = gateway.post("/rerank", {"query": QUERY, "texts": DOCUMENTS})
+        common = gateway.post("/v1/rerank", BODY).json()
+    assert [row["index"] for row in found.json()] == [1, 2, 0]
+    assert (found.headers["x-rerank-degraded"], found.headers["x-rerank-served-by"]) == ("true", "second")
+    assert found.headers["x-rerank-reason"].startswith("first: ServerUnavailableError")
+    assert (common["degraded"], common["served_by"]) == (True, "second")
+
+
+def test_only_the_right_order_makes_a_gateway_ready() -> None:
+    wrong = fake(logits=lambda _, document: 1.0 if document == "a dog" else 0.0)
+    open_chain = FallbackScorer([fake(error=ServerUnavailableError("gone"))])
+    for scorer, said in ((wrong, "ordered wrongly"), (open_chain, "no model scored")):
+        with running(models=scorer) as gateway:
+            wait_for(lambda gateway=gateway, said=said: said in gateway.get("/health").text)  # type: ignore[misc]
+            assert gateway.get("/health").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"), [({"timeout_ms": 100}, {}), ({}, {"x-request-timeout-ms": "100"}), ({"timeout_ms": 1}, {})]
+)
+def test_a_deadline_that_passes_is_504(body: dict[str, Any], headers: dict[str, str]) -> None:
+    with running(models=fake(delay_s=30)) as slow:
+        began = time.monotonic()
+        found = slow.post("/v1/rerank", {**BODY, **body}, headers=headers)
+        took_s = time.monotonic() - began
+    assert (found.status_code, found.json()["error"]["type"]) == (504, "deadline")
+    assert took_s < 10
+
+
+class Slow:
+    """A gateway whose model takes until it is told to go on."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.scorer = fake(delay_s=60)
+        self.settings = Settings(
+            **{"port": 0, "timeout_s": 30.0, "max_wait_s": 20.0, "canary_interval_s": 3600.0, **settings}
+        )
+
+    def asked(self) -> int:
+        return len([each for each in self.scorer.requests if each.query == QUERY.encode() and len(each.documents) == 3])
+
+
+def test_a_caller_that_hangs_up_cancels_its_work() -> None:
+    slow = Slow(pairs_in_flight=3)
+    with running(slow.settings, slow.scorer) as gateway:
+        with socket.create_connection(("127.0.0.1", gateway.port)) as running_caller:
+            running_caller.sendall(request(ENCODED))
+            wait_for(lambda: slow.asked() == 1)
+            with socket.create_connection(("127.0.0.1", gateway.port)) as waiting_caller:
+                waiting_caller.sendall(request(ENCODED))
+                wait_for(lambda: gateway.gateway.admission.queue.waiting.pairs == 3)
+            wait_for(lambda: gateway.gateway.admission.queue.waiting.pairs == 0)
+            assert gateway.gateway.admission.queue.in_flight.pairs == 3
+        wait_for(lambda: gateway.gateway.admission.queue.in_flight.pairs == 0)
+        assert slow.asked() == 1
+        wait_for(lambda: 'event="cancelled",model="fake-model"} 2.0' in gateway.get("/metrics").text)
+
+
+def test_what_is_too_much_is_refused_at_once_and_says_when_to_come_again() -> None:
+    slow = Slow(pairs_in_flight=3, pairs_waiting=6)
+    with running(slow.settings, slow.scorer) as gateway, ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(gateway.post, "/v1/rerank", {**BODY, "timeout_ms": 3000}) for _ in range(3)]
+        wait_for(lambda: gateway.gateway.admission.queue.waiting.pairs == 6)
+        for path, body in (
+            ("/v1/rerank", BODY),
+            ("/rerank", {"query": QUERY, "texts": DOCUMENTS}),
+            ("/v1/rerank", {**BODY, "top_k": 1}),
+        ):
+            refused = gateway.post(path, body)
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        too_large = gateway.post("/v1/rerank", {**BODY, "documents": ["a"] * 7})
+        assert (too_large.status_code, gateway.post("/tei/rerank", {"query": "a", "texts": ["a"] * 7}).status_code) == (
+            400,
+            413,
+        )
+        assert "the bound for one request is 3 pairs" in too_large.json()["message"]
+        assert [call.result().status_code for call in calls] == [504, 504, 504]
+
+
+def test_who_waits_too_long_for_its_turn_is_told_to_come_again() -> None:
+    slow = Slow(pairs_in_flight=3, max_wait_s=0.2)
+    with running(slow.settings, slow.scorer) as gateway, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(gateway.post, "/v1/rerank", {**BODY, "timeout_ms": 5000})
+        wait_for(lambda: slow.asked() == 1)
+        assert gateway.post("/v1/rerank", BODY).status_code == 429
+        assert gateway.post("/v1/rerank", {**BODY, "timeout_ms": 50}).status_code == 504
+        assert first.result().status_code == 504
+
+
+def test_a_key_that_floods_does_not_starve_another() -> None:
+    flood, calm = (read_key({"name": name, "hash": _hash(name)}) for name in ("flood", "calm"))
+    scorer = fake(delay_s=0.05)
+    settings = Settings(port=0, pairs_in_flight=3, pairs_waiting=60, canary_interval_s=3600.0)
+    stop = threading.Event()
+
+    def ask(gateway: Running, name: str) -> list[int]:
+        statuses = []
+        while not stop.is_set():
+            found = gateway.post("/v1/rerank", BODY, headers={"authorization": f"Bearer {name}"})
+            statuses.append(found.status_code)
+        return statuses
+
+    with running(settings, scorer, [flood, calm]) as gateway, ThreadPoolExecutor(32) as pool:
+        flooding = [pool.submit(ask, gateway, "flood") for _ in range(24)]
+        wait_for(lambda: gateway.gateway.admission.queue.waiting.pairs == 60)
+        calm_statuses = [
+            gateway.post("/v1/rerank", BODY, headers={"authorization": "Bearer calm"}).status_code for _ in range(10)
+        ]
+        stop.set()
+        flooded = [status for each in flooding for status in each.result()]
+    assert calm_statuses == [200] * 10
+    assert flooded.count(429) > 0 and flooded.count(200) > 0
+
+
+def _hash(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Running]:
+    keys = [
+        read_key({"name": "team", "hash": _hash("secret"), "models": ["fake-model"]}),
+        read_key({"name": "slow", "hash": _hash("slow-secret"), "pairs_per_s": 0.1, "burst": 4}),
+    ]
+    models = Models([model(fake()), model(fake(model="other"), "other")])
+    with running(Settings(port=0), models, keys) as found:
+        yield found
+
+
+@pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}])
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/rerank", BODY, "message"),
+        ("/v2/rerank", BODY, "message"),
+        ("/rerank", {"query": QUERY, "texts": DOCUMENTS}, "error_type"),
+        ("/v1/rerank", {**BODY, "top_k": 1}, "detail"),
+        ("/rerank", {**BODY, "raw_scores": True}, "detail"),
+        ("/v1/ranking", {}, "detail"),
+        ("/vllm/rerank", BODY, "error"),
+    ],
+)
+def test_without_its_key_nothing_is_answered_but_in_the_dialects_words(
+    guarded: Running, path: str, body: dict[str, Any], field: str, headers: dict[str, str]
+) -> None:
+    found = guarded.post(path, body, headers=headers)
+    assert (found.status_code, found.headers["www-authenticate"]) == (401, "Bearer")
+    assert field in found.json() and "wrong" not in found.text
+
+
+def test_reads_want_a_key_too_but_health_does_not(guarded: Running) -> None:
+    for path in ("/v1/models", "/info", "/metrics", "/v1/models/other"):
+        assert guarded.get(path).status_code == 401
+        assert guarded.get(path, headers={"authorization": "Bearer secret"}).status_code == 200
+    assert guarded.get("/health/live").status_code == 200
+
+
+def test_a_key_sees_and_uses_its_models_only(guarded: Running) -> None:
+    headers = {"authorization": "Bearer secret"}
+    assert [row["id"] for row in guarded.get("/v1/models", headers=headers).json()["data"]] == ["fake-model"]
+    forbidden = guarded.post("/v2/rerank", {**BODY, "model": "other"}, headers=headers)
+    assert (forbidden.status_code, list(forbidden.json())) == (403, ["message"])
+    assert guarded.post("/v2/rerank", {**BODY, "model": "fake-model"}, headers=headers).status_code == 200
+
+
+def test_a_key_over_its_rate_is_told_when_to_come_again(guarded: Running) -> None:
+    headers = {"authorization": "slow-secret"}  # without "Bearer", as LlamaIndex's TEI sends it
+    assert guarded.post("/v1/rerank", BODY, headers=headers).status_code == 200
+    refused = guarded.post("/v1/rerank", BODY, headers=headers)
+    assert refused.status_code == 429 and 15 <= int(refused.headers["retry-after"]) <= 20
+    assert guarded.post("/v1/rerank", {**BODY, "documents": ["a"] * 5}, headers=headers).status_code == 400
+
+
+def test_connections_over_the_bound_are_refused_and_the_others_live() -> None:
+    with running(replace(SMALL, max_connections=3, head_timeout_s=20.0), fake()) as gateway:
+        held = [socket.create_connection(("127.0.0.1", gateway.port)) for _ in range(3)]
+        wait_for(lambda: gateway.gateway.metrics.connections._value.get() == 3)
+        refused = gateway.raw(request(ENCODED))
+        held[0].sendall(request(ENCODED))
+        assert held[0].recv(65536).startswith(b"HTTP/1.1 200")
+        for each in held:
+            each.close()
+        wait_for(lambda: gateway.gateway.metrics.connections._value.get() == 0)
+        assert gateway.post("/v1/rerank", BODY).status_code == 200
+    assert refused.startswith(b"HTTP/1.1 503") and b"too many connections" in refused
+
+
+def test_metrics_and_logs_tell_of_a_request_and_not_of_its_texts(
+    guarded: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    secret_text = "do not tell anybody of this"
+    with caplog.at_level("INFO"):
+        guarded.post(
+            "/v1/rerank",
+            {"query": secret_text, "documents": [secret_text]},
+            headers={"authorization": "Bearer secret", "x-request-id": "seen-1"},
+        )
+        wait_for(lambda: any(getattr(each, "request_id", "") == "seen-1" for each in caplog.records))
+    line = next(each for each in caplog.records if getattr(each, "request_id", "") == "seen-1")
+    told = vars(line)
+    assert {name: told[name] for name in ("dialect", "model", "key", "status", "pairs")} == {
+        "dialect": "common",
+        "model": "fake-model",
+        "key": "team",
+        "status": 200,
+        "pairs": 1,
+    }
+    metrics = guarded.get("/metrics", headers={"authorization": "Bearer secret"}).text
+    assert 'requests_total{dialect="common",key="team",model="fake-model",status="200"}' in metrics
+    assert 'request_seconds_bucket{le="0.001",model="fake-model"}' in metrics
+    for told_text in (metrics, caplog.text, repr(told)):
+        assert secret_text not in told_text and "Bearer secret" not in told_text
+
+
+def test_pages_of_other_origins_may_ask_only_where_that_is_configured() -> None:
+    headers = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    for origins, allowed in (((), None), (("https://app.example",), "https://app.example")):
+        with running(Settings(port=0, cors_origin=origins), fake()) as gateway:
+            found = httpx.options(f"{gateway.url}/v1/rerank", headers=headers)
+            assert found.headers.get("access-control-allow-origin") == allowed
+
+
+def test_a_gateway_that_is_told_to_stop_answers_what_it_took() -> None:
+    slow = Slow(pairs_in_flight=3)
+    slow.scorer.delay_s = 1.0
+    with running(slow.settings, slow.scorer) as gateway, ThreadPoolExecutor(3) as pool:
+        calls = [pool.submit(gateway.post, "/v1/rerank", BODY) for _ in range(3)]
+        wait_for(lambda: gateway.gateway.admission.queue.waiting.pairs == 6)
+        gateway.server.should_exit = True
+        assert [call.result().status_code for call in calls] == [200, 200, 200]
+
+
+def test_https_is_served_by_certificate_flags(tmp_path: Path) -> None:
+    authority = Authority.write(tmp_path / "tls", "localhost", "127.0.0.1")
+    settings = Settings(port=0, tls_certificate=str(authority.server_chain), tls_key=str(authority.server_key))
+    trust = ssl.create_default_context(cafile=str(authority.root))
+    with running(settings, fake()) as gateway:
+        found = httpx.post(f"https://127.0.0.1:{gateway.port}/v1/rerank", json=BODY, verify=trust, timeout=30)
+    assert found.status_code == 200

@@ -1,0 +1,98 @@
+"""Gateways in this process, on free ports, in an event loop of their own thread."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import uvicorn
+import uvloop
+
+from triton_rerank import AsyncRerankClient, Scorer
+from triton_rerank.testing import FakeScorer
+from triton_rerank_gateway import Gateway, Settings
+from triton_rerank_gateway.keys import Key, Keys
+from triton_rerank_gateway.models import Canary, Model, Models
+from triton_rerank_gateway.serving import make_server
+
+QUERY = "cats sleep"
+DOCUMENTS = ["a dog barks", "cats sleep", "cats run"]  # best first: 1, 2, 0, by shared words
+CANARY = Canary(QUERY, "cats sleep", "a dog")
+
+
+@dataclass
+class Running:
+    """A gateway that answers."""
+
+    gateway: Gateway
+    server: uvicorn.Server
+    port: int
+    http: httpx.Client
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, path: str, body: Mapping[str, Any], **options: Any) -> httpx.Response:
+        return self.http.post(path, json=body, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return self.http.get(path, **options)
+
+    def raw(self, request: bytes, *, until_closed: bool = True) -> bytes:
+        """Send bytes, and read until the gateway closes the connection or a second passes without any."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as connection:
+            connection.sendall(request)
+            found = b""
+            if not until_closed:
+                connection.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                while chunk := connection.recv(65536):
+                    found += chunk
+        return found
+
+
+def fake(**options: Any) -> FakeScorer:
+    return FakeScorer(**{"model": "fake-model", "name": "fake", "activation": "sigmoid", **options})
+
+
+def model(scorer: Scorer, name: str = "fake-model", **options: Any) -> Model:
+    return Model(name, AsyncRerankClient(scorer=scorer), **{"canary": CANARY, **options})
+
+
+@contextlib.contextmanager
+def running(
+    settings: Settings | None = None, models: Models | Scorer | None = None, keys: list[Key] | None = None
+) -> Iterator[Running]:
+    """A gateway over models, one scorer, or what the settings say; it is drained at the end."""
+    settings = settings or Settings(port=0)
+    if models is not None and not isinstance(models, Models):
+        models = Models([model(models)])
+    gateway = Gateway(settings, models, Keys(keys) if keys is not None else None)
+    server = make_server(gateway)
+    thread = threading.Thread(target=lambda: uvloop.run(server.serve()), daemon=True)
+    thread.start()
+    wait_for(lambda: server.started or not thread.is_alive())
+    assert server.started
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+            yield Running(gateway, server, port, http)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    """Wait until it comes true."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.005)
