@@ -249,7 +249,7 @@ def test_event_loops_that_ended_are_let_go(tiny_repository: Path, close: bool) -
 
 @pytest.mark.parametrize("first", ["cancelled", "closed"])
 def test_a_task_that_was_cancelled_says_so_though_the_client_is_closed(tiny_repository: Path, first: str) -> None:
-    async def main(target: str) -> BaseException | None:
+    async def main(target: str) -> object:
         client = AsyncRerankClient(target, model=MODEL)
         await client.model_info()
         task = asyncio.ensure_future(client.score("q", ["a"]))
