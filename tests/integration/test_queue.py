@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from support.slow_model import ENCODER, write_slow
+from support.slow_model import NAME as SLOW
+from support.tritons import computed, start, wait_until
 
 from triton_rerank import OverloadedError, RerankClient
 from triton_rerank_server import ServerConfig, TritonServer
@@ -55,37 +57,31 @@ def test_a_full_queue_refuses_and_the_others_are_answered(short_queue: TritonSer
     assert refused and all("queue" in message for message in refused)
 
 
-def test_a_request_that_waited_longer_than_it_asked_for_is_refused(server: TritonServer, passages: list[str]) -> None:
-    """The default of 10 s is an upper bound: a request may ask for less."""
-    tensors = [triton.InferInput(name, [50, 1], "BYTES") for name in ("query", "document")]
-    tensors[0].set_data_from_numpy(np.full((50, 1), b"how to zip a file?", dtype=np.object_))
-    tensors[1].set_data_from_numpy(np.full((50, 1), " ".join(passages).encode(), dtype=np.object_))
-    found = threading.Event()
+def test_a_request_that_waited_longer_than_it_asked_for_is_refused(tiny_repository: Path, tmp_path: Path) -> None:
+    """The default of 10 s is an upper bound: a request may ask for less. Its queue is never empty meanwhile."""
+    folder = write_slow(tiny_repository, tmp_path / "model_repository", delay_s=0.2)
+    tensors = [triton.InferInput(name, [4, 1], "BYTES") for name in ("query", "document")]
+    for tensor in tensors:
+        tensor.set_data_from_numpy(np.full((4, 1), b"how to zip a file?", dtype=np.object_))
+    refused = threading.Event()
+    with start(folder) as server:
 
-    def keep_busy() -> None:
-        with triton.InferenceServerClient(server.grpc_target) as client:
-            while not found.is_set():
-                client.infer(DEMO, tensors, client_timeout=60.0)
+        def keep_busy() -> None:
+            with triton.InferenceServerClient(server.grpc_target) as client:
+                while not refused.is_set():
+                    client.infer(SLOW, tensors, client_timeout=60.0)
 
-    busy = [threading.Thread(target=keep_busy) for _ in range(2)]  # one computes while the other waits
-    for thread in busy:
-        thread.start()
-    try:
-        message = first_refusal(server.grpc_target, tensors, timeout_us=1_000)
-    finally:
-        found.set()
+        busy = [threading.Thread(target=keep_busy) for _ in range(3)]  # one computes while two wait
         for thread in busy:
-            thread.join(timeout=60)
-    assert "Request timeout expired" in message
-
-
-def first_refusal(target: str, tensors: list[triton.InferInput], *, timeout_us: int) -> str:
-    """Ask until one is refused, 30 s at most."""
-    deadline = time.monotonic() + 30
-    with triton.InferenceServerClient(target) as client:
-        while time.monotonic() < deadline:
-            try:
-                client.infer(DEMO, tensors, timeout=timeout_us, client_timeout=60.0)
-            except triton.InferenceServerException as exc:
-                return str(exc.message())
-    return "never refused"
+            thread.start()
+        try:
+            assert wait_until(lambda: computed(server.grpc_target, ENCODER) >= 2, 60)
+            with (
+                triton.InferenceServerClient(server.grpc_target) as client,
+                pytest.raises(triton.InferenceServerException, match="Request timeout expired"),
+            ):
+                client.infer(SLOW, tensors, timeout=1_000, client_timeout=60.0)
+        finally:
+            refused.set()
+            for thread in busy:
+                thread.join(timeout=60)

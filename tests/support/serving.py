@@ -7,8 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 _LAST_LINE = "--documents -"  # of what it says when it serves
@@ -56,3 +59,51 @@ def read_until(process: subprocess.Popen[str], fragment: str) -> str:
         if fragment in line:
             return text
     raise AssertionError(f"ended without {fragment!r}: {text}")
+
+
+@dataclass
+class Serving:
+    """A running command that a test may harm.
+
+    Attributes:
+        process: the command.
+        said: what it printed until it was ready.
+    """
+
+    process: subprocess.Popen[str]
+    said: str
+
+    @property
+    def target(self) -> str:
+        """``host:port`` of gRPC."""
+        return self.said.split("gRPC")[1].split()[0]
+
+    def wait_for_end(self, timeout_s: float) -> str:
+        """What it still prints."""
+        return self.process.communicate(timeout=timeout_s)[0]
+
+    def family(self) -> list[psutil.Process]:
+        """Triton and its stubs."""
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+    def stub(self, step: str) -> psutil.Process:
+        """The process of a step's first instance."""
+        return next(child for child in self.family() if any(f"-{step}_0_0" in word for word in child.cmdline()))
+
+
+def start_serving(repository: Path, *arguments: str) -> Serving:
+    """Start it, and wait until it is ready."""
+    command = serve_command(repository, *arguments)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Serving(process, read_until(process, _LAST_LINE))
+
+
+@contextlib.contextmanager
+def harmed(repository: Path, *arguments: str) -> Iterator[Serving]:
+    """It is ready inside the block, and ends there or at its end, with whatever code."""
+    running = start_serving(repository, *arguments)
+    try:
+        yield running
+    finally:
+        running.process.terminate()
+        running.process.communicate(timeout=90)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import grpc
 import trustme
-from tritonclient import grpc as triton
 
 from triton_rerank import Tls
 from triton_rerank_server import ServerConfig, TritonServer
@@ -46,7 +43,7 @@ class Authority:
 
 
 class TlsTriton(TritonServer):
-    """A TritonServer whose gRPC port speaks TLS only, so that readiness is asked through TLS too."""
+    """A TritonServer whose gRPC port speaks TLS only; its readiness is asked over HTTP as ever."""
 
     def __init__(self, repository: Path, authority: Authority, *, mutual: bool) -> None:
         flags = [
@@ -57,17 +54,3 @@ class TlsTriton(TritonServer):
         ]
         free = ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0, extra_args=tuple(flags))
         super().__init__(replace(free, start_timeout_s=60.0))
-        self._authority = authority
-
-    def _wait_until_ready(self) -> None:
-        files = (self._authority.root, self._authority.client_key, self._authority.client_chain)
-        credentials = grpc.ssl_channel_credentials(*(path.read_bytes() for path in files))
-        deadline = time.monotonic() + self.config.start_timeout_s
-        while True:
-            with triton.InferenceServerClient(f"localhost:{self.grpc_port}", creds=credentials) as client:
-                try:
-                    if client.is_server_ready(client_timeout=2.0):
-                        return
-                except triton.InferenceServerException:
-                    self._check_alive(deadline)
-            time.sleep(0.05)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_rerank import ConfigurationError, RerankClient
+from triton_rerank import ConfigurationError
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank.repository import active_version, exported_models
+from triton_rerank_server.control import Control, ControlError
 from triton_rerank_server.errors import ServerStartError
 
 _log = logging.getLogger(__name__)
@@ -55,17 +57,29 @@ def _read_canary(model_repository: Path, model: str) -> Canary:
         raise ServerStartError(f"{path}: not as export writes it ({exc!r}); export the model again") from exc
 
 
-def check_canary(target: str, canary: Canary, *, timeout_s: float) -> None:
+def check_canary(control: Control, canary: Canary, *, timeout_s: float) -> None:
     """Score the canary and compare the order.
 
     Raises:
         ServerStartError: the order is wrong: the served model is not the one that was exported.
-        RerankError: the server did not answer.
+        ControlError: no answer, or one that holds no numbers.
     """
-    with RerankClient(target, model=canary.model) as client:
-        ranking = [ranked.index for ranked in client.rerank(canary.query, canary.documents, timeout_s=timeout_s)]
+    logits = score_canary(control, canary, timeout_s=timeout_s)
+    ranking = sorted(range(len(logits)), key=lambda place: -logits[place])
     if ranking != list(range(len(canary.documents))):
         raise ServerStartError(
             f"model {canary.model} answers, but orders its canary {ranking} instead of "
             f"{list(range(len(ranking)))}: weights, tokenizer and config do not belong together; export it again"
         )
+
+
+def score_canary(control: Control, canary: Canary, *, timeout_s: float) -> list[float]:
+    """Logits of the canary's documents, whatever their order.
+
+    Raises:
+        ControlError: no answer, or one that holds no numbers.
+    """
+    logits = control.logits(canary.model, canary.query, canary.documents, timeout_s=timeout_s)
+    if not all(map(math.isfinite, logits)):
+        raise ControlError(f"model {canary.model} answers with {logits}, which are no numbers", status=500)
+    return logits

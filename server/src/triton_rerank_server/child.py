@@ -36,7 +36,7 @@ class Child:
     Args:
         arguments: program and arguments.
         environment: the whole environment.
-        log_file: standard output and error are appended here.
+        log_file: standard output and error are appended here; None means this process's own standard output.
         folder: the process's current folder; None leaves it ours.
 
     Raises:
@@ -44,10 +44,11 @@ class Child:
     """
 
     def __init__(
-        self, arguments: list[str], *, environment: dict[str, str], log_file: Path, folder: Path | None = None
+        self, arguments: list[str], *, environment: dict[str, str], log_file: Path | None, folder: Path | None = None
     ) -> None:
         self._started = threading.Event()
         self._ended = threading.Event()
+        self._reaping = threading.Lock()  # whoever holds it, and finds it not ended, knows that the pid is still ours
         self._exit_code: int | None = None
         self._error: OSError | None = None
         self.pid = 0
@@ -64,24 +65,31 @@ class Child:
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to the process itself, not to its group."""
-        if not self._ended.is_set():
-            with contextlib.suppress(ProcessLookupError):  # it ended a moment ago
+        with self._reaping:
+            if not self._ended.is_set():
                 os.kill(self.pid, number)
 
     def stop(self, timeout_s: float, *, kill: bool) -> int | None:
-        """SIGTERM, wait, SIGKILL if it must be; then the rest of its group."""
+        """SIGTERM, wait, SIGKILL of its whole group if it must be."""
         if not kill:
             self.send_signal(signal.SIGTERM)
             self.wait(timeout_s)
-        with contextlib.suppress(ProcessLookupError):  # the group is empty when all went well
-            os.killpg(self.pid, signal.SIGKILL)
+        with self._reaping:
+            if not self._ended.is_set():
+                self._kill_group()
         return self.wait(timeout_s)
 
-    def _run(self, arguments: list[str], environment: dict[str, str], log_file: Path, folder: Path | None) -> None:
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _run(
+        self, arguments: list[str], environment: dict[str, str], log_file: Path | None, folder: Path | None
+    ) -> None:
         try:
             program = _find(arguments[0])
             wrapper = [sys.executable, "-I", "-S", "-c", _END_WITH_PARENT, str(os.getpid())]
-            with log_file.open("ab") as log:
+            with contextlib.nullcontext() if log_file is None else log_file.open("ab") as log:
                 process = subprocess.Popen(
                     [*wrapper, program, *arguments[1:]],
                     env=environment,
@@ -97,8 +105,11 @@ class Child:
             return
         finally:
             self._started.set()
-        self._exit_code = process.wait()
-        self._ended.set()
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)  # its number is not given away before it is waited for
+        with self._reaping:
+            self._kill_group()  # stubs are of no use without it
+            self._exit_code = process.wait()
+            self._ended.set()
 
 
 def _find(program: str) -> str:

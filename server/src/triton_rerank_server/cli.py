@@ -12,6 +12,7 @@ from pathlib import Path
 from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
+from triton_rerank_server.models import flag_values
 from triton_rerank_server.process import ServerConfig, TritonServer
 
 _log = logging.getLogger(__name__)
@@ -21,18 +22,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0 after SIGTERM or SIGINT and a clean drain, 1 if Triton did not start or died.
+        0 after SIGTERM or SIGINT and a clean drain, 1 if Triton did not start, died, or no longer scored.
     """
     use_utf8()
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="triton-rerank-serve: %(message)s", stream=sys.stderr)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stop)
-    server = TritonServer(_config(options), on_progress=lambda step: _say(f"triton-rerank-serve: {step}"))
+    server = TritonServer(_config(options), on_progress=_progress)
     try:
-        server.start()
-        _announce(server)
-        return _died(server)
+        for restarts_left in range(options.restarts, -1, -1):
+            server.start()
+            _announce(server)
+            print(f"triton-rerank-serve: {server.watch()}\n{server.explanation()}", file=sys.stderr, flush=True)
+            server.stop()
+            if restarts_left:
+                server = TritonServer(server.as_bound(), on_progress=_progress)
+        return 1
     except ServerStartError as exc:
         print(f"triton-rerank-serve: {exc}", file=sys.stderr)
         return 1
@@ -66,21 +72,18 @@ def _ignore_further_terms() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _died(server: TritonServer) -> int:
-    code = server.wait()
-    print(f"triton-rerank-serve: tritonserver died with code {code}:\n{server.log_tail()}", file=sys.stderr)
-    return 1
+def _progress(step: str) -> None:
+    _say(f"triton-rerank-serve: {step}")
 
 
 def _announce(server: TritonServer) -> None:
-    host = server.grpc_target.rsplit(":", 1)[0]
     models = exported_models(server.config.model_repository)
     _say(
         f"""
 serving {", ".join(models) or "the repository"}  (Ctrl-C stops it)
   gRPC     {server.grpc_target}
-  HTTP     http://{host}:{server.http_port}/v2
-  metrics  http://{host}:{server.metrics_port}/metrics
+  HTTP     http://{server.http_target}/v2
+  metrics  http://{server.metrics_target}/metrics
   log      {server.log_file}
 
 call it:
@@ -105,11 +108,13 @@ def _config(options: argparse.Namespace) -> ServerConfig:
     return ServerConfig(
         model_repository=options.model_repository,
         address=options.address,
+        http_address=options.http_address,
         grpc_port=options.grpc_port,
         http_port=options.http_port,
         metrics_port=options.metrics_port,
-        exit_timeout_s=options.exit_timeout_s,
+        exit_timeout_s=int([options.exit_timeout_s, *flag_values(options.extra_args, "--exit-timeout-secs")][-1]),
         start_timeout_s=options.start_timeout_s,
+        stall_timeout_s=options.stall_timeout_s,
         log_file=options.log_file,
         extra_args=tuple(options.extra_args),
     )
@@ -122,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--address", default=defaults.address, help="address to bind (default %(default)s: this machine)"
     )
+    parser.add_argument("--http-address", help="address that HTTP binds, if another; it must be on")
     for service in ("grpc", "http", "metrics"):
         port = getattr(defaults, f"{service}_port")
         parser.add_argument(f"--{service}-port", type=int, default=port, help="default %(default)s; 0 takes a free one")
@@ -131,7 +137,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--start-timeout-s", type=float, default=defaults.start_timeout_s, help="seconds until it must be ready"
     )
-    parser.add_argument("--log-file", type=Path, help="Triton's output; else a temporary file")
+    parser.add_argument(
+        "--stall-timeout-s",
+        type=float,
+        default=defaults.stall_timeout_s,
+        help="seconds without a score and without anything that computes, after which it has failed",
+    )
+    parser.add_argument(
+        "--restarts", type=int, default=0, help="how often to start Triton again after it died or failed (default 0)"
+    )
+    parser.add_argument("--log-file", type=Path, help="Triton's output; - for this one; else a temporary file")
     parser.add_argument("extra_args", nargs="*", help="after --, passed to tritonserver as they are; absolute paths")
     return parser
 

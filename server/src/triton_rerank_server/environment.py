@@ -20,11 +20,12 @@ def triton_environment(libraries: Path | None) -> dict[str, str]:
     since it does not read the virtual environment's own configuration.
 
     Args:
-        libraries: folder of Triton's own shared libraries, or None.
+        libraries: folder of Triton's own shared libraries, or None where the system has them.
     """
     environment = dict(os.environ)
-    folders = [libraries, sysconfig.get_config_var("LIBDIR")]
-    _prepend(environment, "LD_LIBRARY_PATH", [str(folder) for folder in folders if folder])
+    if libraries is not None:  # else the system knows its own, and CUDA's must come before what lies in LIBDIR
+        folders = [libraries, sysconfig.get_config_var("LIBDIR")]
+        _prepend(environment, "LD_LIBRARY_PATH", [str(folder) for folder in folders if folder])
     environment["PYTHONPATH"] = _without_models(environment.get("PYTHONPATH", ""))
     _prepend(environment, "PYTHONPATH", [path for path in _package_folders() if Path(path).is_dir()])
     _prepend(environment, "PATH", [str(Path(sys.executable).parent)])

@@ -68,24 +68,29 @@ def _wheel_stub(root: Path) -> Path:
 def lay_out_backends(installation: Installation, directory: Path) -> Path:
     """Fill ``directory`` with Triton's backends and ours.
 
-    Native backends of ONNX Runtime and OpenVINO are kept where they exist; ours stands in where they do not.
+    Native backends of ONNX Runtime and OpenVINO are kept where they exist; ours stands in where they do not. An
+    installation that has our tokenizer, as our image, is used as it is.
+
+    Returns:
+        The backend directory to start Triton with.
     """
+    if (installation.backends / "tokenizer" / "pairs.py").is_file():
+        return installation.backends
     directory.mkdir(parents=True)
     for backend in sorted(installation.backends.iterdir()):
         if backend.name != "python":
             (directory / backend.name).symlink_to(backend)
     _lay_out_python(installation, directory / "python")
-    _copy("tokenizer", directory / "tokenizer")
+    _copy(OUR_BACKENDS / "tokenizer", directory / "tokenizer")
     for name in ENGINES:
         if not (directory / name / f"libtriton_{name}.so").exists():
-            _copy("encoder", directory / name)
+            _copy(OUR_BACKENDS / "encoder", directory / name / "encoder")
+            shutil.copy2(OUR_BACKENDS / "encoder" / "model.py", directory / name)
     return directory
 
 
-def _copy(backend: str, target: Path) -> None:
-    """Its package, and beside that the model.py which Triton looks for and which imports it."""
-    shutil.copytree(OUR_BACKENDS / backend, target / backend, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(OUR_BACKENDS / backend / "model.py", target)
+def _copy(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def _lay_out_python(installation: Installation, directory: Path) -> None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-import tritonclient.grpc as triton
-
-from triton_rerank import RerankError
-from triton_rerank_server.canary import check_canary, read_canaries
+from triton_rerank_server.canary import Canary, check_canary, read_canaries
 from triton_rerank_server.child import Child
+from triton_rerank_server.control import Control, ControlError
+from triton_rerank_server.drain import drain
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.installation import find_installation, lay_out_backends
-from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.models import control_flags
+from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
+from triton_rerank_server.runtime import link_repository, make_runtime
+from triton_rerank_server.triton_log import explanation
+from triton_rerank_server.watch import LOOK_S, Watch
 
 _log = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
-_TAIL_LINES = 25
+STANDARD_OUTPUT = Path("-")
+ENDING_S = 10.0  # that Triton gets to end when no request runs any more
+_FAULTY_DRAIN_S = 2.0  # that the requests of healthy models get when a backend has died
 
 
 @dataclass(frozen=True)
@@ -33,24 +38,30 @@ class ServerConfig:
     """How to start Triton.
 
     Attributes:
-        model_repository: folder as written by triton-rerank-export.
-        address: address that gRPC, HTTP and metrics bind; loopback unless told otherwise.
+        model_repository: folder as written by triton-rerank-export; folders without a config.pbtxt are left alone.
+        address: address that gRPC, HTTP and metrics bind; loopback unless told otherwise; IPv6 as it is.
+        http_address: address that HTTP binds, if not the same: this class asks Triton through it.
         grpc_port: 0 means a free one.
         http_port: 0 means a free one.
         metrics_port: 0 means a free one.
         exit_timeout_s: seconds that running requests get to finish on shutdown.
         start_timeout_s: seconds until the canary must have been answered.
-        log_file: Triton's output; None keeps it in a temporary file that goes with the server.
+        stall_timeout_s: seconds without an answer to a canary, and without anything that computes, after which `watch`
+            takes Triton for hung.
+        log_file: Triton's output; None keeps it in a temporary file that goes with the server, `STANDARD_OUTPUT` lets
+            it pass.
         extra_args: passed to tritonserver as they are, last; its folder is a temporary one, so paths must be absolute.
     """
 
     model_repository: Path
     address: str = "127.0.0.1"
+    http_address: str | None = None
     grpc_port: int = 8001
     http_port: int = 8000
     metrics_port: int = 8002
     exit_timeout_s: int = 30
     start_timeout_s: float = 180.0
+    stall_timeout_s: float = 30.0
     log_file: Path | None = None
     extra_args: tuple[str, ...] = ()
 
@@ -74,14 +85,26 @@ class TritonServer:
         self.config = config
         self._on_progress = on_progress
         self._child: Child | None = None
-        self._shm_prefix = f"triton_rerank_{secrets.token_hex(6)}_"
+        self._shm_prefix = f"triton_rerank_{os.getpid()}_{secrets.token_hex(4)}_"
         self._runtime: Path | None = None
+        self._control = Control("")
+        self._canaries: list[Canary] = []
         self.grpc_port = self.http_port = self.metrics_port = 0
 
     @property
     def grpc_target(self) -> str:
-        """``host:port`` for a client on this machine."""
-        return f"{_reachable(self.config.address)}:{self.grpc_port}"
+        """``host:port`` for a client on this machine, IPv6 in brackets."""
+        return reachable(bare_address(self.config.address), self.grpc_port)
+
+    @property
+    def http_target(self) -> str:
+        """Likewise of HTTP."""
+        return reachable(self._http_address, self.http_port)
+
+    @property
+    def metrics_target(self) -> str:
+        """Likewise of metrics."""
+        return reachable(bare_address(self.config.address), self.metrics_port)
 
     @property
     def pid(self) -> int:
@@ -117,14 +140,41 @@ class TritonServer:
         """Send a signal to tritonserver alone."""
         self._running_child().send_signal(number)
 
-    def log_tail(self) -> str:
-        """The last lines of Triton's log, indented, for a message."""
+    def watch(self) -> str:
+        """Wait until Triton ends, or no longer scores though it runs: a backend that died, hangs, or always fails.
+
+        Returns:
+            What happened. A Triton that runs refuses what is new by then, so that clients ask another server; `stop`
+            it.
+        """
+        child = self._running_child()
+        watch = Watch(child.pid, self._control, self._canaries, stall_timeout_s=self.config.stall_timeout_s)
         try:
-            lines = self.log_file.read_text(encoding="utf-8", errors="replace").splitlines()
+            while (code := child.wait(LOOK_S)) is None:
+                if fault := watch.look():
+                    drain(self._control, timeout_s=_FAULTY_DRAIN_S)
+                    child.stop(ENDING_S, kill=True)  # with a dead backend it would not end by itself
+                    return fault
+            return f"tritonserver died with code {code}"
+        finally:
+            watch.close()
+
+    def as_bound(self) -> ServerConfig:
+        """The config with the ports that were chosen, to start again on them."""
+        ports = {"grpc_port": self.grpc_port, "http_port": self.http_port, "metrics_port": self.metrics_port}
+        return replace(self.config, **ports)  # type: ignore[arg-type]
+
+    def explanation(self) -> str:
+        """The lines of Triton's log that say what went wrong, indented, for a message."""
+        if self.log_file == STANDARD_OUTPUT:
+            return "  (its log stands above)"
+        try:
+            log = self.log_file.read_text(encoding="utf-8", errors="replace")
         except OSError as exc:
             return f"  (its log cannot be read: {exc})"
-        told = [line for line in lines if line.strip() and not line.startswith(("+--", "| "))]  # no tables
-        return "\n".join(f"  {line}" for line in told[-_TAIL_LINES:]) or "  (its log is empty)"
+        if self._runtime is not None:
+            log = log.replace(f"{self._runtime}/models", str(self.config.model_repository.resolve()))
+        return explanation(log)
 
     def stop(self, *, kill: bool = False) -> int | None:
         """Let running requests finish, end Triton and remove what it leaves behind; safe to call twice.
@@ -137,7 +187,12 @@ class TritonServer:
         """
         child, self._child = self._child, None
         try:
-            return child.stop(self.config.exit_timeout_s + 10.0, kill=kill) if child else None
+            if child is None:
+                return None
+            deadline = time.monotonic() + self.config.exit_timeout_s
+            if not kill and child.wait(0) is None:
+                drain(self._control, timeout_s=self.config.exit_timeout_s)
+            return child.stop(max(0.0, deadline - time.monotonic()) + ENDING_S, kill=kill)
         finally:
             for leftover in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
                 leftover.unlink(missing_ok=True)
@@ -151,62 +206,79 @@ class TritonServer:
             raise ServerStartError(f"{config.model_repository}: no such model repository; `make export` builds one")
         self._resolve_ports()
         installation = find_installation()
-        self._runtime = Path(tempfile.mkdtemp(prefix="triton-rerank-"))
+        self._runtime = make_runtime()
         backends = lay_out_backends(installation, self._runtime / "backends")
         self._on_progress(f"starting {installation.binary.name}")
-        arguments = [str(installation.binary), *self._flags(backends, installation.caches), *config.extra_args]
+        arguments = [str(installation.binary), *self._flags(backends, installation.caches)]
         environment = triton_environment(installation.libraries)
-        self._child = Child(arguments, environment=environment, log_file=self.log_file, folder=self._runtime)
+        log_file = None if self.log_file == STANDARD_OUTPUT else self.log_file
+        self._child = Child(arguments, environment=environment, log_file=log_file, folder=self._runtime)
 
     def _resolve_ports(self) -> None:
-        config = self.config
-        self.grpc_port = resolve_port("grpc", config.address, config.grpc_port)
-        self.http_port = resolve_port("http", config.address, config.http_port, taken=[self.grpc_port])
+        config, address = self.config, bare_address(self.config.address)
+        self.grpc_port = resolve_port("grpc", address, config.grpc_port)
+        self.http_port = resolve_port("http", self._http_address, config.http_port, taken=[self.grpc_port])
         taken = [self.grpc_port, self.http_port]
-        self.metrics_port = resolve_port("metrics", config.address, config.metrics_port, taken=taken)
+        self.metrics_port = resolve_port("metrics", address, config.metrics_port, taken=taken)
         chosen = (self.grpc_port, self.http_port, self.metrics_port)
         if len(set(chosen)) < len(chosen):
             raise ServerStartError(f"grpc, http and metrics ports are {chosen}: they must differ")
+        self._control = Control(self.http_target)
+
+    @property
+    def _http_address(self) -> str:
+        return bare_address(self.config.http_address or self.config.address)
 
     def _flags(self, backends: Path, caches: Path) -> list[str]:
-        address = self.config.address
+        config = self.config
+        addresses = {name: bare_address(config.address) for name in ("grpc", "metrics")} | {"http": self._http_address}
         return [
-            f"--model-repository={self.config.model_repository.resolve()}",
+            f"--model-repository={link_repository(backends.parent, config.model_repository)}",
             f"--backend-directory={backends}",
             f"--cache-directory={caches}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             "--disable-auto-complete-config",  # the config is complete, and completing starts each backend twice
-            *(f"--{service}-address={address}" for service in ("grpc", "http", "metrics")),
+            *(address_flag(service, address) for service, address in addresses.items()),
             f"--grpc-port={self.grpc_port}",
             f"--http-port={self.http_port}",
             f"--metrics-port={self.metrics_port}",
-            f"--exit-timeout-secs={self.config.exit_timeout_s}",
+            f"--exit-timeout-secs={config.exit_timeout_s}",
+            *control_flags(config.model_repository, config.extra_args),
         ]
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_timeout_s
-        canaries = read_canaries(self.config.model_repository)
-        with triton.InferenceServerClient(self.grpc_target) as client:
-            while not _is_ready(client):
-                self._check_alive(deadline)
-                time.sleep(0.05)
-        for canary in canaries:
+        self._canaries = read_canaries(self.config.model_repository)
+        while not self._control.is_ready():
+            self._check_alive(deadline)
+            self._check_loaded()
+            time.sleep(0.05)
+        for canary in self._canaries:
             self._on_progress(f"canary for {canary.model}")
             try:
-                check_canary(self.grpc_target, canary, timeout_s=max(1.0, deadline - time.monotonic()))
-            except RerankError as exc:
-                raise ServerStartError(f"canary for {canary.model} failed: {exc}\n{self.log_tail()}") from exc
+                check_canary(self._control, canary, timeout_s=max(1.0, deadline - time.monotonic()))
+            except ControlError as exc:
+                raise ServerStartError(f"canary for {canary.model} failed: {exc}\n{self.explanation()}") from exc
         self._on_progress("ready")
 
     def _check_alive(self, deadline: float) -> None:
         code = self._running_child().wait(0)
         if code is not None:
-            raise ServerStartError(f"tritonserver ended with code {code} while starting:\n{self.log_tail()}")
+            raise ServerStartError(f"tritonserver ended with code {code} while starting:\n{self.explanation()}")
         if time.monotonic() > deadline:
             raise ServerStartError(
                 f"tritonserver was not ready after {self.config.start_timeout_s:g} s; raise --start-timeout-s, or see "
-                f"its log:\n{self.log_tail()}"
+                f"its log:\n{self.explanation()}"
             )
+
+    def _check_loaded(self) -> None:
+        """Triton listens when it has tried every model; told to go on without one that fails, it never is ready."""
+        try:
+            failed = sorted({entry["name"] for entry in self._control.index() if entry.get("state") == "UNAVAILABLE"})
+        except ControlError:  # nobody listens yet
+            return
+        if failed:
+            raise ServerStartError(f"not loaded: {', '.join(failed)}\n{self.explanation()}")
 
     def _running_child(self) -> Child:
         if self._child is None:
@@ -217,14 +289,3 @@ class TritonServer:
         if self._runtime is None:
             raise ServerStartError("the server is not running, so it has no log file of its own")
         return self._runtime
-
-
-def _is_ready(client: triton.InferenceServerClient) -> bool:
-    try:
-        return bool(client.is_server_ready(client_timeout=2.0))
-    except triton.InferenceServerException:  # nobody listens yet
-        return False
-
-
-def _reachable(address: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(address, address)  # noqa: S104 - compared, not bound

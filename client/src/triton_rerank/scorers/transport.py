@@ -77,10 +77,8 @@ class SyncTransport:
         answers: SimpleQueue[int] = SimpleQueue()
         results: list[Any] = [None] * len(requests)
         waiting = iter(range(len(requests)))
-        running: dict[int, Any] = {}
+        running = {place: self._start(requests[place], place, answers) for place in islice(waiting, concurrency)}
         try:
-            for first in islice(waiting, concurrency):
-                running[first] = self._start(requests[first], first, answers)
             while running:
                 place = self._next(answers, requests[0])
                 results[place] = self._told(running.pop(place).result, requests[place])

@@ -1,0 +1,67 @@
+"""Which folders of a model repository are models, and how Triton is told to read no others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from triton_rerank.contract import CONFIG_FILE
+
+_CONTROL, _LOAD, _EXPLICIT = "--model-control-mode", "--load-model", "explicit"
+
+
+def model_names(model_repository: Path) -> list[str]:
+    """Folders with a config.pbtxt, sorted; hidden ones are none."""
+    return sorted(path.name for path in model_repository.iterdir() if _is_model(path))
+
+
+def foreign_entries(model_repository: Path) -> list[str]:
+    """Whatever else lies there (``lost+found``, ``.git``, a note), sorted."""
+    return sorted(path.name for path in model_repository.iterdir() if not _is_model(path))
+
+
+def _is_model(path: Path) -> bool:
+    return not path.name.startswith(".") and os.path.isfile(path / CONFIG_FILE)  # noqa: PTH113 - False if not allowed
+
+
+def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str]:
+    """Flags of model control: ours, and the caller's in place of them.
+
+    By default, and under explicit control, the models are named, so that Triton reads no other folder. Under the other
+    modes it reads all of them, and must not end because of one that is no model.
+
+    Args:
+        model_repository: the folder.
+        extra_args: what the caller passes to tritonserver.
+    """
+    modes = list(flag_values(extra_args, _CONTROL))
+    loaded = list(flag_values(extra_args, _LOAD))
+    rest = _without(_without(extra_args, _LOAD), _CONTROL)
+    if modes and modes[-1] != _EXPLICIT:
+        tolerant = (
+            ["--exit-on-error=false"]
+            if any((model_repository / x).is_dir() for x in foreign_entries(model_repository))
+            else []
+        )
+        return [f"{_CONTROL}={modes[-1]}", *(f"{_LOAD}={name}" for name in loaded), *tolerant, *rest]
+    names = model_names(model_repository) if "*" in loaded or not modes else loaded
+    return [f"{_CONTROL}={_EXPLICIT}", *(f"{_LOAD}={name}" for name in names), *rest]
+
+
+def flag_values(arguments: Sequence[str], flag: str) -> Iterable[str]:
+    """Every value that a flag is given, as ``--flag=value`` or ``--flag value``."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            yield value if equals else "".join(arguments[place + 1 : place + 2])
+
+
+def _without(arguments: Sequence[str], flag: str) -> list[str]:
+    kept, skip = [], False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if not skip and name != flag:
+            kept.append(argument)
+        skip = not skip and name == flag and not equals
+    return kept
