@@ -1,6 +1,6 @@
 """The image's own command lines and healthcheck, run against the Triton of the wheel.
 
-Only what differs outside the image is replaced or added: the program, folders and ports. NVIDIA's script before it and
+Only what differs outside the image is replaced or added: interpreter, repository, ports. NVIDIA's script before it and
 its native ONNX Runtime backend are not in the wheel; our stand-in takes the backend's place.
 """
 
@@ -22,11 +22,10 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from support import chart, image
+from support.tritons import wait_until
 
 from triton_rerank import RerankClient
 from triton_rerank_server.child import Child
-from triton_rerank_server.environment import triton_environment
-from triton_rerank_server.installation import find_installation, lay_out_backends
 from triton_rerank_server.ports import resolve_port
 
 START_TIMEOUT_S = 120.0
@@ -76,20 +75,20 @@ class Running:
             time.sleep(0.1)
 
 
-def command_line(flags: list[str], repository: Path, folder: Path, grpc_port: int, metrics_port: int) -> list[str]:
-    installation = find_installation()
-    program, *fixed = image.entrypoint(image.SERVING)
-    assert program == "tritonserver"
+def start(how: str, repository: Path, folder: Path) -> Running:
+    """Start the image's command line; only the repository, the ports and the log's place are others."""
+    taken: list[int] = []
+    for service in ("grpc", "http", "metrics"):
+        taken.append(resolve_port(service, "127.0.0.1", 0, taken=taken))
+    grpc_port, http_port, metrics_port = taken
     elsewhere = {"--model-repository=/models": f"--model-repository={repository}"}
-    assert elsewhere.keys() <= set(fixed)
-    return [
-        str(installation.binary),
-        *(elsewhere.get(flag, flag) for flag in [*fixed, *flags]),
-        f"--backend-directory={lay_out_backends(installation, folder / 'backends')}",
-        f"--cache-directory={installation.caches}",
-        f"--grpc-port={grpc_port}",
-        f"--metrics-port={metrics_port}",
-    ]
+    flags = image.serve_flags()
+    assert elsewhere.keys() <= set(flags)
+    ports = [f"--grpc-port={grpc_port}", f"--http-port={http_port}", f"--metrics-port={metrics_port}"]
+    flags = [*(elsewhere.get(flag, flag) for flag in flags), *ports, "--", *COMMANDS[how]()]
+    log = folder / "output.log"
+    child = Child([sys.executable, *image.SERVE[1:], *flags], environment=dict(os.environ), log_file=log)
+    return Running(how, child, grpc_port, metrics_port, log)
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +103,12 @@ def repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
 def running(
     request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    folder = tmp_path_factory.mktemp(request.param)
-    grpc_port, metrics_port = (resolve_port(name, "127.0.0.1", 0) for name in ("grpc", "metrics"))
-    arguments = command_line(COMMANDS[request.param](), repository, folder, grpc_port, metrics_port)
-    log = folder / "triton.log"
-    child = Child(arguments, environment=triton_environment(find_installation().libraries), log_file=log)
+    started = start(request.param, repository, tmp_path_factory.mktemp(request.param))
     try:
-        started = Running(request.param, child, grpc_port, metrics_port, log)
         started.wait_until_ready()
         yield started
     finally:
-        child.stop(image.stop_grace_s(), kill=False)
+        started.child.stop(image.stop_grace_s(), kill=False)
 
 
 def test_every_model_of_the_repository_answers(running: Running) -> None:
@@ -124,10 +118,12 @@ def test_every_model_of_the_repository_answers(running: Running) -> None:
             assert sorted(ranked.index for ranked in result) == [0, 1]
 
 
-def test_nothing_but_grpc_and_metrics_listens(running: Running) -> None:
-    connections = psutil.Process(running.child.pid).net_connections(kind="tcp")
-    listening = {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
-    assert listening == {running.grpc_port, running.metrics_port}
+def test_nothing_but_grpc_and_metrics_is_reached_from_outside(running: Running) -> None:
+    (triton_process,) = psutil.Process(running.child.pid).children()
+    connections = triton_process.net_connections(kind="tcp")
+    listening = {connection.laddr for connection in connections if connection.status == psutil.CONN_LISTEN}
+    outside = {address.port for address in listening if address.ip != "127.0.0.1"}
+    assert outside == {running.grpc_port, running.metrics_port}
 
 
 def test_metrics_answer(running: Running) -> None:
@@ -169,3 +165,19 @@ def test_sigterm_ends_it_within_the_grace_and_the_healthcheck_says_so(running: R
     after = running.healthcheck()
     assert after.returncode == 1
     assert after.stderr.startswith(f"{running.target}: UNAVAILABLE: ")
+
+
+def test_a_backend_that_dies_ends_the_container_and_fails_the_healthcheck(repository: Path, tmp_path: Path) -> None:
+    started = start("image", repository, tmp_path)
+    try:
+        started.wait_until_ready()
+        stub = next(
+            process
+            for process in psutil.Process(started.child.pid).children(recursive=True)
+            if "stub" in process.name()
+        )
+        stub.kill()
+        assert wait_until(lambda: started.healthcheck().returncode == 1, 60)
+        assert started.child.wait(image.stop_grace_s()) == 1, started.log.read_text()
+    finally:
+        started.child.stop(image.stop_grace_s(), kill=False)

@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 DOCKER = Path(__file__).parents[2] / "docker"
 SERVING, EXPORT, COMPOSE = DOCKER / "Dockerfile", DOCKER / "export.Dockerfile", DOCKER / "compose.yaml"
 
+SERVE = ["python3", "-m", "triton_rerank_server.cli"]  # what the serving image's entry point runs
 NVIDIAS_ENTRYPOINT = "/opt/nvidia/nvidia_entrypoint.sh"  # checks the driver, then becomes its arguments
 
 
@@ -38,6 +39,13 @@ def entrypoint(dockerfile: Path) -> list[str]:
     script, *rest = _words(of(dockerfile, "ENTRYPOINT")[-1])
     assert script == NVIDIAS_ENTRYPOINT
     return rest
+
+
+def serve_flags() -> list[str]:
+    """Flags of the serving image's entry point; what follows it goes to tritonserver."""
+    *program, last = entrypoint(SERVING)
+    assert (program[: len(SERVE)], last) == (SERVE, "--")
+    return program[len(SERVE) :]
 
 
 def command(dockerfile: Path) -> list[str]:

@@ -16,8 +16,10 @@ from support import image
 
 from triton_rerank_export.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
+from triton_rerank_server.cli import main
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.installation import OUR_BACKENDS, find_installation
+from triton_rerank_server.process import ENDING_S
 
 ROOT = image.DOCKER.parent
 DOCKERFILES = pytest.mark.parametrize("dockerfile", [image.SERVING, image.EXPORT], ids=lambda path: path.name)
@@ -85,17 +87,35 @@ def test_what_the_serving_image_installs_is_pinned() -> None:
     pinned = (ROOT / "requirements" / "constraints-3.12.txt").read_text(encoding="utf-8")
     (install,) = [run for run in image.of(image.SERVING, "RUN") if "-m pip " in run]
     packages = install.split("&&", 1)[0].split("/tmp/constraints.txt", 1)[1].split()
-    assert packages == ["tokenizers", "grpcio", "typing_extensions"]
+    assert {"tokenizers", "grpcio", "tritonclient", "protobuf"} <= set(packages)
     for package in packages:
         assert re.search(rf"^{package.replace('_', '[-_]')}==", pinned, flags=re.MULTILINE | re.IGNORECASE), package
 
 
 def test_the_image_has_the_whole_tokenizer_backend_and_no_other() -> None:
-    """Laid out as `lay_out_backends` does: the package, and beside it the model.py that imports it."""
-    folder, target = str((OUR_BACKENDS / "tokenizer").relative_to(ROOT)), "/opt/tritonserver/backends/tokenizer"
-    copies = [text.split() for text in image.of(image.SERVING, "COPY") if "backends" in text]
-    assert copies == [[f"{folder}/model.py", f"{target}/"], [folder, f"{target}/tokenizer"]]
+    files = (OUR_BACKENDS / "tokenizer").glob("*.py")
+    ours = {str(path.relative_to(ROOT)) for path in files if path.stem != "__init__"}
+    (copy,) = [text for text in image.of(image.SERVING, "COPY") if "backends" in text]
+    *sources, target = copy.split()
+    assert set(sources) == ours
+    assert target == "/opt/tritonserver/backends/tokenizer/"
     assert not [text for text in image.of(image.SERVING, "COPY") if "onnxruntime" in text]
+
+
+def test_what_the_image_copies_and_installs_is_all_that_the_serve_command_imports(tmp_path: Path) -> None:
+    """Modules of ours and of the packages that are installed, beside NumPy and Python's own; nothing else is there."""
+    (install,) = [run for run in image.of(image.SERVING, "RUN") if "-m pip " in run]
+    packages = install.split("&&", 1)[0].split("/tmp/constraints.txt", 1)[1].split()
+    code = (
+        "import sys, triton_rerank_server.cli\n"
+        "print(*sorted({name.partition('.')[0] for name, module in sys.modules.items()"
+        " if 'site-packages' in (getattr(module, '__file__', None) or '')}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    modules = {"grpc": "grpcio", "google": "protobuf", "rapidjson": "python-rapidjson", "ml_dtypes": "ml-dtypes"}
+    found = {modules.get(name, name) for name in done.stdout.split() if not name.startswith("_")}
+    assert "tritonclient" in found
+    assert found <= {*packages, "numpy", "triton_rerank", "triton_rerank_server"}
 
 
 @DOCKERFILES
@@ -147,9 +167,15 @@ def test_the_tritonserver_of_the_wheel_knows_every_flag() -> None:
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
     known = set(re.findall(r"^  (--[\w-]+)", done.stdout + done.stderr, flags=re.MULTILINE))
     assert "--model-repository" in known
-    _, *fixed = image.entrypoint(image.SERVING)
-    used = [*fixed, *image.command(image.SERVING), *image.service()["command"]]
+    used = [*image.command(image.SERVING), *image.service()["command"]]
     assert {flag.split("=", 1)[0] for flag in used} <= known
+
+
+def test_the_serve_command_knows_every_flag_of_the_entry_point(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main([*image.serve_flags(), "--no-such-flag"])
+    assert refused.value.code == 2
+    assert "unrecognized arguments: --no-such-flag" in capsys.readouterr().err
 
 
 def test_compose_adds_to_the_images_command() -> None:
@@ -157,8 +183,8 @@ def test_compose_adds_to_the_images_command() -> None:
 
 
 def test_running_requests_finish_within_the_stop_grace() -> None:
-    (exit_timeout,) = [flag for flag in image.entrypoint(image.SERVING) if flag.startswith("--exit-timeout-secs=")]
-    assert image.stop_grace_s() > float(exit_timeout.split("=")[1])
+    (exit_timeout,) = [flag for flag in image.serve_flags() if flag.startswith("--exit-timeout-s=")]
+    assert image.stop_grace_s() > float(exit_timeout.split("=")[1]) + ENDING_S
 
 
 def test_compose_mounts_what_the_image_and_the_configs_name() -> None:
@@ -166,7 +192,7 @@ def test_compose_mounts_what_the_image_and_the_configs_name() -> None:
         "${MODEL_REPOSITORY:-../model_repository}:/models:ro",
         f"engines:{CACHE_FOLDER}",
     ]
-    assert "--model-repository=/models" in image.entrypoint(image.SERVING)
+    assert "--model-repository=/models" in image.serve_flags()
     assert any(run.endswith(CACHE_FOLDER) for run in image.of(image.SERVING, "RUN"))
 
 
