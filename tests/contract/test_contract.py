@@ -26,6 +26,7 @@ from triton_rerank_export.repository_check import closure_faults
 from triton_rerank_export.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
 from triton_rerank_export.warmup import LIGHT_TOKENS, warmup_files
 from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
+from triton_rerank_server.backends.tokenizer.texts import MAX_TEXT_BYTES
 
 DEMO = "minilm-l6-demo"
 MODEL: dict[str, Any] = {
@@ -191,6 +192,10 @@ def test_each_length_is_warmed_up_with_one_pair_and_with_a_full_batch(warmup: An
         "attention_mask-32": 256,
         "attention_mask-64": 512,
     }
+
+
+def test_the_backend_takes_as_large_a_text_as_the_client() -> None:
+    assert MAX_TEXT_BYTES == contract.MAX_TEXT_BYTES
 
 
 def test_the_light_warm_up_fills_the_engines_micro_batch() -> None:

@@ -33,7 +33,9 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         hold: inferences are not answered at all.
 
     Attributes:
-        port: on 127.0.0.1.
+        port: of the address that it is served on; 0 takes a free one.
+        gate: where there is one, inferences wait until it is set.
+        stop: ends the server at once.
         inferences: that came, refused ones too.
         cancelled: those that ended without an answer.
         request: the last of them.
@@ -45,6 +47,8 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
         self.request: Any = None
         self.headers: dict[str, str] = {}
         self.port = 0
+        self.gate: threading.Event | None = None
+        self.stop: Callable[[], None] = lambda: None
         self._repository = repository
         self._refusals = refusals
         self._extra_bytes = extra_bytes
@@ -63,6 +67,8 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
             refused = self.inferences <= self._refusals
         if refused:
             context.abort(grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+        if self.gate is not None:
+            self.gate.wait(30)
         if self._hold:
             over = threading.Event()
             if context.add_callback(over.set):
@@ -90,11 +96,12 @@ def _add(response: Any, name: str, datatype: str, shape: list[int], raw: bytes) 
 
 
 @contextlib.contextmanager
-def serve(stand_in: StandIn) -> Iterator[StandIn]:
-    """On a free port of 127.0.0.1 until the block ends."""
+def serve(stand_in: StandIn, address: str = "127.0.0.1") -> Iterator[StandIn]:
+    """On its port, or a free one, until the block ends."""
     server = grpc.server(ThreadPoolExecutor(32), options=_LARGEST)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(stand_in, server)
-    stand_in.port = server.add_insecure_port("127.0.0.1:0")
+    stand_in.port = server.add_insecure_port(f"{address}:{stand_in.port}")
+    stand_in.stop = lambda: server.stop(0).wait() and None
     server.start()
     try:
         yield stand_in
@@ -167,16 +174,16 @@ class Door:
     def _pass_on(self, near: socket.socket) -> None:
         time.sleep(self._delay_s)
         with near, socket.create_connection(self._target) as far:
-            back = threading.Thread(target=_pump, args=(far, near, lambda _: None), daemon=True)
+            back = threading.Thread(target=pump, args=(far, near, lambda _: None), daemon=True)
             back.start()
-            _pump(near, far, self._count)
+            pump(near, far, self._count)
             back.join(timeout=30)
 
     def _count(self, n_bytes: int) -> None:
         self.sent_bytes += n_bytes
 
 
-def _pump(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
+def pump(source: socket.socket, sink: socket.socket, count: Callable[[int], None]) -> None:
     with contextlib.suppress(OSError):  # either end may go
         while data := source.recv(65536):
             count(len(data))

@@ -34,7 +34,7 @@ BOUNDED: dict[str, Any] = {"max_queue_size": 128, "queue_timeout_us": 10_000_000
 
 def write_tiny_bert(folder: Path, *, labels: int = 1) -> Path:
     """BERT type: segment ids change the logit."""
-    fast = BertTokenizerFast(tokenizer_object=_wordpiece(), model_max_length=MAX_LENGTH)
+    fast = BertTokenizerFast(tokenizer_object=wordpiece(), model_max_length=MAX_LENGTH)
     config = BertConfig(
         vocab_size=len(fast), max_position_embeddings=MAX_LENGTH, num_labels=labels, initializer_range=0.2, **_SHAPE
     )
@@ -43,7 +43,7 @@ def write_tiny_bert(folder: Path, *, labels: int = 1) -> Path:
 
 def write_tiny_xlmr(folder: Path, *, labels: int = 1) -> Path:
     """XLM-R type: no segment ids, pad id 1, positions from 2."""
-    fast = XLMRobertaTokenizerFast(tokenizer_object=_unigram(), model_max_length=MAX_LENGTH)
+    fast = XLMRobertaTokenizerFast(tokenizer_object=unigram(), model_max_length=MAX_LENGTH)
     config = XLMRobertaConfig(
         vocab_size=len(fast),
         max_position_embeddings=MAX_LENGTH + 2,
@@ -60,7 +60,7 @@ def write_tiny_xlmr(folder: Path, *, labels: int = 1) -> Path:
 
 def write_random_xlmr(folder: Path, *, vocabulary: int, max_position_embeddings: int, **shape: int) -> Path:
     """An XLM-R of any size with random weights; its tokenizer uses the first ids of the vocabulary."""
-    fast = XLMRobertaTokenizerFast(tokenizer_object=_unigram(), model_max_length=max_position_embeddings - 2)
+    fast = XLMRobertaTokenizerFast(tokenizer_object=unigram(), model_max_length=max_position_embeddings - 2)
     config = XLMRobertaConfig(
         vocab_size=vocabulary,
         max_position_embeddings=max_position_embeddings,
@@ -92,20 +92,22 @@ def _write(folder: Path, architecture: Any, config: Any, tokenizer: Any) -> Path
     return folder
 
 
-def _texts() -> list[str]:
+def parity_texts() -> list[str]:
+    """Queries and documents of the parity set."""
     entries = [json.loads(line) for line in PARITY_SET.read_text(encoding="utf-8").splitlines()]
     return [text for entry in entries for text in (entry["query"], *entry["documents"])]
 
 
 def _words(prefix: str) -> list[str]:
     """Characters and frequent words of the parity set. The libraries' own trainers break ties at random."""
-    counts = Counter(prefix + word.lower() for text in _texts() for word in text.split())
+    counts = Counter(prefix + word.lower() for text in parity_texts() for word in text.split())
     characters = sorted({character for word in counts for character in word})
     frequent = sorted(counts, key=lambda word: (-counts[word], word))[: VOCABULARY - len(characters)]
     return list(dict.fromkeys([*characters, *frequent]))
 
 
-def _wordpiece() -> Tokenizer:
+def wordpiece() -> Tokenizer:
+    """BERT's kind."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = _words("")
     pieces = dict.fromkeys([*special, *words, *(f"##{word}" for word in words if len(word) < 4)])
@@ -118,7 +120,8 @@ def _wordpiece() -> Tokenizer:
     return tokenizer
 
 
-def _unigram() -> Tokenizer:
+def unigram() -> Tokenizer:
+    """XLM-R's kind."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     pieces = dict.fromkeys([*special, *_words("▁")])
     scored = [(piece, -float(index) / VOCABULARY - 1.0) for index, piece in enumerate(pieces)]

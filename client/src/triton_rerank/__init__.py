@@ -1,5 +1,9 @@
 """Thin client for cross-encoder rerankers served by NVIDIA Triton."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.confidence import ConfidenceBands, Thresholds
@@ -27,6 +31,18 @@ from triton_rerank.scorers.hosted import CohereScorer, JinaScorer, VoyageScorer
 from triton_rerank.scorers.local import LocalScorer
 from triton_rerank.scorers.triton import TritonScorer
 from triton_rerank.types import Attempt, ModelInfo, RankedDocument, RerankResult, StageScore, Timings, Usage
+
+if TYPE_CHECKING:
+    __version__: str
+
+
+def __getattr__(name: str) -> str:
+    if name == "__version__":  # read when it is asked for: that takes as long as importing half of the rest
+        from importlib.metadata import version
+
+        return version("triton-rerank")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AllScorersFailedError",

@@ -6,9 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from triton_rerank._deadline import Deadline
+from triton_rerank._runtime import SyncRuntime, run_sync
 from triton_rerank.client import RerankClient
-from triton_rerank.errors import RerankError, TransportError
+from triton_rerank.errors import RerankError
+from triton_rerank.scorers.base import Call
 from triton_rerank.scorers.channel import TritonOptions
+from triton_rerank.scorers.triton import TritonScorer
 from triton_rerank.types import ModelInfo
 
 _QUERY, _DOCUMENT = "how do I make a file smaller?", "gzip shrinks files, so that they take less room."
@@ -75,14 +78,15 @@ def check_health(target: str, model: str, *, timeout_s: float, options: TritonOp
         timeout_s: seconds for all questions together.
         options: TLS and headers.
     """
-    info, ready = None, False
+    info, answers, ready = None, False, False
     try:
-        with RerankClient(target, model=model, timeout_s=timeout_s, options=options) as client:
+        scorer = TritonScorer(target, model, options=options)
+        with RerankClient(scorer=scorer, timeout_s=timeout_s) as client:
             deadline = Deadline(timeout_s)
-            info = client.model_info()
+            answers = run_sync(scorer.answers(Call(deadline, SyncRuntime())))
+            info = client.model_info(timeout_s=deadline.left_s(doing="the model was asked for"))
             ready = client.is_ready(timeout_s=deadline.left_s(doing="readiness was asked"))
             result = client.rerank(_QUERY, [_DOCUMENT], timeout_s=deadline.left_s(doing="a pair was scored"))
     except RerankError as exc:
-        answered = info is not None or not isinstance(exc, TransportError)
-        return Health(target, model, answers=answered, ready=ready, info=info, error=exc)
+        return Health(target, model, answers=answers or info is not None, ready=ready, info=info, error=exc)
     return Health(target, model, answers=True, ready=ready, info=info, scoring_s=result.timings.scoring_s)

@@ -78,14 +78,30 @@ class AsyncRuntime:
             raise TimeoutError(timeout_s) from exc
 
     async def gather(self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
-        """One task for each job that runs; cancelling the caller cancels them."""
-        free = asyncio.Semaphore(concurrency)
+        """One task for each job that runs; cancelling the caller, or a bug in one of them, cancels the others."""
+        return await gather_tasks(jobs, concurrency=concurrency)
 
-        async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
-            async with free:
-                return await job()
 
-        return list(await asyncio.gather(*(run(job) for job in jobs)))
+async def gather_tasks(jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
+    """Results in the order of the jobs; what one raises, or the caller's cancellation, first ends the others.
+
+    Args:
+        jobs: make the coroutines; each is run as a task of its own.
+        concurrency: most that run at a time.
+    """
+    free = asyncio.Semaphore(concurrency)
+
+    async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        async with free:
+            return await job()
+
+    tasks = [asyncio.ensure_future(run(job)) for job in jobs]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def run_sync(coroutine: Awaitable[T]) -> T:

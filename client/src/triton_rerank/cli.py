@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+import triton_rerank
 from triton_rerank import errors
 from triton_rerank._health import check_health
 from triton_rerank.client import RerankClient
 from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
 from triton_rerank.contract import DEFAULT_GRPC_TARGET, DEFAULT_TIMEOUT_S
-from triton_rerank.errors import ConfigurationError, InvalidRequestError, RerankError
+from triton_rerank.documents import FORMS, read_documents
+from triton_rerank.errors import ConfigurationError, RerankError, one_line
 from triton_rerank.scorers.channel import Tls, TritonOptions
 from triton_rerank.types import RerankResult
 
 _CANNOT_WRITE, _INTERRUPTED = 1, 130  # the second as shells tell SIGINT
-_JSONL = (".jsonl", ".ndjson")
+_TARGET, _MODEL = "TRITON_RERANK_TARGET", "TRITON_RERANK_MODEL"  # of the environment
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,31 +59,6 @@ def exit_codes() -> str:
     return "\n".join(["exit codes:", *(f"  {code:<4} {meaning}" for code, meaning in lines.items())])
 
 
-def read_documents(source: str, *, form: str = "auto", text_key: str = "text") -> list[Any]:
-    """Read one document a line.
-
-    Args:
-        source: path, or ``-`` for standard input.
-        form: "text"; "jsonl", each line an object with a text, or a string; "auto" goes by the name, so standard input
-            is text.
-        text_key: key of an object's text.
-
-    Returns:
-        Strings and objects, as they stand there. Empty lines of a text are documents too.
-
-    Raises:
-        InvalidRequestError: not there, not UTF-8, or a line that is not of the form; the line is named, from 1.
-    """
-    try:
-        text = _read(source).decode("utf-8-sig")
-    except (OSError, ValueError) as exc:
-        raise InvalidRequestError(f"--documents {source}: cannot be read ({exc}); give a UTF-8 file, or -") from exc
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-    if form == "jsonl" or (form == "auto" and source.endswith(_JSONL)):
-        return [_parse_line(f"{source}:{number}", line, text_key) for number, line in enumerate(lines, 1)]
-    return lines
-
-
 def format_ranking(result: RerankResult[Any], *, width: int | None = None, text_key: str = "text") -> str:
     """A table: rank, score, index before, text cut to the terminal; below it what it took, and whether it is degraded.
 
@@ -96,17 +73,21 @@ def format_ranking(result: RerankResult[Any], *, width: int | None = None, text_
     for rank, ranked in enumerate(result, 1):
         text = ranked.document if isinstance(ranked.document, str) else ranked.document[text_key]
         score = "-" if ranked.score is None else f"{ranked.score:.3f}"
-        lines.append(f"{rank:>4} {score:>8} {ranked.index:>6}  {_one_line(text, columns - len(head))}")
+        lines.append(f"{rank:>4} {score:>8} {ranked.index:>6}  {_shortened(text, columns - len(head))}")
     timings, usage = result.timings, result.usage
     lines.append(
         f"{usage.pairs} pairs, {usage.token_count} tokens in {timings.total_s * 1e3:.1f} ms "
         f"({timings.requests} request{'s' * (timings.requests != 1)} to {result.model})"
     )
-    return "\n".join([*lines, f"degraded, served by {result.served_by}: {result.reason}"] if result.degraded else lines)
+    return "\n".join(
+        [*lines, f"degraded, served by {result.served_by}: {one_line(result.reason or '')}"]
+        if result.degraded
+        else lines
+    )
 
 
 def _rerank(options: argparse.Namespace) -> int:
-    documents = read_documents(options.documents, form=options.format, text_key=options.text_key)
+    documents = read_documents(options.documents, form=options.format, text_key=options.text_key, say=_say)
     with RerankClient(
         options.target,
         model=options.model,
@@ -135,27 +116,6 @@ def _health(options: argparse.Namespace) -> int:
     return code
 
 
-def _read(source: str) -> bytes:
-    if source != "-":
-        return Path(source).read_bytes()
-    if sys.stdin is None:
-        raise OSError("standard input is closed")
-    return sys.stdin.buffer.read()
-
-
-def _parse_line(place: str, line: str, text_key: str) -> Any:
-    try:
-        document = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise InvalidRequestError(f"{place}: not JSON ({exc}); for one text a line say --format text") from exc
-    text = document.get(text_key) if isinstance(document, dict) else document
-    if not isinstance(text, str):
-        raise InvalidRequestError(
-            f"{place}: neither a string nor an object with a string under the key {text_key!r} (see --text-key)"
-        )
-    return document
-
-
 def _triton_options(options: argparse.Namespace) -> TritonOptions:
     files = {"root_certificates": options.tls_ca, "private_key": options.tls_key, "certificate_chain": options.tls_cert}
     wanted = options.tls or options.tls_name or any(files.values())
@@ -174,12 +134,8 @@ def _to_json(fields: dict[str, Any]) -> str:
     return json.dumps(fields, ensure_ascii=False)
 
 
-def _flat(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _one_line(text: str, width: int) -> str:
-    flat = "".join(character if character.isprintable() else "�" for character in _flat(text))
+def _shortened(text: str, width: int) -> str:
+    flat = one_line(" ".join(text.split()))
     return flat if len(flat) <= width else f"{flat[: max(width - 1, 0)]}…"
 
 
@@ -188,26 +144,33 @@ def _print(text: str) -> None:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"triton-rerank: {_flat(text)}", file=sys.stderr)
+    _say(text)
     return code
+
+
+def _say(text: str) -> None:
+    print(f"triton-rerank: {one_line(text)}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
     layout: dict[str, Any] = {"formatter_class": argparse.RawDescriptionHelpFormatter, "epilog": exit_codes()}
     parser = argparse.ArgumentParser(prog="triton-rerank", **layout)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {triton_rerank.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     rerank = commands.add_parser("rerank", help="order the documents of a file by a query", **layout)
     rerank.set_defaults(command=_rerank)
     rerank.add_argument("--query", required=True)
-    rerank.add_argument("--documents", required=True, metavar="FILE", help="one a line; - is standard input")
+    rerank.add_argument("--documents", required=True, metavar="FILE", help="of documents; - is standard input")
     rerank.add_argument(
         "--format",
-        choices=["auto", "text", "jsonl"],
+        choices=FORMS,
         default="auto",
-        help="jsonl: each line an object with a text, or a string; auto: jsonl if FILE ends with .jsonl or .ndjson, "
-        "else text, standard input too",
+        help="jsonl: each line an object with a text, or a string; json: an array of them; csv, tsv: with a head line; "
+        "auto goes by FILE's ending and content, gzipped or not",
     )
-    rerank.add_argument("--text-key", default="text", metavar="KEY", help="of an object's text, default %(default)s")
+    rerank.add_argument(
+        "--text-key", default="text", metavar="KEY", help="of an object's text, or a column; default %(default)s"
+    )
     rerank.add_argument("--top-k", type=int, metavar="N", help="default: all")
     rerank.add_argument("--min-score", type=float, metavar="X", help="leave out documents that score less")
     rerank.add_argument("--max-length", type=int, metavar="TOKENS", help="of a pair; default: the model's own")
@@ -221,9 +184,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_server_arguments(parser: argparse.ArgumentParser, timeout_s: float, *, targets: str) -> None:
     parser.add_argument(
-        "--target", default=DEFAULT_GRPC_TARGET, metavar="HOST:PORT", help=f"default %(default)s; {targets}"
+        "--target",
+        default=os.environ.get(_TARGET) or DEFAULT_GRPC_TARGET,
+        metavar="HOST:PORT",
+        help=f"default ${_TARGET}, or {DEFAULT_GRPC_TARGET}; {targets}",
     )
-    parser.add_argument("--model", required=True, metavar="NAME")
+    model = os.environ.get(_MODEL) or None
+    parser.add_argument("--model", default=model, required=model is None, metavar="NAME", help=f"default ${_MODEL}")
     parser.add_argument("--timeout-s", type=float, default=timeout_s, metavar="S", help="in all, default %(default)s")
     parser.add_argument("--json", action="store_true", help="print JSON, one object a line")
     parser.add_argument("--tls", action="store_true", help="encrypt, and trust the usual authorities")

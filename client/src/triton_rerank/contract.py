@@ -46,4 +46,4 @@ MANIFEST_FILE: Final = "manifest.json"  # in each version folder of the ensemble
 DEFAULT_GRPC_TARGET: Final = "127.0.0.1:8001"
 DEFAULT_TIMEOUT_S: Final = 10.0
 MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024  # text bytes a sub-request; gRPC's own limit is 2 GiB
-MAX_TEXT_BYTES: Final = 16 * 1024 * 1024  # bytes of one query or document
+MAX_TEXT_BYTES: Final = 16 * 1024 * 1024  # bytes of one query or document; the tokenizer step's bound too

@@ -81,16 +81,17 @@ def lay_out_backends(installation: Installation, directory: Path) -> Path:
         if backend.name != "python":
             (directory / backend.name).symlink_to(backend)
     _lay_out_python(installation, directory / "python")
-    _copy(OUR_BACKENDS / "tokenizer", directory / "tokenizer")
+    _copy("tokenizer", directory / "tokenizer")
     for name in ENGINES:
         if not (directory / name / f"libtriton_{name}.so").exists():
-            _copy(OUR_BACKENDS / "encoder", directory / name / "encoder")
-            shutil.copy2(OUR_BACKENDS / "encoder" / "model.py", directory / name)
+            _copy("encoder", directory / name)
     return directory
 
 
-def _copy(source: Path, target: Path) -> None:
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+def _copy(backend: str, target: Path) -> None:
+    """Its package, and beside that the model.py which Triton looks for and which imports it."""
+    shutil.copytree(OUR_BACKENDS / backend, target / backend, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy2(OUR_BACKENDS / backend / "model.py", target)
 
 
 def _lay_out_python(installation: Installation, directory: Path) -> None:

@@ -15,12 +15,10 @@ import pytest
 from triton_rerank import AsyncRerankClient, ConfigurationError, DeadlineExceededError, RerankClient, Tls, TritonOptions
 from triton_rerank.scorers.channel import (
     channel_arguments,
-    check_target,
     credentials,
-    grpc_target,
-    needs_lookup,
     open_channel,
 )
+from triton_rerank.scorers.targets import check_target, grpc_target, has_names, needs_lookup
 
 
 @pytest.mark.parametrize(
@@ -39,6 +37,7 @@ from triton_rerank.scorers.channel import (
 def test_a_target_becomes_what_grpc_resolves(target: str, resolved: str) -> None:
     assert grpc_target(check_target(target)) == resolved
     assert needs_lookup(target) == target.startswith("localhost")
+    assert has_names(target) == ("svc" in target or "localhost" in target)
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,13 @@ def scorer(server: HostedServer) -> Iterator[CohereScorer]:
         (422, InvalidRequestError),
         (429, OverloadedError),
         (498, InferenceError),
-        (500, InferenceError),
+        (500, ServerUnavailableError),
+        (501, InferenceError),
         (502, ServerUnavailableError),
         (503, ServerUnavailableError),
         (504, ServerUnavailableError),
+        (522, ServerUnavailableError),
+        (529, OverloadedError),
     ],
 )
 def test_a_status_gives_its_error(

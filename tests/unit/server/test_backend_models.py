@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from google.protobuf import json_format
 
+from triton_rerank import contract
 from triton_rerank.repository import read_config
 from triton_rerank_server.installation import find_installation, lay_out_backends
 
@@ -136,6 +137,50 @@ def test_bad_requests_get_their_errors_and_the_others_their_answers(load: Loader
     assert "document is not UTF-8" in str(errors[1])
     assert "max_length is 4000: it must be a whole number from 5 to 128" in str(errors[2])
     assert "cancelled" in str(errors[3])
+
+
+def test_a_text_over_the_bound_is_refused_by_name_size_and_bound(load: Loader) -> None:
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    most = contract.MAX_TEXT_BYTES
+    for name, other in (("query", "document"), ("document", "query")):
+        large, good = shell.execute(
+            [
+                Request({name: texts(b"x" * (most + 1)), other: texts("a")}),
+                Request({name: texts("b"), other: texts("a")}),
+            ]
+        )
+        assert f"{name} has {most + 1} bytes: the bound is {most}" in str(large.error)
+        assert "so cut it" in str(large.error) and len(str(large.error)) < 200
+        assert good.error is None
+    (largest,) = shell.execute([Request({"query": texts("heap"), "document": texts(b"x" * most)})])
+    assert largest.error is None
+
+
+@pytest.mark.parametrize("letter", ["x", "ü", "東", "🍚"])
+def test_a_huge_text_may_be_cut_inside_a_letter_and_is_checked_as_far_as_it_is_read(load: Loader, letter: str) -> None:
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    huge = letter.encode() * 2**20
+    for lead in range(4):
+        value = b"x" * lead + huge
+        broken = b"x" * lead + b"\xff" + huge
+        right, wrong = shell.execute(
+            [Request({"query": texts("heap"), "document": texts(text)}) for text in (value, broken)]
+        )
+        assert right.error is None
+        assert dict((tensor.name, tensor.value) for tensor in right.output_tensors)["truncated"].tolist() == [[True]]
+        assert f"document is not UTF-8: invalid start byte at byte {lead}" in str(wrong.error)
+
+
+def test_the_prompt_of_the_config_is_put_before_every_query(load: Loader) -> None:
+    def edit(config: Any) -> None:
+        config.parameters["query_prompt"].string_value = "what keeps "
+
+    prompted, plain = load("tokenizer", "tiny-bert-tokenizer", edit), load("tokenizer", "tiny-bert-tokenizer")
+    pairs = [("heap", "what keeps heap"), ("", "what keeps ")]
+    for short, whole in pairs:
+        (ours,) = prompted.execute([Request({"query": texts(short), "document": texts("heap")})])
+        (theirs,) = plain.execute([Request({"query": texts(whole), "document": texts("heap")})])
+        assert ours.output_tensors[0].value.tolist() == theirs.output_tensors[0].value.tolist()
 
 
 @pytest.mark.parametrize("name", ["max_length", "length_ladder", "pad_token_id"])

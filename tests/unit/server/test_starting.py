@@ -61,6 +61,7 @@ def test_a_native_onnxruntime_backend_is_kept(tmp_path: Path) -> None:
     backends = lay_out_backends(nvidia_image(tmp_path / "image", native=True), tmp_path / "backends")
     assert (backends / "onnxruntime" / "libtriton_onnxruntime.so").exists()
     assert (backends / "tokenizer" / "model.py").is_file()
+    assert (backends / "tokenizer" / "tokenizer" / "pairs.py").is_file()
     assert (backends / "tensorrt").is_dir()
 
 

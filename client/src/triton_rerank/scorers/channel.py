@@ -5,10 +5,7 @@ Sources: grpc/doc/service_config.md and keepalive.md, gRFC A6 (client retries), 
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,15 +16,15 @@ import grpc
 from triton_rerank._numbers import real, whole
 from triton_rerank._validate import check_headers
 from triton_rerank.contract import MAX_REQUEST_BYTES
-from triton_rerank.errors import ConfigurationError, InvalidRequestError, ServerUnavailableError
+from triton_rerank.errors import ConfigurationError, InvalidRequestError
+from triton_rerank.scorers.proxies import proxy_arguments
+from triton_rerank.scorers.targets import SCHEMES
 
 Compression = Literal["gzip", "deflate"]
 Split = Literal["auto", "padding", "limits"]
 ChannelArguments = list[tuple[str, str | int]]
 COMPRESSION = {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
 
-_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")  # gRPC's own, passed on as they are
-_HOST_AND_PORT = re.compile(r"(?:\[[^\s\[\]/]+\]|[^\s:/\[\]]+):([0-9]{1,5})")  # an IPv6 address stands in brackets
 _MAX_MESSAGE_BYTES = 2**31 - 1  # tritonclient's own; gRPC's is 4 MiB
 _RETRY_TOKENS, _TOKENS_PER_SUCCESS = 100, 0.1  # no retry once half of the tokens are spent on failures
 # A server that is draining, or has lost the model, refuses at once and would be asked again and again, for the three
@@ -88,6 +85,8 @@ class TritonOptions:
             ``keepalive_timeout_s`` more.
         keepalive_timeout_s: see there.
         max_reconnect_s: a server that is gone is tried again at least this often.
+        lookup_s: names in the target are looked up again this often while calls are made, so that servers which are
+            added get calls too.
     """
 
     tls: Tls | None = None
@@ -99,6 +98,7 @@ class TritonOptions:
     keepalive_s: float = 10.0
     keepalive_timeout_s: float = 5.0
     max_reconnect_s: float = 2.0
+    lookup_s: float = 30.0
 
     def __post_init__(self) -> None:
         for name, least, most in (("concurrency", 1, 1024), ("retries", 0, 4)):  # gRPC bounds attempts at 5
@@ -106,7 +106,7 @@ class TritonOptions:
                 object.__setattr__(self, name, whole(name, getattr(self, name), least=least, most=most))
         if self.split not in ("auto", "padding", "limits"):
             raise ConfigurationError(f"split is {self.split!r}: it must be 'auto', 'padding' or 'limits'")
-        for name in ("keepalive_s", "keepalive_timeout_s", "max_reconnect_s"):
+        for name in ("keepalive_s", "keepalive_timeout_s", "max_reconnect_s", "lookup_s"):
             must = "a number of seconds from 0.01 to 3600"
             object.__setattr__(self, name, real(name, getattr(self, name), least=0.01, most=3600, must=must))
         try:
@@ -117,52 +117,6 @@ class TritonOptions:
             raise ConfigurationError(f"tls is of type {type(self.tls).__name__}: it must be Tls(…), or None")
         if self.compression not in (None, "gzip", "deflate"):
             raise ConfigurationError(f"compression is {self.compression!r}: it must be 'gzip', 'deflate' or None")
-
-
-def check_target(target: object) -> str:
-    """Check the form of a target; nothing is resolved.
-
-    Args:
-        target: ``host:port``, several of them with commas between, or a gRPC name (``dns:…``, ``ipv4:…``, ``unix:…``).
-
-    Raises:
-        ConfigurationError: it has another form.
-    """
-    if not isinstance(target, str) or not target or not (target.isascii() and target.isprintable()):
-        raise ConfigurationError(f"target is {target!r:.80}: it must be host:port of Triton's gRPC endpoint, in ASCII")
-    if target.startswith(_SCHEMES):
-        return target
-    for part in target.split(","):
-        found = _HOST_AND_PORT.fullmatch(part.strip())
-        if found is None or not 0 < int(found[1]) < 65536:
-            raise ConfigurationError(
-                f"target is {target!r:.80}: {part.strip()!r:.80} is not host:port of Triton's gRPC endpoint (no "
-                "scheme, IPv6 in brackets, a port from 1 to 65535); several have commas between them"
-            )
-    return target
-
-
-def needs_lookup(target: str) -> bool:
-    """True for a list with names in it: gRPC takes lists of addresses only, so `grpc_target` must look them up."""
-    parts = target.split(",")
-    return len(parts) > 1 and not target.startswith(_SCHEMES) and not all(map(_is_address, parts))
-
-
-def grpc_target(target: str) -> str:
-    """The name that gRPC resolves; hosts of a list are looked up here, which may take long.
-
-    Raises:
-        ServerUnavailableError: a host of a list cannot be looked up.
-        ConfigurationError: a list mixes IPv4 and IPv6.
-    """
-    parts = [part.strip() for part in target.split(",")]
-    if target.startswith(_SCHEMES) or len(parts) == 1:
-        return target if target.startswith(_SCHEMES) else parts[0]
-    addresses = [_address(part) for part in parts]
-    families = {family for family, _ in addresses}
-    if len(families) > 1:
-        raise ConfigurationError(f"target is {target!r}: a list must be all IPv4 or all IPv6")
-    return f"{families.pop()}:{','.join(address for _, address in addresses)}"
 
 
 def open_channel(api: Any, address: str, target: str, options: TritonOptions) -> Any:
@@ -176,8 +130,10 @@ def open_channel(api: Any, address: str, target: str, options: TritonOptions) ->
 
     Raises:
         ConfigurationError: a certificate cannot be read.
+        ServerUnavailableError: a proxy cannot be looked up.
     """
-    arguments, tls = channel_arguments(target, options, _listed(address)), credentials(options.tls)
+    arguments = channel_arguments(target, options, _listed(address)) + proxy_arguments(target, address)
+    tls = credentials(options.tls)
     if tls is None:
         return api.insecure_channel(address, options=arguments)
     return api.secure_channel(address, tls, options=arguments)
@@ -258,37 +214,12 @@ def _authority(target: str, tls: Tls | None) -> str | None:
     if tls is None:
         return None
     first = target.split(",")[0].strip()
-    return tls.server_name or (first if "," in target and not target.startswith(_SCHEMES) else None)
+    return tls.server_name or (first if "," in target and not target.startswith(SCHEMES) else None)
 
 
 def _listed(address: str) -> int:
     """Different addresses in what gRPC resolves."""
     return len(set(address.removeprefix("ipv4:").removeprefix("ipv6:").split(",")))
-
-
-def _is_address(part: str) -> bool:
-    try:
-        ipaddress.ip_address(part.strip().rpartition(":")[0].strip("[]"))
-    except ValueError:
-        return False
-    return True
-
-
-def _address(part: str) -> tuple[str, str]:
-    host, _, port = part.rpartition(":")
-    host = host.strip("[]")
-    version: int
-    host, version = (host, ipaddress.ip_address(host).version) if _is_address(part) else _look_up(host)
-    return ("ipv4", f"{host}:{port}") if version == 4 else ("ipv6", f"[{host}]:{port}")
-
-
-def _look_up(host: str) -> tuple[str, int]:
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:  # UnicodeError: a label that is empty or too long
-        raise ServerUnavailableError(f"{host!r} cannot be looked up ({exc}); check the name") from exc
-    family, *_, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)  # IPv4 first
-    return str(address[0]), 4 if family == socket.AF_INET else 6
 
 
 def _read(path: str | Path | None) -> bytes | None:

@@ -77,8 +77,10 @@ class SyncTransport:
         answers: SimpleQueue[int] = SimpleQueue()
         results: list[Any] = [None] * len(requests)
         waiting = iter(range(len(requests)))
-        running = {place: self._start(requests[place], place, answers) for place in islice(waiting, concurrency)}
+        running: dict[int, Any] = {}
         try:
+            for first in islice(waiting, concurrency):
+                running[first] = self._start(requests[first], first, answers)
             while running:
                 place = self._next(answers, requests[0])
                 results[place] = self._told(running.pop(place).result, requests[place])

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections import Counter
 from collections.abc import Sequence
-from threading import Lock
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import grpc
-import grpc.aio
 from tritonclient.grpc import service_pb2
 
 from triton_rerank import _ranking, _wire
@@ -20,24 +15,18 @@ from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
 from triton_rerank.contract import MAX_LENGTH, MAX_QUERY_TOKENS, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
 from triton_rerank.errors import (
-    ConfigurationError,
-    DeadlineExceededError,
     InvalidRequestError,
     InvalidResponseError,
     RerankError,
+    ServerUnavailableError,
 )
 from triton_rerank.scorers.base import Call
-from triton_rerank.scorers.channel import (
-    COMPRESSION,
-    TritonOptions,
-    check_target,
-    grpc_target,
-    needs_lookup,
-    open_channel,
-)
+from triton_rerank.scorers.channel import COMPRESSION, TritonOptions
+from triton_rerank.scorers.connections import Connections
 from triton_rerank.scorers.model_config import check_model, parse_model_info, with_step
-from triton_rerank.scorers.transport import InferRequest, Metadata, SyncTransport, Transport
-from triton_rerank.scorers.transport_aio import AioTransport
+from triton_rerank.scorers.proxies import proxy_of
+from triton_rerank.scorers.targets import check_target
+from triton_rerank.scorers.transport import InferRequest, Metadata
 from triton_rerank.types import ModelInfo
 
 _PAIR_OVERHEAD_BYTES = 8  # BYTES tensors carry a 4-byte length before each of the two texts
@@ -70,11 +59,7 @@ class TritonScorer:
         self.options = options or TritonOptions()
         self._name = name or f"triton({target})"
         self._info: ModelInfo | None = None
-        self._address: str | None = None  # of the target, as gRPC resolves it
-        self._process: int | None = None  # the one that has the connections
-        self._lock = Lock()
-        self._sync: SyncTransport | None = None
-        self._aio: WeakKeyDictionary[asyncio.AbstractEventLoop, Any] = WeakKeyDictionary()
+        self._connections = Connections(self.target, self.options, self._translate, self._name)
 
     @property
     def name(self) -> str:
@@ -88,16 +73,13 @@ class TritonScorer:
             InvalidResponseError: an answer does not fit the contract, or servers keep answering with other versions.
             RerankError: as the status table says; ``request_id`` is the id that Triton logged.
         """
-        known = self._info
-        if known is None:
-            return await self._score(request, call, await self.model_info(call))
+        places = self._connections.places
         try:
-            return await self._score(request, call, known)
-        except InvalidRequestError:  # the model may have been exported anew, with other limits
-            fresh = await self.model_info(call)
-            if fresh == known:
+            return await self._score_known(request, call)
+        except ServerUnavailableError:
+            if not await self._connections.moved(call, since=places):
                 raise
-            return await self._score(request, call, fresh)
+            return await self._score_known(request, call)
 
     async def model_info(self, call: Call) -> ModelInfo:
         """Read the configs of the ensemble and of its first step from the server.
@@ -118,18 +100,32 @@ class TritonScorer:
             return False
 
     def close(self) -> None:
-        """Close the channel of the sync client; a forked process leaves it alone, since closing it there could hang."""
-        if self._process == os.getpid() and self._sync is not None:
-            transport, self._sync = self._sync, None
-            transport.close()
+        """Close the channel of the sync client; a forked process leaves it alone."""
+        self._connections.close()
 
     async def aclose(self) -> None:
         """Close the channels of the sync client and of this event loop."""
-        self.close()
-        if self._process == os.getpid():
-            transport = self._aio.pop(asyncio.get_running_loop(), None)
-            if transport is not None:
-                await transport.close()
+        await self._connections.aclose()
+
+    async def answers(self, call: Call) -> bool:
+        """True if something there speaks Triton's protocol, whatever it has loaded."""
+        try:
+            await self._ask("ServerLive", service_pb2.ServerLiveRequest(), call)
+        except RerankError as exc:
+            return "protocol is restricted" in str(exc)  # Triton's own words; nothing else says them
+        return True
+
+    async def _score_known(self, request: PairRequest, call: Call) -> Scored:
+        known = self._info
+        if known is None:
+            return await self._score(request, call, await self.model_info(call))
+        try:
+            return await self._score(request, call, known)
+        except InvalidRequestError:  # the model may have been exported anew, with other limits
+            fresh = await self.model_info(call)
+            if fresh == known:
+                raise
+            return await self._score(request, call, fresh)
 
     async def _score(self, request: PairRequest, call: Call, info: ModelInfo) -> Scored:
         for_padding = self.options.split == "padding" or (self.options.split == "auto" and not info.queue_bounded)
@@ -168,7 +164,7 @@ class TritonScorer:
         Parts that another version answered than most are asked again. If the version of most does not come any more,
         it was replaced meanwhile, and the one that comes is wanted of all.
         """
-        transport = await self._transport(call)
+        transport = await self._connections.transport(call)
         answers: list[Any] = [None] * len(groups)
         asked: Sequence[int] = range(len(groups))
         wanted, missed = "", 0
@@ -210,54 +206,17 @@ class TritonScorer:
         return (await self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=model), call)).config
 
     async def _ask(self, method: str, message: Any, call: Call) -> Any:
-        transport = await self._transport(call)
+        transport = await self._connections.transport(call)
         timeout_s = call.deadline.left_s(doing=f"Triton was asked ({method})")
         return await transport.ask(method, message, timeout_s=timeout_s, metadata=self._metadata(call))
 
     def _metadata(self, call: Call) -> Metadata:
         return tuple({**self.options.headers, **call.headers}.items())
 
-    async def _transport(self, call: Call) -> Transport:
-        if self._process not in (None, os.getpid()):
-            raise ConfigurationError(
-                f"{self._name} has connections of process {self._process} and is used in its fork {os.getpid()}: gRPC "
-                "does not survive a fork; make the client there (in gunicorn's post_fork, for example)"
-            )
-        if self._address is None:
-            self._address = await self._look_up(call)
-        self._process = os.getpid()
-        if call.runtime.is_async:
-            return self._aio_transport()
-        with self._lock:
-            if self._sync is None:
-                self._sync = SyncTransport(self._open(grpc), self._translate)
-            return self._sync
-
-    async def _look_up(self, call: Call) -> str:
-        if not needs_lookup(self.target):
-            return grpc_target(self.target)
-        doing = f"the names in {self.target!r} were looked up"
-        left_s = call.deadline.left_s(doing=doing)
-        try:
-            return await call.runtime.in_thread(lambda: grpc_target(self.target), timeout_s=left_s)
-        except TimeoutError as exc:
-            raise DeadlineExceededError(f"timeout_s of {call.deadline.timeout_s:g} s passed before {doing}") from exc
-
-    def _aio_transport(self) -> Transport:
-        loop = asyncio.get_running_loop()
-        if loop not in self._aio:
-            self._aio[loop] = AioTransport(self._open(grpc.aio), self._translate)
-        transport: Transport = self._aio[loop]
-        return transport
-
-    def _open(self, api: Any) -> Any:
-        assert self._address is not None
-        return open_channel(api, self._address, self.target, self.options)
-
     def _translate(self, exc: Any, request_id: str | None) -> RerankError:
-        return error_for(
-            exc.code().name, str(exc.details()), target=self.target, model=self.model, request_id=request_id
-        )
+        proxy = proxy_of(self.target)
+        asked = self.target if proxy is None else f"{self.target} through {proxy}"
+        return error_for(exc.code().name, str(exc.details()), target=asked, model=self.model, request_id=request_id)
 
 
 def _decode(answer: Any, n_documents: int) -> _wire.PairScores:

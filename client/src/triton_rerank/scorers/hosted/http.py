@@ -79,6 +79,7 @@ class HostedScorer:
         self._budget = RetryBudget()
         proxy = None if proxy is None else Secret(_checked_url("proxy", proxy, may_have_user=True))
         self._channel = HttpChannel(partial(_make_client, proxy, ssl_context))
+        self._through = "" if proxy is None else f" through the proxy {_without_user(proxy)}"
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.model!r}, base_url={self.base_url!r})"  # never the key
@@ -124,7 +125,7 @@ class HostedScorer:
 
     @property
     def _who(self) -> str:
-        return f"{self.model!r} at {self.base_url}"
+        return f"{self.model!r} at {self.base_url}{self._through}"
 
     async def _ask_all(self, questions: Sequence[Question], call: Call) -> list[Relevance]:
         failures: list[RerankError] = []
@@ -224,6 +225,12 @@ def _checked_key(api_key: str | None, dialect: Dialect) -> Secret:
     if not (key.isascii() and key.isprintable() and " " not in key):
         raise ConfigurationError(f"{source} cannot be sent in a header: it must be printable ASCII without spaces")
     return Secret(key)
+
+
+def _without_user(url: str) -> str:
+    import httpx
+
+    return str(httpx.URL(url).copy_with(userinfo=b""))
 
 
 def _checked_url(argument: str, url: str, *, may_have_user: bool = False) -> str:

@@ -19,8 +19,9 @@ from triton_rerank.scorers.hosted.dialect import field
 _QUOTED_CHARACTERS = 200  # of a provider's message
 _DOCUMENT_CHARACTERS = 80  # of a text that the caller sent, which providers like to echo
 
-# (first status, last status, error, what to do); first match wins. A gateway's 502 and 504 are passing faults like 503,
-# and so is 408, as the provider never had the whole request. An empty account (402) is nothing that the same request
+# (first status, last status, error, what to do); first match wins. 500 passes more often than not (the providers' own
+# SDKs send it again), as a gateway's 502 and 504 do, Cloudflare's 520 to 527, and 408, where the provider never had the
+# whole request; 529 is an overload. An empty account (402) is nothing that the same request
 # will get past, but another scorer may answer it: so it is neither an overload nor a fault of the configuration.
 TABLE: tuple[tuple[int, int, type[RerankError], str], ...] = (
     (300, 399, ConfigurationError, "check base_url: redirects are not followed, since the API key would go with them"),
@@ -33,7 +34,10 @@ TABLE: tuple[tuple[int, int, type[RerankError], str], ...] = (
     (413, 413, RequestTooLargeError, "send fewer or shorter documents"),
     (422, 422, InvalidRequestError, "change the request"),
     (429, 429, OverloadedError, "send it again later, or raise the account's rate limit"),
+    (500, 500, ServerUnavailableError, "send it again later"),
     (502, 504, ServerUnavailableError, "send it again later"),
+    (520, 527, ServerUnavailableError, "send it again later"),
+    (529, 529, OverloadedError, "send it again later"),
     (0, 999, InferenceError, "see the provider's status page"),
 )
 

@@ -17,7 +17,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import triton_python_backend_utils as pb_utils
-from pairs import PairError, PairLimits, PairTensors, PairTokenizer, TextTokens
+from tokenizer.pairs import PairLimits, PairTensors, PairTokenizer
+from tokenizer.texts import TextTokens
+from tokenizer.tokenizer_file import PairError
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,14 @@ class TritonPythonModel:
         try:
             parameters = json.loads(request.parameters() or "{}")
             limits = self._tokenizer.limits(parameters.get("max_length"), parameters.get("max_query_tokens"))
-            queries = [self._tokenizer.prompted(query) for query in _texts(request, "query")]
-            return Pairs(queries, _texts(request, "document"), limits)
+            queries = [self._tokenizer.prompted(query) for query in self._texts(request, "query")]
+            return Pairs(queries, self._texts(request, "document"), limits)
         except PairError as exc:
             return str(exc)
+
+    def _texts(self, request: Any, name: str) -> list[str]:
+        array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()  # (n, 1) bytes
+        return [self._tokenizer.reader.decode(value, name) for value in array.reshape(-1)]
 
     def _respond(self, pairs: Pairs | str, tokens: dict[str, TextTokens]) -> Any:
         if isinstance(pairs, str):
@@ -67,11 +73,3 @@ class TritonPythonModel:
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, getattr(tensors, name)) for name in self._outputs])
-
-
-def _texts(request: Any, name: str) -> list[str]:
-    array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()  # (n, 1) bytes
-    try:
-        return [value.decode("utf-8") for value in array.reshape(-1)]
-    except UnicodeDecodeError as exc:
-        raise PairError(f"{name} is not UTF-8: {exc.reason} at byte {exc.start}; send UTF-8 text") from exc

@@ -7,45 +7,17 @@ is cut as ``longest_first`` does, the rule of sentence-transformers and TEI: one
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
-TEXT, SPECIAL = "text", "special"  # what special tokens written inside a text are
+from .texts import TextReader, TextTokens
+from .tokenizer_file import TEXT, PairError, load_tokenizer, read_template
 
-
-class PairError(ValueError):
-    """A request or a tokenizer file that cannot be used; the message goes to the caller as it is."""
-
-
-@dataclass(frozen=True)
-class Template:
-    """Special tokens around a pair: ``prefix`` query ``middle`` document ``suffix``, ids and segment of each part."""
-
-    prefix: list[int]
-    middle: list[int]
-    suffix: list[int]
-    segments: tuple[int, int, int, int, int]  # of prefix, query, middle, document, suffix
-
-    @property
-    def n_special(self) -> int:
-        """Special tokens in a pair."""
-        return len(self.prefix) + len(self.middle) + len(self.suffix)
-
-
-@dataclass(frozen=True)
-class TextTokens:
-    """One text: its first ``max_length`` token ids, and how many there were before the cut."""
-
-    ids: list[int]
-    length: int
+__all__ = ["PairError", "PairLimits", "PairTensors", "PairTokenizer", "TextTokens", "longest_first"]
 
 
 @dataclass(frozen=True)
@@ -60,14 +32,15 @@ class PairLimits:
     max_length: int
     max_query_tokens: int | None = None
 
-    def cut(self, query: int, document: int, n_special: int) -> tuple[int, int]:
-        """What a pair keeps of a query and of a document, in tokens."""
+    def cut(self, query: TextTokens, document: TextTokens, n_special: int) -> tuple[int, int]:
+        """How many tokens a pair keeps of its query and of its document."""
         room = self.max_length - n_special
         if self.max_query_tokens is None:
-            kept = longest_first(query, document, room)
+            most = longest_first(query.length, document.length, room)
         else:
-            kept = min(query, self.max_query_tokens)
-        return kept, min(document, room - kept)
+            most = self.max_query_tokens
+        kept = min(len(query.ids), most)
+        return kept, min(len(document.ids), room - kept)
 
 
 @dataclass(frozen=True)
@@ -123,13 +96,14 @@ class PairTokenizer:
         self.length_ladder = list(length_ladder)
         self.pad_token_id = pad_token_id
         self.query_prompt = query_prompt
-        self._tokenizer = load_tokenizer(tokenizer_file, special_tokens_in_text)
-        if not 0 <= pad_token_id < self._tokenizer.get_vocab_size():
+        tokenizer = load_tokenizer(tokenizer_file, special_tokens_in_text)
+        if not 0 <= pad_token_id < tokenizer.get_vocab_size():
             raise PairError(
                 f"{tokenizer_file}: pad_token_id {pad_token_id} of config.pbtxt is outside this tokenizer's vocabulary "
-                f"of {self._tokenizer.get_vocab_size()}; the config belongs to another model, export it again"
+                f"of {tokenizer.get_vocab_size()}; the config belongs to another model, export it again"
             )
-        self.template = read_template(self._tokenizer)
+        self.template = read_template(tokenizer)
+        self.reader = TextReader(tokenizer, max_length)
 
     @classmethod
     def of_parameters(cls, tokenizer_file: Path, parameters: Mapping[str, str]) -> PairTokenizer:
@@ -177,19 +151,12 @@ class PairTokenizer:
         return self.query_prompt + query
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, TextTokens]:
-        """Tokenise each different text once, all in one parallel call.
+        """Tokenise each different text once; of a long one no more is read than its tokens need.
 
         Returns:
             Text -> its tokens, without special tokens, no longer than the model's ``max_length``.
         """
-        distinct = list(dict.fromkeys(texts))
-        encodings = self._tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
-        tokens = {}
-        for text, encoding in zip(distinct, encodings, strict=True):
-            length = len(encoding)
-            encoding.truncate(self.max_length)  # before .ids: the list of a huge document is never made
-            tokens[text] = TextTokens(encoding.ids, length)
-        return tokens
+        return self.reader.read(texts)
 
     def assemble(
         self, queries: Sequence[TextTokens], documents: Sequence[TextTokens], limits: PairLimits
@@ -206,8 +173,7 @@ class PairTokenizer:
         """
         template = self.template
         cuts = [
-            limits.cut(query.length, document.length, template.n_special)
-            for query, document in zip(queries, documents, strict=True)
+            limits.cut(query, document, template.n_special) for query, document in zip(queries, documents, strict=True)
         ]
         counts = np.array([template.n_special + q + d for q, d in cuts], dtype=np.int32)
         tensors = self._blank(counts)
@@ -250,90 +216,6 @@ def longest_first(query: int, document: int, room: int) -> int:
     """
     half = room // 2 + (room % 2 if query > document else 0)
     return min(query, max(half, room - document))
-
-
-def load_tokenizer(path: Path, special_tokens_in_text: str = TEXT) -> Tokenizer:
-    """Read a ``tokenizer.json`` and switch its own truncation and padding off.
-
-    Raises:
-        PairError: missing, or not a tokenizer file; or ``special_tokens_in_text`` is unknown.
-    """
-    if special_tokens_in_text not in (TEXT, SPECIAL):
-        raise PairError(f"special_tokens_in_text is {special_tokens_in_text!r}: it must be {TEXT!r} or {SPECIAL!r}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise PairError(f"{path}: cannot be read ({exc}); export the model again") from exc
-    try:
-        tokenizer = Tokenizer.from_str(text)
-        if special_tokens_in_text == TEXT:
-            tokenizer = special_as_text(tokenizer, text)
-    except Exception as exc:
-        raise PairError(f"{path}: not a tokenizer file ({exc}); export the model again") from exc
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def special_as_text(tokenizer: Tokenizer, text: str) -> Tokenizer:
-    """A tokenizer for which no text makes a special token, but for the one of unknown words.
-
-    The library's own switch ends the search for special tokens in a text. A vocabulary may make them all the same: that
-    of every Unigram model has the pieces ``<s>`` and ``</s>``, SentencePiece's control symbols, which no text may make
-    there. Where it does, they get names that no text has.
-
-    Args:
-        tokenizer: is switched, and given back where that is enough.
-        text: of its ``tokenizer.json``.
-    """
-    tokenizer.encode_special_tokens = True
-    special = {index: token.content for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    if not any(index in _made_by(tokenizer, name) for index, name in special.items()):
-        return tokenizer
-    mark = secrets.token_hex()
-    content = json.loads(text, parse_float=lambda digits: mark + digits)  # the scores keep all their digits
-    model = content["model"]
-    unknown = model.get("unk_token") or model["vocab"][model["unk_id"]][0]
-    names = {name: name + mark for name in special.values() if name != unknown}
-    for token in content["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    if isinstance(model["vocab"], dict):
-        model["vocab"] = {names.get(piece, piece): index for piece, index in model["vocab"].items()}
-    else:
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in model["vocab"]]
-    renamed = Tokenizer.from_str(re.sub(rf'"{mark}([^"]+)"', r"\1", json.dumps(content)))
-    renamed.encode_special_tokens = True
-    return renamed
-
-
-def _made_by(tokenizer: Tokenizer, name: str) -> set[int]:
-    """Ids that a special token's name makes, alone and between words."""
-    texts = (name, f"a {name} a", f"a{name}a")  # one by one: a process that forks later must not have used threads
-    return {index for text in texts for index in tokenizer.encode(text, add_special_tokens=False).ids}
-
-
-def read_template(tokenizer: Tokenizer) -> Template:
-    """Find the special tokens that this tokenizer puts around a pair, by looking at one.
-
-    Raises:
-        PairError: the tokenizer puts none after the document, or joins pairs in another order.
-    """
-    pair = tokenizer.encode("a", "a a", add_special_tokens=True)
-    owner = pair.sequence_ids  # None for special tokens, 0 for the query, 1 for the document
-    places = {part: [i for i, o in enumerate(owner) if o == part] for part in (0, 1)}
-    if not places[0] or not places[1] or places[0][-1] >= places[1][0]:
-        raise PairError(f"this tokenizer encodes a pair as {pair.tokens}: no query followed by a document")
-    first, last = (places[0][0], places[1][0]), (places[0][-1], places[1][-1])
-    segment = dict(enumerate(pair.type_ids))
-    prefix, middle, suffix = pair.ids[: first[0]], pair.ids[last[0] + 1 : first[1]], pair.ids[last[1] + 1 :]
-    segments = (
-        segment.get(0, 0),
-        segment[first[0]],
-        segment[last[0] + 1] if middle else 0,
-        segment[first[1]],
-        segment[len(pair.ids) - 1],
-    )
-    return Template(prefix, middle, suffix, segments)
 
 
 def _whole(name: str, value: object, least: int, most: int) -> int:

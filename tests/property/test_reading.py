@@ -1,0 +1,106 @@
+"""A long text is cut before it is tokenised, and nothing that is kept shows it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from support.tokenizer_kinds import ADDED, KINDS, make
+from tokenizers import Tokenizer
+
+from triton_rerank_server.backends.tokenizer.pairs import PairLimits, TextTokens
+from triton_rerank_server.backends.tokenizer.texts import FIRST_READ, MARGIN, TextReader, longest_read
+
+MAX_LENGTH = 16
+FIRST = FIRST_READ * MAX_LENGTH + MARGIN
+FRAGMENTS = [
+    "heap sort ", "a binary heap keeps its largest element at the root. ", " ", "  ", "\n", "\t \r\n", "\u3000",
+    "x", "heap", "QUJDRmFzZGY3+9/", "0123456789", "-", "...", "東京都", "ทดสอบ", "🍚", "👩‍👩‍👧", "e\u0301",
+    "\u0301", "\0", "\u200d", "ﷺ", "ﬁ", "Å", "[SEP]", "</s>", "<mask> ", " <left>", "<right> ", *ADDED,
+]  # fmt: skip
+PARTS = st.tuples(st.sampled_from(FRAGMENTS) | st.text(st.characters(exclude_categories=["Cs"])), st.integers(1, 400))
+TEXTS = st.lists(PARTS, min_size=1, max_size=6).map(lambda parts: "".join(text * n for text, n in parts)[:4000])
+
+
+@cache
+def tokenizer(kind: str) -> Tokenizer:
+    made = make(kind)
+    made.encode_special_tokens = True
+    return made
+
+
+def seen(tokens: TextTokens) -> tuple[list[int], bool]:
+    """Ids, and whether any were cut off."""
+    return tokens.ids, tokens.length > len(tokens.ids)
+
+
+def whole(kind: str, text: str) -> tuple[list[int], bool]:
+    ids = tokenizer(kind).encode(text, add_special_tokens=False).ids
+    return ids[:MAX_LENGTH], len(ids) > MAX_LENGTH
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None, max_examples=150)
+@given(text=TEXTS)
+@example(text=" " * 3000 + "heap")
+@example(text="heap " + "\u0301" * 3000)
+@example(text="heap " * 2 + "x" * 3000 + " sort")
+@example(text="x" * (FIRST - 4) + "new york heap")
+@example(text=("heap " * FIRST)[: FIRST - 3] + "new york heap")
+def test_ids_and_truncated_are_those_of_the_whole_text(kind: str, text: str) -> None:
+    (tokens,) = TextReader(tokenizer(kind), MAX_LENGTH).read([text]).values()
+    assert seen(tokens) == whole(kind, text)
+
+
+class Counting:
+    """A tokenizer that says how many characters it is given."""
+
+    def __init__(self, kind: str) -> None:
+        self._tokenizer, self.characters = tokenizer(kind), 0
+
+    def encode_batch(self, texts: list[str], **options: bool) -> object:
+        self.characters += sum(map(len, texts))
+        return self._tokenizer.encode_batch(texts, **options)
+
+    def encode_batch_fast(self, texts: list[str], **options: bool) -> object:
+        self.characters += sum(map(len, texts))
+        return self._tokenizer.encode_batch_fast(texts, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fragment", FRAGMENTS)
+def test_no_text_is_read_beyond_the_bound_and_ordinary_ones_are_read_once(kind: str, fragment: str) -> None:
+    text = (fragment * 200_000)[:200_000]
+    counting = Counting(kind)
+    (tokens,) = TextReader(counting, MAX_LENGTH).read([text]).values()
+    assert counting.characters in (FIRST, FIRST + longest_read(MAX_LENGTH))
+    assert tokens.length > len(tokens.ids)  # cut, and it says so
+    if len(fragment) > 20:
+        assert counting.characters == FIRST
+
+
+def test_what_stands_behind_the_longest_read_counts_as_cut() -> None:
+    """The one way in which a text may differ from the whole: a hundred thousand spaces give no token."""
+    (tokens,) = TextReader(tokenizer("WordPiece"), MAX_LENGTH).read([" " * longest_read(MAX_LENGTH) + "heap"]).values()
+    assert seen(tokens) == ([], True)
+
+
+LENGTHS = st.integers(0, 40)
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
+@settings(deadline=None, max_examples=300)
+@given(query=LENGTHS, document=LENGTHS, max_length=st.integers(6, 70))
+def test_pairs_are_cut_as_the_library_cuts_them(kind: str, query: int, document: int, max_length: int) -> None:
+    """``longest_first`` of tokenizers: what transformers, sentence-transformers and TEI use."""
+    library = Tokenizer.from_str(tokenizer(kind).to_str())
+    n_special = library.num_special_tokens_to_add(is_pair=True)
+    library.enable_truncation(max_length, strategy="longest_first")
+    texts = [" ".join([word] * n) for word, n in (("heap", query), ("sort", document))]
+    owners = library.encode(*texts).sequence_ids
+    tokens = TextReader(tokenizer(kind), 100).read(texts)
+    ours = PairLimits(max_length).cut(tokens[texts[0]], tokens[texts[1]], n_special)
+    assert ours == (owners.count(0), owners.count(1))
+    assert sum(ours) == min(sum(len(tokens[text].ids) for text in texts), max_length - n_special)
