@@ -205,6 +205,9 @@ def test_serialisation_round_trips_and_refuses_a_scorer(nobody: TritonScorer) ->
         "timeout_s": 10.0,
         "meta_fields_to_embed": ["title"],
         "embedding_separator": "\n",
+        "max_length": None,
+        "max_query_tokens": None,
+        "keep_retrieval_score": False,
     }
     assert TritonRanker.from_dict(data).to_dict() == data
     pipeline = Pipeline()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from triton_rerank._core import Core, Options, choose_scorer
+from triton_rerank._remade import Remade
 from triton_rerank._runtime import AsyncRuntime
 from triton_rerank._validate import TextKey
 from triton_rerank.confidence import ConfidenceBands
@@ -16,7 +17,7 @@ from triton_rerank.scorers.channel import TritonOptions
 from triton_rerank.types import D, ModelInfo, RerankResult
 
 
-class AsyncRerankClient:
+class AsyncRerankClient(Remade):
     """`RerankClient` for an event loop: the same arguments, results and errors, its methods awaited.
 
     Typical use:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from triton_rerank._core import Core, Options, choose_scorer
+from triton_rerank._remade import Remade
 from triton_rerank._runtime import SyncRuntime, run_sync
 from triton_rerank._validate import TextKey
 from triton_rerank.confidence import ConfidenceBands
@@ -16,7 +17,7 @@ from triton_rerank.scorers.channel import TritonOptions
 from triton_rerank.types import D, ModelInfo, RerankResult
 
 
-class RerankClient:
+class RerankClient(Remade):
     """Reranks documents by a cross-encoder, on Triton unless ``scorer`` says otherwise.
 
     Typical use:
@@ -25,6 +26,8 @@ class RerankClient:
         ...         print(ranked.score, ranked.document)
 
     Safe to share between threads. Nothing is sent before the first call, and after that not in a fork of the process.
+    A client, like every scorer, may be pickled and copied: it is made anew by the same arguments, with connections of
+    its own. A pickle holds what it was made with, headers and keys among it.
 
     Args:
         target: ``host:port`` of Triton's gRPC endpoint, several with commas between, or a DNS name with many addresses;

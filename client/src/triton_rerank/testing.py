@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 
 from triton_rerank._ranking import activate
+from triton_rerank._remade import Remade
 from triton_rerank._wire import decode_logits
 from triton_rerank.errors import DeadlineExceededError
 from triton_rerank.scorers.base import Call, PairRequest, Scored
@@ -40,7 +41,7 @@ def shared_words(query: str, document: str) -> float:
     return float(len(set(query.lower().split()) & set(document.lower().split())))
 
 
-class FakeScorer:
+class FakeScorer(Remade):
     """Scores pairs by a function or a table, in this process; a word is a token. Safe to share between threads.
 
     Args:

@@ -4,12 +4,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from haystack import Document, component, default_from_dict, default_to_dict
+from triton_rerank.integrations import DEGRADED_KEY, not_installed, retrieval_key
 
+try:
+    from haystack import Document, component, default_from_dict, default_to_dict
+except ImportError as exc:
+    raise not_installed("haystack", exc) from exc
+
+from triton_rerank._numbers import plain
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
-from triton_rerank.integrations import DEGRADED_KEY
 from triton_rerank.scorers.base import Scorer
 from triton_rerank.types import RerankResult
 
@@ -42,6 +47,10 @@ class TritonRanker:
         timeout_s: seconds for a whole call.
         meta_fields_to_embed: meta fields that the model reads before the content; missing and empty ones are left out.
         embedding_separator: stands between them, and before the content.
+        max_length: longest pair in tokens; None means the model's own.
+        max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
+        keep_retrieval_score: meta key under which the score that a document came with is kept; True means
+            ``retrieval_score``.
     """
 
     def __init__(
@@ -55,13 +64,19 @@ class TritonRanker:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         meta_fields_to_embed: list[str] | None = None,
         embedding_separator: str = "\n",
+        max_length: int | None = None,
+        max_query_tokens: int | None = None,
+        keep_retrieval_score: bool | str = False,
     ) -> None:
         self.model = model
         self.target = target
         self.scorer = scorer
-        self.top_k = top_k
-        self.score_threshold = score_threshold
-        self.timeout_s = timeout_s
+        self.top_k = plain(top_k)  # YAML takes Python's own numbers only
+        self.score_threshold = plain(score_threshold)
+        self.timeout_s = plain(timeout_s)
+        self.max_length = plain(max_length)
+        self.max_query_tokens = plain(max_query_tokens)
+        self.keep_retrieval_score = keep_retrieval_score
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
         self._clients: tuple[RerankClient, AsyncRerankClient] | None = None
@@ -98,6 +113,9 @@ class TritonRanker:
             timeout_s=self.timeout_s,
             meta_fields_to_embed=self.meta_fields_to_embed,
             embedding_separator=self.embedding_separator,
+            max_length=self.max_length,
+            max_query_tokens=self.max_query_tokens,
+            keep_retrieval_score=self.keep_retrieval_score,
         )
 
     @classmethod
@@ -124,7 +142,7 @@ class TritonRanker:
             RerankError: as for `RerankClient.rerank`.
         """
         client, _ = self._connected()
-        return _output(client.rerank(query, documents, **self._options(top_k, score_threshold)))
+        return self._output(client.rerank(query, documents, **self._options(top_k, score_threshold)))
 
     @component.output_types(documents=list[Document])
     async def run_async(
@@ -132,7 +150,7 @@ class TritonRanker:
     ) -> dict[str, list[Document]]:
         """As `run`; cancelling it cancels what it sent."""
         _, client = self._connected()
-        return _output(await client.rerank(query, documents, **self._options(top_k, score_threshold)))
+        return self._output(await client.rerank(query, documents, **self._options(top_k, score_threshold)))
 
     def _connected(self) -> tuple[RerankClient, AsyncRerankClient]:
         clients = self._clients
@@ -146,22 +164,26 @@ class TritonRanker:
             "top_k": self.top_k if top_k is None else top_k,
             "min_score": self.score_threshold if score_threshold is None else score_threshold,
             "timeout_s": self.timeout_s,
+            "max_length": self.max_length,
+            "max_query_tokens": self.max_query_tokens,
+        }
+
+    def _output(self, result: RerankResult[Document]) -> dict[str, list[Document]]:
+        kept = retrieval_key(self.keep_retrieval_score)
+        note = {DEGRADED_KEY: result.reason or result.served_by} if result.degraded else {}
+        return {
+            "documents": [
+                replace(
+                    ranked.document,
+                    score=ranked.score,
+                    meta={key: value for key, value in ranked.document.meta.items() if key != DEGRADED_KEY}
+                    | note
+                    | ({kept: ranked.document.score} if kept else {}),
+                )
+                for ranked in result
+            ]
         }
 
     def _text(self, document: Document) -> str:
         fields = [str(document.meta[key]) for key in self.meta_fields_to_embed if document.meta.get(key)]
         return self.embedding_separator.join([*fields, document.content or ""])
-
-
-def _output(result: RerankResult[Document]) -> dict[str, list[Document]]:
-    note = {DEGRADED_KEY: result.reason or result.served_by} if result.degraded else {}
-    return {
-        "documents": [
-            replace(
-                ranked.document,
-                score=ranked.score,
-                meta={key: value for key, value in ranked.document.meta.items() if key != DEGRADED_KEY} | note,
-            )
-            for ranked in result
-        ]
-    }

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from langchain_core.callbacks import Callbacks
-from langchain_core.documents import BaseDocumentCompressor, Document
-from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation
+from triton_rerank.integrations import DEGRADED_KEY, not_installed, retrieval_key
 
+try:
+    from langchain_core.callbacks import Callbacks
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
+except ImportError as exc:
+    raise not_installed("langchain", exc) from exc
+
+from triton_rerank._numbers import plain
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
-from triton_rerank.integrations import DEGRADED_KEY
 from triton_rerank.scorers.base import Scorer
 from triton_rerank.types import RankedDocument, RerankResult
 
 SCORE_KEY = "relevance_score"  # as LangChain's other rerankers call it
+Whole = Annotated[int, BeforeValidator(plain)]  # numpy's too, which pydantic refuses
+Real = Annotated[float, BeforeValidator(plain)]
 
 
 class TritonRerank(BaseDocumentCompressor):
@@ -38,6 +45,10 @@ class TritonRerank(BaseDocumentCompressor):
         top_n: how many to return, None for all. The client's ``top_k`` under the name that LangChain's rerankers have.
         min_score: leave out documents with a lower score.
         timeout_s: seconds for a whole call.
+        max_length: longest pair in tokens; None means the model's own.
+        max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
+        keep_retrieval_score: metadata key under which a score that stood under `SCORE_KEY` is kept (an earlier
+            reranker's, or a retriever's); True means ``retrieval_score``. Other keys are never touched.
 
     Raises:
         ConfigurationError: neither or both of model and scorer.
@@ -48,9 +59,12 @@ class TritonRerank(BaseDocumentCompressor):
     target: str | None = None
     model: str | None = None
     scorer: SkipValidation[Scorer] | None = Field(default=None, exclude=True)
-    top_n: int | None = Field(default=None, ge=1)
-    min_score: float | None = None
-    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0)
+    top_n: Whole | None = Field(default=None, ge=1)
+    min_score: Real | None = None
+    timeout_s: Real = Field(default=DEFAULT_TIMEOUT_S, gt=0)
+    max_length: Whole | None = Field(default=None, ge=1)
+    max_query_tokens: Whole | None = Field(default=None, ge=1)
+    keep_retrieval_score: bool | str = False
     _client: RerankClient = PrivateAttr()
     _async_client: AsyncRerankClient = PrivateAttr()
 
@@ -72,28 +86,34 @@ class TritonRerank(BaseDocumentCompressor):
         Raises:
             RerankError: as for `RerankClient.rerank`.
         """
-        return _compressed(
-            self._client.rerank(query, documents, top_k=self.top_n, min_score=self.min_score, timeout_s=self.timeout_s)
-        )
+        return self._compressed(self._client.rerank(query, documents, **self._options()))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """As `compress_documents`; cancelling it cancels what it sent."""
-        return _compressed(
-            await self._async_client.rerank(
-                query, documents, top_k=self.top_n, min_score=self.min_score, timeout_s=self.timeout_s
-            )
-        )
+        return self._compressed(await self._async_client.rerank(query, documents, **self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "top_k": self.top_n,
+            "min_score": self.min_score,
+            "timeout_s": self.timeout_s,
+            "max_length": self.max_length,
+            "max_query_tokens": self.max_query_tokens,
+        }
+
+    def _compressed(self, result: RerankResult[Document]) -> list[Document]:
+        kept = retrieval_key(self.keep_retrieval_score)
+        return [ranked.document.model_copy(update={"metadata": _metadata(ranked, result, kept)}) for ranked in result]
 
 
-def _compressed(result: RerankResult[Document]) -> list[Document]:
-    return [ranked.document.model_copy(update={"metadata": _metadata(ranked, result)}) for ranked in result]
-
-
-def _metadata(ranked: RankedDocument[Document], result: RerankResult[Document]) -> dict[str, Any]:
+def _metadata(ranked: RankedDocument[Document], result: RerankResult[Document], kept: str | None) -> dict[str, Any]:
     """The document's own, without what an earlier reranker said of it, and with what this one says."""
-    metadata = {key: value for key, value in ranked.document.metadata.items() if key not in (SCORE_KEY, DEGRADED_KEY)}
+    own = ranked.document.metadata
+    metadata = {key: value for key, value in own.items() if key not in (SCORE_KEY, DEGRADED_KEY)}
+    if kept is not None and SCORE_KEY in own:
+        metadata[kept] = own[SCORE_KEY]
     if ranked.score is not None:
         metadata[SCORE_KEY] = ranked.score
     if result.degraded:

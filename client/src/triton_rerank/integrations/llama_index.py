@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from llama_index.core.callbacks import CBEventType, EventPayload
-from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # documented there
-from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation
+from triton_rerank.integrations import DEGRADED_KEY, not_installed, retrieval_key
 
+try:
+    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # documented there
+    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+    from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
+except ImportError as exc:
+    raise not_installed("llama-index", exc) from exc
+
+from triton_rerank._numbers import plain
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
 from triton_rerank.errors import InvalidRequestError
-from triton_rerank.integrations import DEGRADED_KEY
 from triton_rerank.scorers.base import Scorer
 from triton_rerank.types import RerankResult
 
 _dispatcher = get_dispatcher(__name__)
+Whole = Annotated[int, BeforeValidator(plain)]  # numpy's too, which pydantic refuses
+Real = Annotated[float, BeforeValidator(plain)]
 
 
 class TritonRerank(BaseNodePostprocessor):
@@ -43,6 +50,10 @@ class TritonRerank(BaseNodePostprocessor):
         top_n: how many to return, None for all.
         min_score: leave out nodes with a lower score.
         timeout_s: seconds for a whole call.
+        max_length: longest pair in tokens; None means the model's own.
+        max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
+        keep_retrieval_score: metadata key under which the retriever's score is kept, in copies of the nodes and out of
+            prompts and embeddings; True means ``retrieval_score``.
 
     Raises:
         ConfigurationError: neither or both of model and scorer.
@@ -53,9 +64,12 @@ class TritonRerank(BaseNodePostprocessor):
     target: str | None = None
     model: str | None = None
     scorer: SkipValidation[Scorer] | None = Field(default=None, exclude=True)
-    top_n: int | None = Field(default=None, ge=1)
-    min_score: float | None = None
-    timeout_s: float = Field(default=DEFAULT_TIMEOUT_S, gt=0)
+    top_n: Whole | None = Field(default=None, ge=1)
+    min_score: Real | None = None
+    timeout_s: Real = Field(default=DEFAULT_TIMEOUT_S, gt=0)
+    max_length: Whole | None = Field(default=None, ge=1)
+    max_query_tokens: Whole | None = Field(default=None, ge=1)
+    keep_retrieval_score: bool | str = False
     _client: RerankClient = PrivateAttr()
     _async_client: AsyncRerankClient = PrivateAttr()
 
@@ -73,21 +87,35 @@ class TritonRerank(BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         with self._reported(nodes, query_bundle) as (query, ranked):
-            ranked += _nodes(
-                self._client.rerank(query, nodes, top_k=self.top_n, min_score=self.min_score, timeout_s=self.timeout_s)
-            )
+            ranked += self._nodes(self._client.rerank(query, nodes, **self._options()))
         return ranked
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         with self._reported(nodes, query_bundle) as (query, ranked):
-            ranked += _nodes(
-                await self._async_client.rerank(
-                    query, nodes, top_k=self.top_n, min_score=self.min_score, timeout_s=self.timeout_s
-                )
-            )
+            ranked += self._nodes(await self._async_client.rerank(query, nodes, **self._options()))
         return ranked
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "top_k": self.top_n,
+            "min_score": self.min_score,
+            "timeout_s": self.timeout_s,
+            "max_length": self.max_length,
+            "max_query_tokens": self.max_query_tokens,
+        }
+
+    def _nodes(self, result: RerankResult[NodeWithScore]) -> list[NodeWithScore]:
+        kept = retrieval_key(self.keep_retrieval_score)
+        degraded = {DEGRADED_KEY: result.reason or result.served_by} if result.degraded else {}
+        return [
+            NodeWithScore(
+                node=_noted(ranked.document.node, degraded | ({kept: ranked.document.score} if kept else {})),
+                score=ranked.score,
+            )
+            for ranked in result
+        ]
 
     @contextmanager
     def _reported(
@@ -115,20 +143,14 @@ def _text(node: NodeWithScore) -> str:
     return node.node.get_content(metadata_mode=MetadataMode.EMBED)
 
 
-def _nodes(result: RerankResult[NodeWithScore]) -> list[NodeWithScore]:
-    reason = (result.reason or result.served_by) if result.degraded else None
-    return [NodeWithScore(node=_noted(ranked.document.node, reason), score=ranked.score) for ranked in result]
-
-
-def _noted(node: BaseNode, reason: str | None) -> BaseNode:
-    """The node, or a copy if this result or an earlier one makes a difference to its metadata."""
-    metadata = {key: value for key, value in node.metadata.items() if key != DEGRADED_KEY}
-    if reason is not None:
-        metadata[DEGRADED_KEY] = reason
+def _noted(node: BaseNode, notes: dict[str, Any]) -> BaseNode:
+    """The node, or a copy if these notes or those of an earlier reranker make a difference to its metadata."""
+    metadata = {key: value for key, value in node.metadata.items() if key != DEGRADED_KEY} | notes
     if metadata == node.metadata:
         return node
     hidden = {
-        name: [*(key for key in getattr(node, name) if key != DEGRADED_KEY), DEGRADED_KEY]
+        name: [*(key for key in getattr(node, name) if key not in (DEGRADED_KEY, *notes)), DEGRADED_KEY, *notes]
         for name in ("excluded_embed_metadata_keys", "excluded_llm_metadata_keys")
     }
+    hidden = {name: list(dict.fromkeys(keys)) for name, keys in hidden.items()}
     return node.model_copy(update={"metadata": metadata, **hidden})

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from triton_rerank._deadline import Clock
 from triton_rerank._numbers import real, whole
 from triton_rerank._ranking import activate
+from triton_rerank._remade import Remade
 from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored
 from triton_rerank.scorers.pair_memory import CacheCounters, Found, Generation, PairMemory
@@ -23,7 +24,7 @@ _CHECK_TIMEOUT_S = 1.0  # and at most half of what is left: hits wait this long 
 logger = logging.getLogger("triton_rerank")
 
 
-class CachedScorer:
+class CachedScorer(Remade):
     """Answers pairs from memory, and asks ``scorer`` for the others only.
 
     Keeps a float32 logit and the truncated flag of each pair, under a digest of model, version, ``max_length``, query

@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from triton_rerank._numbers import whole
 from triton_rerank._ranking import order
+from triton_rerank._remade import Remade
 from triton_rerank.scorers.base import Call, PairRequest, Scored, Scorer, Stage
 
 Rows = npt.NDArray[np.intp]
 
 
-class CascadeScorer:
+class CascadeScorer(Remade):
     """Orders all documents by ``light``, and the best ``keep`` of them anew by ``heavy``.
 
     The result has heavy's documents first, by heavy, then the rest, by light: the two scales never mix. Only heavy's

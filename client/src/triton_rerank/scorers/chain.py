@@ -19,6 +19,7 @@ import numpy as np
 from triton_rerank._breaker import Breaker, Front, ScorerCounters
 from triton_rerank._deadline import Clock
 from triton_rerank._numbers import real, whole
+from triton_rerank._remade import Remade
 from triton_rerank.errors import (
     AllScorersFailedError,
     ConfigurationError,
@@ -83,7 +84,7 @@ class FirstStageOrder:
         """Nothing to release."""
 
 
-class FallbackScorer:
+class FallbackScorer(Remade):
     """Asks scorers in order until one answers; safe to share between threads.
 
     An error of a scorer sends the whole request to the next one: it failed (its class has ``falls_back``), it is set

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from triton_rerank._numbers import whole
 from triton_rerank._ranking import activate
+from triton_rerank._remade import Remade
 from triton_rerank._wire import decode_logits
 from triton_rerank.contract import ENCODER_SUFFIX, LOGITS
 from triton_rerank.errors import (
@@ -55,7 +56,7 @@ class _Model:
     engine: Engine
 
 
-class LocalScorer:
+class LocalScorer(Remade):
     """One model of a model repository, in process; safe to share between threads.
 
     The first call that needs the model loads it, which takes from a quarter of a second to several seconds by its

@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from triton_rerank import _ranking, _wire
 from triton_rerank._plan import Limits, plan
+from triton_rerank._remade import Remade
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
 from triton_rerank.contract import MAX_LENGTH, MAX_QUERY_TOKENS, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
@@ -37,7 +38,7 @@ _Input = service_pb2.ModelInferRequest.InferInputTensor
 _OUTPUTS = [service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in _wire.OUTPUTS]
 
 
-class TritonScorer:
+class TritonScorer(Remade):
     """One model on one server or many; safe to share between threads, as gRPC channels are.
 
     Args:

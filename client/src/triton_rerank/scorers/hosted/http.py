@@ -10,12 +10,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from triton_rerank._numbers import whole
 from triton_rerank._policy import RetryBudget, backoff_s, retry_after_s
+from triton_rerank._remade import Remade
 from triton_rerank._validate import Secret
 from triton_rerank.errors import ConfigurationError, InvalidResponseError, RerankError
 from triton_rerank.scorers.base import Call, PairRequest, Scored
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _CONCURRENCY = 4  # requests of one call at a time; accounts have rate limits
 
 
-class HostedScorer:
+class HostedScorer(Remade):
     """A reranker behind a provider's HTTP endpoint; safe to share between threads and event loops.
 
     A call's ``headers`` are not sent: they are for Triton, and may hold its secrets. Neither do proxies and
@@ -83,6 +84,14 @@ class HostedScorer:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(model={self.model!r}, base_url={self.base_url!r})"  # never the key
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._made_with.kwargs.get("ssl_context") is not None:
+            raise ConfigurationError(
+                f"{self.name} has an ssl_context, which can be neither pickled nor copied: make the scorer in the "
+                "process that uses it"
+            )
+        return super().__reduce__()
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         """Score every document of the request.
