@@ -28,6 +28,7 @@ def test_no_report_is_tested_twice() -> None:
     [
         ("acme/x.y-z#12: it failed.", True),
         ("acme/x#12, acme/y#3: it failed.", True),
+        ("acme/x#12,\nacme/y#3:\nit failed.", True),
         ("own: it failed.", True),
         ("It failed.", False),
         ("x#12: it failed.", False),
@@ -39,6 +40,6 @@ def test_no_report_is_tested_twice() -> None:
     ],
 )
 def test_what_a_well_formed_citation_is(tmp_path: Path, docstring: str, well_formed: bool) -> None:
-    (tmp_path / "test_x.py").write_text(f'def test_y():\n    """{docstring}"""\n')
+    (tmp_path / "test_x.py").write_text(f"def test_y():\n    {docstring!r}\n")
     (cited,) = read_reports(tmp_path)
     assert cited.well_formed == well_formed

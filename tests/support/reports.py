@@ -10,7 +10,7 @@ from pathlib import Path
 
 REPORT = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+#[1-9][0-9]*", re.ASCII)
 OWN = "own"  # a case that nobody reported: found while the others were tried
-_HEAD = re.compile(rf"(?P<reports>{REPORT.pattern}(?:, {REPORT.pattern})*): \S")
+_HEAD = re.compile(rf"(?P<reports>{REPORT.pattern}(?:,\s{REPORT.pattern})*):\s\S")
 
 
 @dataclass(frozen=True)
@@ -37,5 +37,5 @@ def _tests(path: Path) -> Iterator[Cited]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
             docstring = ast.get_docstring(node) or ""
             match = _HEAD.match(docstring)
-            reports = tuple(match["reports"].split(", ")) if match else ()
+            reports = tuple(re.split(r",\s", match["reports"])) if match else ()
             yield Cited(f"{path.name}::{node.name}", docstring, reports)
