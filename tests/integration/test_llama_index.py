@@ -216,6 +216,7 @@ def test_another_models_order_is_seen_to_be_degraded_and_only_that(
 
 
 def test_it_survives_serialisation_and_pickling(reranker: TritonRerank, nodes: Nodes) -> None:
+    """run-llama/llama_index#9480, run-llama/llama_index#14860: a component failed once it was unpickled."""
     reranker.top_n = 2
     expected = reranker.postprocess_nodes(nodes, query_str=QUERY)
     for copied in (TritonRerank.from_dict(reranker.to_dict()), pickle.loads(pickle.dumps(reranker))):

@@ -232,6 +232,7 @@ def test_the_serve_command_reports_the_death_of_triton_with_its_log(tiny_reposit
 
 
 def test_killing_the_launcher_leaves_no_orphans(tiny_repository: Path) -> None:
+    """pingdotgg/t3code#5241, cms-sw/cmssw#32576: child processes outlived a parent that was killed."""
     running = serve(tiny_repository)
     process, children = running.process, running.family()
     process.kill()

@@ -285,6 +285,7 @@ def test_one_client_for_100_tasks(pair: list[TritonServer], scores: list[float])
 
 
 def test_one_async_client_in_two_event_loops(pair: list[TritonServer], scores: list[float]) -> None:
+    """pydantic/pydantic-ai#748, towhee-io/towhee#2714: "Event loop is closed" at the second asyncio.run."""
     client = AsyncRerankClient(pair[0].grpc_target, model=NAME)
 
     async def ask(*, close: bool) -> list[float]:
@@ -328,6 +329,7 @@ print("done")
 
 
 def test_a_forked_child_is_told_and_its_parent_goes_on(pair: list[TritonServer]) -> None:
+    """grpc/grpc#18075, grpc/grpc#22624: a call hung in a process that was forked after the first call."""
     done = subprocess.run(
         [sys.executable, "-c", FORKS, pair[0].grpc_target], capture_output=True, text=True, timeout=60, check=False
     )

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from triton_rerank import (
-    AsyncRerankClient,
     InvalidRequestError,
     InvalidResponseError,
     RerankClient,
@@ -183,13 +182,6 @@ def test_the_sync_client_works_inside_a_running_loop(tiny_server: TritonServer) 
             return len(client.rerank(QUERY, ["a", "b"]))
 
     assert asyncio.run(cell()) == 2
-
-
-def test_an_async_client_outlives_its_event_loop(tiny_server: TritonServer) -> None:
-    """pydantic/pydantic-ai#748, towhee-io/towhee#2714: "Event loop is closed" at the second asyncio.run."""
-    client = AsyncRerankClient(tiny_server.grpc_target, model="tiny-bert", timeout_s=30)
-    assert [len(asyncio.run(client.rerank(QUERY, ["a", "b"]))) for _ in range(3)] == [2, 2, 2]
-    asyncio.run(client.aclose())
 
 
 def test_a_client_that_nobody_closes_holds_up_no_exit(tiny_server: TritonServer) -> None:

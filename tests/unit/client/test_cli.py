@@ -272,6 +272,7 @@ def test_a_full_disk_is_said_in_one_line() -> None:
 
 @pytest.mark.parametrize("command", ["rerank", "health"])
 def test_control_c_ends_it_at_once_with_130(still: str, command: str, tmp_path: Path) -> None:
+    """grpc/grpc#3820, grpc/grpc#4148: Ctrl-C did not end a client that waited for a server."""
     arguments = [*COMMAND, command, "--model", "m", "--target", still, "--timeout-s", "60"]
     if command == "rerank":
         arguments += ["--query", "q", "--documents", written(tmp_path, "d.txt", "a\n")]

@@ -209,6 +209,7 @@ def test_calls_under_way_outlive_the_channel_that_they_began_on(
 
 
 def test_a_single_name_whose_addresses_change_gets_a_new_connection(names: Names, servers: list[StandIn]) -> None:
+    """grpc/grpc#12295, grpc/grpc#14097: a client went on with addresses that a name had no longer."""
     names.known = {"localhost": ["127.0.0.1"]}
     scorer_target = f"localhost:{servers[0].port}"
     with RerankClient(scorer_target, model=MODEL, options=FAST) as client:

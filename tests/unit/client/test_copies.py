@@ -87,6 +87,7 @@ def _rerank(client: RerankClient) -> list[float]:
 
 
 def test_a_client_goes_to_workers_that_are_spawned(server: StandIn) -> None:
+    """stanfordnlp/dspy#99, ray-project/ray#15678: a client could be neither pickled nor copied for a worker."""
     with RerankClient(f"127.0.0.1:{server.port}", model=MODEL, timeout_s=60.0) as client:
         scores = client.score("q", ["a", "b"])
         with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -61,6 +61,7 @@ def test_an_error_holds_its_message_and_the_requests_id(cls: type[errors.RerankE
 
 @pytest.mark.parametrize("cls", CLASSES.values(), ids=list(CLASSES))
 def test_an_error_passes_between_processes(cls: type[errors.RerankError]) -> None:
+    """lancedb/lancedb#3447, python/cpython#103061, python/cpython#79492: an error without a pickle hung a pool."""
     error = made(cls, "7")
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (cls, str(error), vars(error))

@@ -69,6 +69,7 @@ each = pytest.mark.parametrize("kept", [in_langchain, in_llama_index, in_haystac
 
 @each
 def test_the_retrievers_score_is_kept_where_the_caller_says(kept: Any) -> None:
+    """run-llama/llama_index#10194: the reranker wrote over the retriever's score."""
     expected = [("a cat sleeps", 0.1), ("a dog barks", 0.9)]
     assert kept("before", keep_retrieval_score="before") == expected
     assert kept("retrieval_score", keep_retrieval_score=True) == expected

@@ -62,6 +62,7 @@ def ask(target: str) -> list[float]:
 def test_loopback_is_never_asked_through_a_proxy(
     variable: str, form: str, server: StandIn, proxy: ConnectProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """grpc/grpc#15942, grpc/grpc#29718, ni/grpc-labview#377: with http_proxy set, 127.0.0.1 was asked through it."""
     monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
     assert len(ask(form.format(server.port))) == 2
     assert proxy.asked == []
