@@ -15,6 +15,7 @@ REPLACE ?=
 VERSION ?=
 TARGET ?=
 SHARED ?= ../shared
+DATA ?= $(SHARED)/data/cisi $(SHARED)/data/cacm
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
 DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
 DISTRIBUTIONS := client server export retrieval bench gateway
@@ -88,9 +89,11 @@ endif
 	@touch $@
 
 .PHONY: eval
-eval: $(VENV)/.test $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json ## quality on the collections in SHARED/data
-	$(BIN)/triton-rerank-bench quality --data $(SHARED)/data/cisi --data $(SHARED)/data/cacm \
-	  --model-repository int8=$(REPOSITORY) --model-repository fp32=.cache/fp32 $(ARGS)
+eval: $(VENV)/.test ## what each stage brings on your data: eval/report.html (DATA="folder …", ARGS="--tune --systems plan.toml …")
+	@$(BIN)/triton-rerank-eval $(DATA:%=--data %) --check
+	@$(MAKE) --no-print-directory $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json
+	$(BIN)/triton-rerank-eval $(DATA:%=--data %) --model-repository fp32=.cache/fp32 --model-repository int8=$(REPOSITORY) \
+	  --tune $(ARGS)
 
 .PHONY: speed
 speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run

@@ -1,4 +1,4 @@
-"""``triton-rerank-bench``: quality and speed of served rerankers."""
+"""``triton-rerank-bench``: speed of served rerankers."""
 
 from __future__ import annotations
 
@@ -11,17 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from triton_rerank import RerankError
 from triton_rerank_bench import client_report, gpu_command, load_command, peers_command, perf_command, report
-from triton_rerank_bench.bi_encoder import BiEncoder, default_model
 from triton_rerank_bench.client_cost import measure_client_cost
-from triton_rerank_bench.collections import load_collection
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.quality import measure_quality
 from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.speed import measure_speed
 from triton_rerank_bench.splitting import measure_splitting
 from triton_rerank_server import ServerStartError
 
-DEFAULT_CACHE = Path(".cache/triton-rerank-bench")
 DEFAULT_ROUNDS = 7
 CLIENT_ROUNDS = 200  # a tenth of it with long documents
 SPLITTING_ROUNDS = 3
@@ -47,16 +43,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(report.compact(document))
     return code
-
-
-def _quality(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
-    rerankers = name_rerankers(options.model_repository, options.model)
-    collections = [load_collection(folder) for folder in options.data]
-    encoder = None if options.no_bi_encoder else BiEncoder(options.bi_encoder or default_model(), options.cache)
-    with _progress() as progress:
-        figures, version = measure_quality(collections, rerankers, encoder, seed=options.seed, progress=progress)
-    report.print_quality(console, figures)
-    return report.quality_json(figures, version, {"seed": options.seed}), 0
 
 
 def _speed(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
@@ -97,7 +83,6 @@ def _splitting(options: argparse.Namespace, console: Console) -> tuple[report.Js
 
 
 _COMMANDS = {
-    "quality": _quality,
     "speed": _speed,
     "client": _client,
     "splitting": _splitting,
@@ -128,9 +113,8 @@ def _progress() -> Progress:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="triton-rerank-bench", description="Quality and speed of served rerankers.")
+    parser = argparse.ArgumentParser(prog="triton-rerank-bench", description="Speed of served rerankers.")
     commands = parser.add_subparsers(dest="command", required=True)
-    _add_quality(commands.add_parser("quality", help="nDCG@10 and MRR@10 on collections in BEIR form"))
     _add_speed(commands.add_parser("speed", help="seconds and memory, against sentence-transformers"))
     _add_client(commands.add_parser("client", help="what the client adds to a raw tritonclient call"))
     _add_splitting(commands.add_parser("splitting", help="what splitting a list does to padding, batches and seconds"))
@@ -139,21 +123,6 @@ def _parser() -> argparse.ArgumentParser:
     peers_command.add_arguments(commands.add_parser("peers", help="other rerankers beside ours, in one run"))
     gpu_command.add_arguments(commands.add_parser("gpu", help="served on a GPU, beside sentence-transformers on it"))
     return parser
-
-
-def _add_quality(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=Path, action="append", required=True, help="folder in BEIR form; repeatable")
-    parser.add_argument(
-        "--model-repository",
-        action="append",
-        default=[],
-        metavar="[NAME=]PATH",
-        help="serve and measure the model in it; repeatable; none measures BM25 and the bi-encoder only",
-    )
-    parser.add_argument("--bi-encoder", type=Path, help="sentence-transformers folder (default: all-MiniLM-L6-v2)")
-    parser.add_argument("--no-bi-encoder", action="store_true", help="leave the bi-encoder out")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help=f"for embeddings (default {DEFAULT_CACHE})")
-    _add_common(parser, "of the bootstrap")
 
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from triton_rerank_bench import first_stage
 from triton_rerank_bench.machine import describe_machine, installed_versions, today
-from triton_rerank_bench.metrics import RESAMPLES
-from triton_rerank_bench.quality import CANDIDATES, CollectionQuality
 from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
 from triton_rerank_bench.speed import SpeedReport, Target
 
@@ -20,16 +17,6 @@ QUIET = 0.05  # share of the cores that others may use before times mean little
 
 Json = dict[str, object]
 _VERDICTS = {True: "[green]pass[/green]", False: "[red]MISS[/red]", None: "not measured here"}
-
-
-def quality_json(collections: Sequence[CollectionQuality], triton_version: str | None, settings: Json) -> Json:
-    """The quality report as plain data: date, machine, versions, settings, collections."""
-    bm25: Json = {"k1": first_stage.K1, "b": first_stage.B, "method": first_stage.METHOD}
-    settings = {**settings, "bm25": bm25, "candidates": CANDIDATES, "resamples": RESAMPLES}
-    return {
-        **header("quality", triton_version, settings),
-        "collections": [dataclasses.asdict(collection) for collection in collections],
-    }
 
 
 def speed_json(report: SpeedReport, settings: Json) -> Json:
@@ -45,14 +32,6 @@ def compact(document: Mapping[str, object]) -> str:
 def indented(document: Mapping[str, object]) -> str:
     """JSON for a file that people read too, with a newline at the end."""
     return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
-
-
-def print_quality(console: Console, collections: Sequence[CollectionQuality]) -> None:
-    """Write a table of systems and one of differences for each collection."""
-    for collection in collections:
-        _print_systems(console, collection)
-        if collection.comparisons:
-            _print_comparisons(console, collection)
 
 
 def print_speed(console: Console, report: SpeedReport) -> None:
@@ -89,29 +68,6 @@ def header(kind: str, triton_version: str | None, settings: Json) -> Json:
         "versions": versions,
         "settings": settings,
     }
-
-
-def _print_systems(console: Console, collection: CollectionQuality) -> None:
-    title = (
-        f"{collection.collection}: {collection.n_documents:,} documents, "
-        f"{collection.n_judged} judged of {collection.n_queries} queries"
-    )
-    rows = ((s.system, f"{s.ndcg_at_10:.4f}", f"{s.mrr_at_10:.4f}") for s in collection.systems)
-    console.print(table(title, ["system", "nDCG@10", "MRR@10"], rows))
-
-
-def _print_comparisons(console: Console, collection: CollectionQuality) -> None:
-    rows = (
-        (
-            f"{c.first} − {c.second}",
-            c.metric,
-            f"{c.difference.mean:+.4f}",
-            f"{c.difference.low:+.4f} to {c.difference.high:+.4f}",
-        )
-        for c in collection.comparisons
-    )
-    title = f"{collection.collection}: differences, 95 % interval over queries"
-    console.print(table(title, ["systems", "metric", "mean", "interval"], rows))
 
 
 def print_timings(console: Console, workload: WorkloadSpeed) -> None:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import tritonclient.grpc as triton
 
 from triton_rerank import RerankClient
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.first_stage import Candidates
 from triton_rerank_server import ServerConfig, TritonServer
 
 CALL_TIMEOUT_S = 600.0  # 100 long pairs on a busy core take seconds, not minutes
@@ -52,37 +49,6 @@ def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], No
         RerankClient(server.grpc_target, model=model, timeout_s=CALL_TIMEOUT_S) as client,
     ):
         yield ServedModel(client, server.pid, triton_version(server.grpc_target))
-
-
-def score_candidates(
-    client: RerankClient,
-    queries: Sequence[str],
-    documents: Sequence[str],
-    candidates: Candidates,
-    *,
-    on_query: Callable[[], None],
-) -> npt.NDArray[np.float64]:
-    """Logits of each query with each of its candidates.
-
-    Args:
-        client: of a running server.
-        queries: q texts.
-        documents: the whole collection.
-        candidates: of the same queries.
-        on_query: called after each query.
-
-    Returns:
-        float64 ``(q, k)`` of the float32 logits, in the candidates' order.
-
-    Raises:
-        RerankError: the server did not answer, or not as the contract says.
-    """
-    logits = np.empty(candidates.indexes.shape, dtype=np.float64)
-    for row, (query, indexes) in enumerate(zip(queries, candidates.indexes, strict=True)):
-        for ranked in client.rerank(query, [documents[index] for index in indexes]):
-            logits[row, ranked.index] = ranked.logit
-        on_query()
-    return logits
 
 
 def triton_version(target: str) -> str:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from triton_rerank_bench.collections import Collection, load_collection
 from triton_rerank_bench.errors import BenchError
+from triton_rerank_retrieval.eval.data import Collection, load_collection
 
 MEAN_WORDS = 67  # with the query and special tokens about 90 tokens a pair
 SPREAD = 0.37  # of the logarithm: the longest of 100 is 2.4 times the mean
@@ -151,10 +151,11 @@ def from_collection(folder: Path) -> Mapping[str, Callable[[int], list[Workload]
         folder: collection in BEIR form.
 
     Raises:
-        BenchError: it is not of that form. The functions raise it too, where the collection is too small for a list.
+        InvalidRequestError: it is not of that form.
+        BenchError: from the functions, where the collection is too small for a list.
     """
     collection = load_collection(folder)
-    texts = list(dict.fromkeys(filter(None, collection.documents)))  # the client sends equal texts once
+    texts = list(dict.fromkeys(filter(None, collection.corpus.texts)))  # the client sends equal texts once
 
     def lists(name: str, sizes: Sequence[int], pieces: Sequence[str], seed: int) -> list[Workload]:
         queries = list(collection.queries.values())

@@ -74,10 +74,10 @@ class WeightedZ:
 
 
 def z_scores(scores: Floats) -> Floats:
-    """Scores ``(n,)`` with mean 0 and deviation 1; zeros where all are equal."""
-    if scores.size == 0 or np.ptp(scores) == 0:
+    """Scores ``(n,)`` with mean 0 and deviation 1; zeros where all are equal, or too near to tell apart."""
+    if scores.size == 0 or np.ptp(scores) == 0 or not (deviation := float(scores.std())) > 0:
         return np.zeros(scores.shape)
-    return np.asarray((scores - scores.mean()) / scores.std(), np.float64)
+    return np.asarray((scores - scores.mean()) / deviation, np.float64)
 
 
 def _scores(ranking: Ranking) -> Floats:

@@ -29,30 +29,6 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return document
 
 
-def test_quality_measures_a_served_model_and_prints_json_last(
-    collection_folder: Path, tiny_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "quality.json"
-    code = main(
-        [
-            *("quality", "--data", str(collection_folder), "--no-bi-encoder", "--output", str(output)),
-            *("--model-repository", f"a={tiny_repository}", "--model-repository", f"b={tiny_repository}"),
-            *("--model", "tiny-bert"),
-        ]
-    )
-    document = last_line(capsys)
-    assert code == 0
-    assert document == json.loads(output.read_text(encoding="utf-8"))
-    assert document["versions"]["tritonserver"]
-    (collection,) = document["collections"]
-    assert (collection["n_documents"], collection["n_queries"], collection["n_judged"]) == (4, 3, 2)
-    systems = {system.pop("system"): system for system in collection["systems"]}
-    assert list(systems) == ["BM25", "a", "0.7 a + 0.3 BM25", "b", "0.7 b + 0.3 BM25"]
-    assert systems["a"] == systems["b"]  # one model, two servers
-    same = [c["difference"] for c in collection["comparisons"] if (c["first"], c["second"]) == ("a", "b")]
-    assert same == [{"mean": 0.0, "low": 0.0, "high": 0.0}] * 2
-
-
 def test_speed_times_all_contestants_and_they_agree(
     tiny_repository: Path, checkpoints: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -84,24 +60,6 @@ def test_speed_times_all_contestants_and_they_agree(
     assert [size["tokens"] for size in sizes] == sorted(size["tokens"] for size in sizes)
     assert (sizes[2]["over_reference"]["min"], sizes[2]["over_reference"]["max"]) == (1.0, 1.0)
     assert all(size["us_per_token"] > 0 for size in sizes)
-
-
-def test_quality_without_a_model_measures_the_first_stage(
-    collection_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["quality", "--data", str(collection_folder), "--no-bi-encoder"]) == 0
-    assert [system["system"] for system in last_line(capsys)["collections"][0]["systems"]] == ["BM25"]
-
-
-@pytest.mark.parametrize("served", [False, True])
-def test_missing_data_folder_ends_with_2_and_says_what_was_looked_for(
-    served: bool, tiny_repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    repository = ["--model-repository", str(tiny_repository)] if served else []
-    assert main(["quality", "--data", str(tmp_path / "absent"), *repository]) == 2
-    captured = capsys.readouterr()
-    assert "absent: looked for corpus.jsonl" in captured.err
-    assert captured.out == ""
 
 
 def test_missing_checkpoint_ends_with_2(
@@ -243,7 +201,6 @@ REPOSITORY = ["--model-repository", "absent"]  # the report's place is looked at
 @pytest.mark.parametrize(
     "command",
     [
-        ["quality", "--data", "absent"],
         ["speed", *REPOSITORY, "--checkpoint", "absent"],
         ["client", *REPOSITORY],
         ["splitting", *REPOSITORY],

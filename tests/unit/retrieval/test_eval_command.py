@@ -1,0 +1,209 @@
+"""`triton-rerank-eval`: from data to reports, the same bytes twice, and on from where it was cut."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.toy_collection import write_collection
+
+from triton_rerank import ConfidenceBands, ConfigurationError, Scorer
+from triton_rerank.testing import FakeScorer
+from triton_rerank_retrieval.eval import rerankers
+from triton_rerank_retrieval.eval.cli import main
+from triton_rerank_retrieval.eval.plan import RerankerSpec, read_plan
+from triton_rerank_retrieval.eval.plots import front
+from triton_rerank_retrieval.eval.sweeps import KPoint, knee
+
+PLAN = """
+[[retriever]]
+name = "words"
+kind = "bm25"
+[[retriever]]
+name = "theirs"
+kind = "run"
+path = "RUN"
+[[reranker]]
+name = "model"
+kind = "sentence-transformers"
+model = "fake"
+[[reranker]]
+name = "light"
+kind = "sentence-transformers"
+model = "light"
+[[system]]
+name = "first"
+retrievers = ["words"]
+[[system]]
+name = "levels"
+retrievers = ["words"]
+light = "light"
+reranker = "model"
+keep = 1
+[[system]]
+name = "whole"
+retrievers = ["words", "theirs"]
+weights = [0.5, 0.5]
+reranker = "model"
+blend = 0.5
+"""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[FakeScorer]:
+    """Every reranker is a fake that likes shared words; those that were opened."""
+    opened: list[FakeScorer] = []
+
+    def make(self: object, spec: RerankerSpec) -> Scorer:
+        opened.append(FakeScorer(name=spec.name, model=spec.name))
+        return opened[-1]
+
+    monkeypatch.setattr(rerankers.OpenRerankers, "_make", make)
+    return opened
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    folder = write_collection(tmp_path / "toy")
+    run = tmp_path / "theirs.trec"
+    run.write_text("q1 Q0 d5 1 3 t\nq1 Q0 d2 2 2 t\nq2 Q0 d1 1 3 t\nq4 Q0 d1 1 1 t\nq5 Q0 d2 1 1 t\n")
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.replace("RUN", str(run)))
+    paths = {"--data": folder, "--systems": plan, "--work": tmp_path / "work", "--output": tmp_path / "default"}
+    return [str(part) for pair in paths.items() for part in pair]
+
+
+def read(folder: Path) -> dict[str, Any]:
+    (found,) = json.loads((folder / "report.json").read_text())["collections"]
+    assert isinstance(found, dict)
+    return found
+
+
+def test_systems_are_measured_and_reported_in_every_form(
+    arguments: list[str], asked: list[FakeScorer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--tune", "--time-queries", "1", "--output", str(tmp_path / "out")]) == 0
+    found = read(tmp_path / "out")
+    assert set(found["systems"]) == {"first", "levels", "whole", "whole, tuned"}
+    whole = found["systems"]["whole"]
+    assert whole["means"]["nDCG@10"] == pytest.approx(sum(whole["per_query"]["nDCG@10"].values()) / 4)
+    assert whole["recall_ceiling"] == 1.0
+    assert set(found["systems"]["whole, tuned"]["made_of"]) == {"even", "odd"}
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["toy"]["first"] == round(
+        found["systems"]["first"]["means"]["nDCG@10"], 4
+    )
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") >= 2
+    assert not re.search(r"(?:src|href)\s*=\s*[\"']?https?:|url\(https?:|<script|@import", page)
+    assert "K = " in (tmp_path / "out" / "report.md").read_text()
+    runs = sorted((tmp_path / "out" / "runs").iterdir())
+    assert len(runs) == 4
+    assert re.fullmatch(r"(q\d Q0 d\d \d+ \d+ [\w-]+\n)+", runs[0].read_text())
+
+
+def test_the_same_inputs_give_the_same_bytes(arguments: list[str], asked: list[FakeScorer], tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        work = ["--work", str(tmp_path / f"work-{name}")]
+        assert main([*arguments, *work, "--tune", "--time-queries", "0", "--output", str(tmp_path / name)]) == 0
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*") if path.is_file())
+    assert len(files) >= 7
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes(), file
+
+
+def test_a_run_that_was_cut_goes_on_and_asks_for_no_pair_twice(
+    arguments: list[str], asked: list[FakeScorer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ["--time-queries", "0", "--output", str(tmp_path / "out")]
+    score = FakeScorer.score
+
+    async def cut(self: FakeScorer, *arguments: Any) -> Any:
+        if len(self.requests) == 2:
+            raise KeyboardInterrupt
+        return await score(self, *arguments)
+
+    monkeypatch.setattr(FakeScorer, "score", cut)
+    assert main([*arguments, *whole]) == 130
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.setattr(FakeScorer, "score", score)
+    assert main([*arguments, *whole]) == 0
+    pairs = [
+        (scorer.name, request.query, document)
+        for scorer in asked
+        for request in scorer.requests
+        for document in request.documents
+    ]
+    answered = set(pairs)
+    assert len(pairs) - len(answered) <= 1  # only what was under way when it was cut
+    before = len(asked)
+    assert main([*arguments, *whole]) == 0
+    assert len(asked) == before  # a run that is complete opens no model
+
+
+def test_bands_are_written_as_the_client_reads_them(
+    arguments: list[str], asked: list[FakeScorer], tmp_path: Path
+) -> None:
+    assert main([*arguments, "--time-queries", "0", "--output", str(tmp_path)]) == 0
+    bands = ConfidenceBands.from_file(tmp_path / "confidence.json")
+    calibration = read(tmp_path)["calibration"]
+    assert bands.band("fake", calibration["high"]) == "high"
+    assert bands.band("fake", calibration["medium"]) == "medium"
+    assert bands.band("fake", calibration["medium"] - 1) == "low"
+    recalls = [point["recall"] for point in calibration["thresholds"]]
+    assert recalls == sorted(recalls, reverse=True)
+
+
+def test_check_says_what_can_be_measured_and_measures_nothing(
+    arguments: list[str], asked: list[FakeScorer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--check", "--output", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out == "toy: 3 systems can be measured\n"
+    assert asked == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "absent"], "corpus.jsonl"),
+        (["--measure", "accuracy"], "ir-measures"),
+        (["--systems", "absent.toml"], "no TOML file"),
+        (["--output", "/proc/reports"], "--output /proc/reports: cannot be written"),
+        (["--baseline", "nobody"], "the systems are first, levels, whole"),
+    ],
+)
+def test_what_cannot_be_measured_is_told_in_one_message(
+    more: list[str], message: str, arguments: list[str], asked: list[FakeScorer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments, "--time-queries", "0", *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[[system]]\nname='s'\nretrievers=['nobody']", "no such first stage"),
+        ("[[retriever]]\nname='s'\nkind='bm25'\nsize=3", "'size'"),
+        ("[[retriver]]\nname='s'", "'retriver'"),
+        ("[[retriever]]\nname='s'", "kind"),
+        ("not toml", "no TOML file"),
+        ("[[retriever]]\nname='s'\nkind='bm25'\n" * 2, "must differ"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "plan.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=message):
+        read_plan(tmp_path / "plan.toml")
+
+
+def test_the_knee_is_the_smallest_k_that_keeps_99_percent_of_the_best() -> None:
+    points = [KPoint(10, 0.40, None), KPoint(20, 0.499, None), KPoint(50, 0.50, None), KPoint(100, 0.49, None)]
+    assert knee(points).k == 20
+
+
+def test_the_front_holds_what_no_other_system_beats() -> None:
+    systems = {"slow": (3.0, 0.5), "fast": (1.0, 0.4), "worse": (2.0, 0.3), "best": (4.0, 0.6)}
+    assert front(systems) == ["fast", "slow", "best"]
