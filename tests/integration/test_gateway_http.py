@@ -28,6 +28,7 @@ from triton_rerank import (
     RerankError,
     ServerUnavailableError,
 )
+from triton_rerank.testing import shared_words
 from triton_rerank_gateway import Settings
 from triton_rerank_gateway.keys import read_key
 from triton_rerank_gateway.models import Models
@@ -465,6 +466,25 @@ def test_a_gateway_that_is_told_to_stop_answers_what_it_took() -> None:
         wait_for(lambda: gateway.gateway.admission.queue.waiting.pairs == 6)
         gateway.server.should_exit = True
         assert [call.result().status_code for call in calls] == [200, 200, 200]
+
+
+def test_a_long_document_is_scored_by_its_best_chunk_where_that_is_asked_for() -> None:
+    filler = "nothing of use stands here. " * 60
+    body = {"query": QUERY, "documents": [filler + "cats sleep all day. " + filler, "cats run"]}
+    with running(models=fake(max_length=120, logits=first_words)) as gateway:
+        cut = gateway.post("/v1/rerank", body).json()["results"]
+        chunked = {**body, "max_chunks_per_doc": 100, "overlap_tokens": 10, "return_details": True}
+        found = gateway.post("/v1/rerank", chunked).json()["results"]
+    assert [row["index"] for row in cut] == [1, 0]
+    assert [row["index"] for row in found] == [0, 1]
+    start, end = found[0]["best_chunk"]
+    assert "cats sleep all day." in str(body["documents"][0])[start:end]
+    assert (found[0]["truncated"], found[1]["best_chunk"]) == (False, None)
+
+
+def first_words(query: str, document: str) -> float:
+    """What a model says that reads 118 words of a document."""
+    return shared_words(query, " ".join(document.split()[:118]))
 
 
 def test_https_is_served_by_certificate_flags(tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from triton_rerank import _ranking, _validate
+from triton_rerank import _long, _ranking, _validate
 from triton_rerank._deadline import Deadline
-from triton_rerank._numbers import whole
+from triton_rerank._long import DEFAULT_MAX_CHUNKS, DEFAULT_OVERLAP_TOKENS, LongDocuments
+from triton_rerank._numbers import described, whole
 from triton_rerank._runtime import Runtime
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank.contract import DEFAULT_GRPC_TARGET
@@ -28,6 +29,9 @@ class Options:
     max_length: int | None = None
     max_query_tokens: int | None = None
     headers: Mapping[str, str] | None = field(default=None, repr=False)
+    long_documents: LongDocuments = "truncate"
+    max_chunks: int = DEFAULT_MAX_CHUNKS
+    overlap_tokens: int = DEFAULT_OVERLAP_TOKENS
 
 
 def choose_scorer(
@@ -122,11 +126,18 @@ class Core:
         pairs = _pairs(request, options)
         if not pairs.documents:
             return _nothing(self.scorer, deadline)
+        cutting = _cutting(options)
         before_s = deadline.elapsed_s()
-        scored = await self.scorer.score(pairs, self._call(deadline, options))
+        scored, chunks = await _long.score(self.scorer, pairs, self._call(deadline, options), cutting)
         scoring_s = deadline.elapsed_s() - before_s
         ranked = _ranking.rank(
-            request.documents, request.places, scored, top_k=top_k, min_score=min_score, bands=self._confidence
+            request.documents,
+            request.places,
+            scored,
+            top_k=top_k,
+            min_score=min_score,
+            bands=self._confidence,
+            chunks=chunks,
         )
         return RerankResult(
             documents=ranked,
@@ -155,6 +166,18 @@ def _pairs(request: _validate.Request[D], options: Options) -> PairRequest:
         request.distinct,
         max_length=_validate.check_tokens("max_length", options.max_length),
         max_query_tokens=_validate.check_tokens("max_query_tokens", options.max_query_tokens),
+    )
+
+
+def _cutting(options: Options) -> _long.Cutting:
+    if options.long_documents not in ("truncate", "chunk"):
+        raise InvalidRequestError(
+            f"long_documents is {described(options.long_documents)}: it must be 'truncate' or 'chunk'"
+        )
+    return _long.Cutting(
+        options.long_documents == "chunk",
+        whole("max_chunks", options.max_chunks, error=InvalidRequestError),
+        whole("overlap_tokens", options.overlap_tokens, least=0, error=InvalidRequestError),
     )
 
 

@@ -65,6 +65,7 @@ def rank(
     top_k: int,
     min_score: float | None,
     bands: Bands | None = None,
+    chunks: Sequence[tuple[int, int] | None] | None = None,
 ) -> tuple[RankedDocument[D], ...]:
     """The documents of a result, best first.
 
@@ -76,23 +77,25 @@ def rank(
         min_score: leave out what has a lower score, or none; None keeps all. Where nothing has a score (the first
             stage's order) nothing is left out.
         bands: names the confidence of a score.
+        chunks: of each distinct text, where the chunk is that its score is of.
     """
     if places != range(len(judged.truncated)):  # a text came more than once
-        judged = _repeated(judged, np.asarray(places, dtype=np.intp))
+        judged = at_rows(judged, np.asarray(places, dtype=np.intp))
     rows = _best(judged, top_k, min_score)
     tiers = None if judged.tiers is None else judged.tiers[rows].tolist()
     scores, logits = _values(judged.scores, rows, tiers), _values(judged.logits, rows, tiers)
     truncated, indexes = judged.truncated[rows].tolist(), rows.tolist()
     found = map(documents.__getitem__, indexes)
-    if bands is None and not judged.stages:
+    if bands is None and not judged.stages and chunks is None:
         return tuple(map(RankedDocument, indexes, found, scores, logits, truncated))
     confidence = [None if bands is None else bands.band(judged.model, score) for score in scores]
     stages = [_stage_scores(judged, row) for row in indexes]
-    return tuple(map(RankedDocument, indexes, found, scores, logits, truncated, confidence, stages))
+    best = [None if chunks is None else chunks[places[row]] for row in indexes]
+    return tuple(map(RankedDocument, indexes, found, scores, logits, truncated, confidence, stages, best))
 
 
-def _repeated(judged: Scored, rows: npt.NDArray[np.intp]) -> Scored:
-    """What was said of texts, for documents: ``rows`` ``(n,)`` are the places of their texts."""
+def at_rows(judged: Scored, rows: npt.NDArray[np.intp]) -> Scored:
+    """What was said of some texts, once for each place in ``rows`` ``(n,)``."""
     return replace(
         judged,
         logits=_at(judged.logits, rows),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from triton_rerank._core import Core, Options, choose_scorer
+from triton_rerank._long import DEFAULT_MAX_CHUNKS, DEFAULT_OVERLAP_TOKENS, LongDocuments
 from triton_rerank._remade import Remade
 from triton_rerank._runtime import AsyncRuntime
 from triton_rerank._validate import TextKey
@@ -65,11 +66,14 @@ class AsyncRerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
+        long_documents: LongDocuments = "truncate",
+        max_chunks: int = DEFAULT_MAX_CHUNKS,
+        overlap_tokens: int = DEFAULT_OVERLAP_TOKENS,
     ) -> RerankResult[D]:
         """As `RerankClient.rerank`."""
-        return await self._core.rerank(
-            query, documents, Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
-        )
+        cutting = (long_documents, max_chunks, overlap_tokens)
+        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers, *cutting)
+        return await self._core.rerank(query, documents, options)
 
     async def rerank_many(
         self,

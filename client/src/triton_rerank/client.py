@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from triton_rerank._core import Core, Options, choose_scorer
+from triton_rerank._long import DEFAULT_MAX_CHUNKS, DEFAULT_OVERLAP_TOKENS, LongDocuments
 from triton_rerank._remade import Remade
 from triton_rerank._runtime import SyncRuntime, run_sync
 from triton_rerank._validate import TextKey
@@ -81,6 +82,9 @@ class RerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
+        long_documents: LongDocuments = "truncate",
+        max_chunks: int = DEFAULT_MAX_CHUNKS,
+        overlap_tokens: int = DEFAULT_OVERLAP_TOKENS,
     ) -> RerankResult[D]:
         """Order documents by how well they answer the query.
 
@@ -95,6 +99,11 @@ class RerankClient(Remade):
             max_query_tokens: most tokens that are kept of the query, so that as many as it leaves are there for the
                 document; None means the model's own rule. Hosted scorers cut by their own rule, whatever this says.
             headers: gRPC metadata of this call, beside those in ``options``.
+            long_documents: "truncate": a document longer than the model reads is cut. "chunk": it is scored again as
+                overlapping chunks, cut at the ends of sentences or words, and gets the score of its best one
+                (``RankedDocument.best_chunk``); it is ``truncated`` only if some of it was not read.
+            max_chunks: most chunks of a document; what is behind them is not read.
+            overlap_tokens: about as many tokens have neighbouring chunks in common.
 
         Returns:
             Documents, best first. An empty list of documents gives an empty result without a call.
@@ -107,11 +116,9 @@ class RerankClient(Remade):
             InvalidResponseError: the answer does not fit the contract.
             AllScorersFailedError: a chain that fails closed has nobody left.
         """
-        return run_sync(
-            self._core.rerank(
-                query, documents, Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
-            )
-        )
+        cutting = (long_documents, max_chunks, overlap_tokens)
+        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers, *cutting)
+        return run_sync(self._core.rerank(query, documents, options))
 
     def rerank_many(
         self,

@@ -40,6 +40,8 @@ class RankedDocument(Generic[D]):
         truncated: True if the query or this document was cut to fit the model's ``max_length``.
         confidence: band of the score, None unless the caller gave thresholds for the model that answered.
         stages: in a cascade, what each stage said of this document, first stage first.
+        best_chunk: start and end, in characters, of the part that the score is of, where a long document was scored as
+            chunks; None for one that was scored whole.
     """
 
     index: int
@@ -49,6 +51,7 @@ class RankedDocument(Generic[D]):
     truncated: bool
     confidence: Confidence | None = None
     stages: tuple[StageScore, ...] = ()
+    best_chunk: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class RankedDocument(Generic[D]):
         truncated: bool,
         confidence: Confidence | None = None,
         stages: tuple[StageScore, ...] = (),
+        best_chunk: tuple[int, int] | None = None,
     ) -> None:
         _set_index(self, index)
         _set_document(self, document)
@@ -67,12 +71,20 @@ class RankedDocument(Generic[D]):
         _set_truncated(self, truncated)
         _set_confidence(self, confidence)
         _set_stages(self, stages)
+        _set_best_chunk(self, best_chunk)
 
 
 # The constructor that dataclasses makes for a frozen class takes twice the time, and a result has many of these.
-_set_index, _set_document, _set_score, _set_logit, _set_truncated, _set_confidence, _set_stages = (
-    getattr(RankedDocument, field.name).__set__ for field in fields(RankedDocument)
-)
+(
+    _set_index,
+    _set_document,
+    _set_score,
+    _set_logit,
+    _set_truncated,
+    _set_confidence,
+    _set_stages,
+    _set_best_chunk,
+) = (getattr(RankedDocument, field.name).__set__ for field in fields(RankedDocument))
 
 
 @dataclass(frozen=True, slots=True)

@@ -206,12 +206,20 @@ async def while_connected(asked: Asked, work: Coroutine[Any, Any, T]) -> T:
 
 
 def cost(question: Question, max_length: int) -> Cost:
-    """Pairs, and tokens by a rule of thumb: four letters a token, one sign a token outside ASCII."""
-    tokens = 0
+    """Pairs, and tokens by a rule of thumb: four letters a token, one sign a token outside ASCII.
+
+    A document that will be asked again as chunks costs what its chunks do.
+    """
+    most = question.extras.max_chunks or 0
+    pairs = tokens = 0
     for part in question.parts:
         query = _tokens(part.query) + _PAIR_TOKENS
-        tokens += sum(min(max_length, query + _tokens(document)) for document in part.documents)
-    return Cost(question.n_pairs, tokens)
+        for document in part.documents:
+            length = query + _tokens(document)
+            asked = 1 + min(most, -(-length // max_length)) if length > max_length else 1
+            pairs += asked
+            tokens += min(length, max_length) * asked
+    return Cost(pairs, tokens)
 
 
 def _tokens(text: str) -> int:
@@ -244,7 +252,7 @@ async def _results(
     try:
         if len(question.parts) == 1:
             part = question.parts[0]
-            return (await model.client.rerank(part.query, part.documents, **options),)
+            return (await model.client.rerank(part.query, part.documents, **options, **_chunks(question)),)
         queries, lists = zip(*((part.query, part.documents) for part in question.parts), strict=True)
         found = await model.client.rerank_many(queries, lists, **options)
     except RerankError as exc:
@@ -253,6 +261,14 @@ async def _results(
         if isinstance(result, RerankError):
             raise _failed(result, model) from result
     return tuple(result for result in found if not isinstance(result, RerankError))
+
+
+def _chunks(question: Question) -> dict[str, Any]:
+    extras = question.extras
+    if extras.max_chunks is None:
+        return {}
+    overlap = {} if extras.overlap_tokens is None else {"overlap_tokens": extras.overlap_tokens}
+    return {"long_documents": "chunk", "max_chunks": extras.max_chunks, **overlap}
 
 
 def _failed(error: RerankError, model: Model) -> GatewayError:

@@ -32,13 +32,17 @@ class Extras:
         min_score: leave out results below it, on the scale of the answer's scores.
         timeout_s: of the whole request, seconds; None for the configured one.
         return_logits: tell the model's raw output beside each score.
-        return_details: tell logit, token_count and truncated of each result.
+        return_details: tell logit, truncated and best_chunk of each result.
+        max_chunks: score a document that is longer than the model reads as so many chunks at most; None cuts it.
+        overlap_tokens: that neighbouring chunks have in common, None for the client's own.
     """
 
     min_score: float | None = None
     timeout_s: float | None = None
     return_logits: bool = False
     return_details: bool = False
+    max_chunks: int | None = None
+    overlap_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,7 @@ class Question:
         return_documents: give documents back.
         raw_scores: the answer's scores are logits.
         truncate: False: a pair that does not fit the model is an error.
-        max_document_tokens: longest document, tokens; None for what the model reads.
-        max_query_tokens: longest query, tokens; None likewise.
+        max_query_tokens: longest query, tokens; None for the model's own rule.
         priority: 0 goes first among the waiting requests of one key.
         places: for scored pairs, the part and the index in it of each pair in the order of the request.
         extras: optional fields of ours.
@@ -67,7 +70,6 @@ class Question:
     return_documents: bool = False
     raw_scores: bool = False
     truncate: bool = True
-    max_document_tokens: int | None = None
     max_query_tokens: int | None = None
     priority: int = 0
     places: tuple[tuple[int, int], ...] = ()
@@ -88,12 +90,14 @@ class Row:
         score: finite; 0 to 1 unless raw scores were asked for.
         logit: the model's raw output, None where the model tells none.
         truncated: query or document was cut.
+        best_chunk: start and end character of the chunk that the score is of, None for a document scored whole.
     """
 
     index: int
     score: float
     logit: float | None
     truncated: bool
+    best_chunk: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +168,8 @@ def read_extras(body: Fields) -> Extras:
         timeout_s=None if timeout_ms is None else timeout_ms / 1000,
         return_logits=body.flag("return_logits"),
         return_details=body.flag("return_details"),
+        max_chunks=body.count("max_chunks_per_doc"),
+        overlap_tokens=body.whole("overlap_tokens", least=0),
     )
 
 
@@ -191,7 +197,7 @@ def visible(result: RerankResult[str], *, raw: bool) -> Iterator[Row]:
         if len(ranked.stages) != stages:
             ceiling, stages = last, len(ranked.stages)
         last = min(last, _raw(ranked) if raw else ceiling * _share(ranked))
-        yield Row(ranked.index, last, ranked.logit, ranked.truncated)
+        yield Row(ranked.index, last, ranked.logit, ranked.truncated, ranked.best_chunk)
 
 
 def _share(ranked: RankedDocument[str]) -> float:

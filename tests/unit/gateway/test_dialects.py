@@ -284,7 +284,7 @@ def test_rank_fields_choose_what_is_ranked() -> None:
 
 def test_logits_and_details_come_only_when_asked_for() -> None:
     found = answer(COMMON, {**BODY, "return_details": True, "top_n": 1})["results"]
-    assert found == [{"index": 1, "relevance_score": TWO, "logit": 2.0, "truncated": False}]
+    assert found == [{"index": 1, "relevance_score": TWO, "logit": 2.0, "truncated": False, "best_chunk": None}]
     assert answer(VOYAGE, {**BODY, "return_logits": True, "top_k": 1})["data"] == [{**ORDER[0], "logit": 2.0}]
 
 

@@ -53,7 +53,7 @@ def result_extras(answered: Answered, row: Row) -> Json:
     if extras.return_logits or extras.return_details:
         found["logit"] = row.logit
     if extras.return_details:
-        found["truncated"] = row.truncated
+        found["truncated"], found["best_chunk"] = row.truncated, row.best_chunk
     return found
 
 
@@ -112,5 +112,7 @@ def schema(required: list[str], **properties: Any) -> Json:
         "timeout_ms": {"type": ["integer", "null"], "minimum": 1},
         "return_logits": FLAG,
         "return_details": FLAG,
+        "max_chunks_per_doc": COUNT,
+        "overlap_tokens": COUNT,
     }
     return {"type": "object", "required": required, "properties": {**properties, **ours}}

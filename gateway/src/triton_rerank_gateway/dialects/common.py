@@ -25,7 +25,6 @@ def read(body: Fields) -> Question:
         top_k=body.count("top_n"),
         return_documents=body.flag("return_documents"),
         truncate=body.text("truncation_side") != "left",
-        max_document_tokens=body.count("max_tokens_per_doc"),
         max_query_tokens=body.count("max_tokens_per_query"),
         priority=body.whole("priority", least=0) or 0,
         extras=read_extras(body),
