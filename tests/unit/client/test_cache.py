@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import sys
+import threading
 import time
 import tracemalloc
 from collections import deque
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triton_rerank._deadline import Deadline
@@ -285,6 +286,7 @@ steps = st.lists(
 
 @pytest.mark.parametrize("score", [score_sync, score_async])
 @pytest.mark.parametrize("kind", [Server, SilentServer])
+@settings(deadline=None)  # a busy machine is no fault
 @given(steps=steps, max_pairs=st.integers(1, 12))
 def test_the_same_as_the_scorer_itself_for_any_sequence(
     score: Score, kind: type[Server], steps: list[tuple[str, int, list[int]]], max_pairs: int
@@ -310,6 +312,7 @@ def test_the_same_as_the_scorer_itself_for_any_sequence(
 
 
 @pytest.mark.parametrize("score", [score_sync, score_async])
+@settings(deadline=None)  # a busy machine is no fault
 @given(
     requests=st.lists(
         st.lists(st.integers(0, 5), min_size=1, max_size=5, unique=True).map(lambda documents: ask(*documents)),
@@ -726,3 +729,141 @@ def test_without_cachetools_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "cachetools", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'triton-rerank\[cache\]'"):
         CachedScorer(Server())
+
+
+# --- calls that come at once ------------------------------------------------------------------------------------------
+
+
+class Slow(Server):
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = threading.Event()
+        self.failing = 0
+
+    async def score(self, request: PairRequest, call: Call) -> Scored:
+        answer = await super().score(request, call)
+        while not self.gate.is_set():
+            await call.runtime.sleep(0.005)
+        if self.failing:
+            self.failing -= 1
+            raise OverloadedError("full")
+        return answer
+
+
+def burst(scorer: CachedScorer, requests: Sequence[PairRequest], server: Slow, is_async: bool) -> list[Any]:
+    """What calls that came while the model was working got: answers or errors, in the order of the requests."""
+
+    async def main() -> list[Any]:
+        tasks = [
+            asyncio.ensure_future(scorer.score(request, Call(Deadline(20.0), AsyncRuntime()))) for request in requests
+        ]
+        await asyncio.sleep(0.05)
+        server.gate.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    def outcome(request: PairRequest) -> Any:
+        try:
+            return score_sync(scorer, request, 20.0)
+        except RerankError as exc:
+            return exc
+
+    if is_async:
+        return asyncio.run(main())
+    with ThreadPoolExecutor(len(requests)) as pool:
+        futures = [pool.submit(outcome, request) for request in requests]
+        time.sleep(0.2)
+        server.gate.set()
+        return [future.result() for future in futures]
+
+
+forms = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+
+@forms
+def test_a_burst_of_one_hot_query_asks_once(is_async: bool) -> None:
+    server = Slow()
+    answers = burst(CachedScorer(server), [ask(0, 1, 2)] * 16, server, is_async)
+    assert server.asked == ["0 1 2"]
+    for answer in answers:
+        assert_is_of(answer, "1", ask(0, 1, 2))
+    assert sorted(answer.cached_pairs for answer in answers) == [0] + [3] * 15
+    assert sum(answer.requests for answer in answers) == 1
+
+
+@forms
+def test_a_part_of_what_is_being_asked_is_waited_for_and_more_is_asked_at_once(is_async: bool) -> None:
+    server = Slow()
+    answers = burst(CachedScorer(server), [ask(0, 1, 2), ask(1, 2), ask(2, 3)], server, is_async)
+    assert sorted(server.asked) in (["0 1 2", "2 3"], ["0 1 2", "1 2", "2 3"])  # threads may begin in any order
+    assert is_async is False or sorted(server.asked) == ["0 1 2", "2 3"]
+    for answer, request in zip(answers, [ask(0, 1, 2), ask(1, 2), ask(2, 3)], strict=True):
+        assert_is_of(answer, "1", request)
+
+
+@forms
+def test_the_callers_error_is_not_that_of_those_who_waited(is_async: bool) -> None:
+    server = Slow()
+    server.failing = 1
+    outcomes = burst(CachedScorer(server), [ask(0)] * 4, server, is_async)
+    assert [type(outcome).__name__ for outcome in outcomes].count("OverloadedError") == 1
+    for outcome in outcomes:
+        if isinstance(outcome, Scored):
+            assert_is_of(outcome, "1", ask(0))
+
+
+@forms
+def test_waiting_ends_with_the_deadline_of_the_one_that_waits(is_async: bool) -> None:
+    server = Slow()
+    cached = CachedScorer(server)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(score_sync, cached, ask(0), 20.0)
+        while not server.requests:
+            time.sleep(0.001)
+        begin = time.monotonic()
+        with pytest.raises(DeadlineExceededError, match="another call had the same pairs scored"):
+            (score_async if is_async else score_sync)(cached, ask(0), 0.1)
+        assert 0.1 <= time.monotonic() - begin < 5.0
+        server.gate.set()
+        assert_is_of(first.result(), "1", ask(0))
+    assert server.asked == ["0"]
+
+
+def test_a_call_that_is_cancelled_lets_those_who_waited_ask() -> None:
+    server = Slow()
+    cached = CachedScorer(server)
+
+    async def main() -> Scored:
+        calls = [asyncio.ensure_future(cached.score(ask(0), Call(Deadline(20.0), AsyncRuntime()))) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        calls[0].cancel()
+        server.gate.set()
+        return await calls[1]
+
+    assert_is_of(asyncio.run(main()), "1", ask(0))
+    assert server.asked == ["0", "0"]
+
+
+def test_a_call_that_blocks_does_not_wait_for_the_event_loop_that_it_blocks() -> None:
+    server = Slow()
+    cached = CachedScorer(server)
+
+    async def main() -> None:
+        task = asyncio.ensure_future(cached.score(ask(0), Call(Deadline(20.0), AsyncRuntime())))
+        while not server.requests:
+            await asyncio.sleep(0)
+        server.gate.set()
+        assert_is_of(score_sync(cached, ask(0), 5.0), "1", ask(0))
+        assert_is_of(await task, "1", ask(0))
+
+    asyncio.run(main())
+    assert server.asked == ["0", "0"]
+
+
+def test_another_bound_of_the_query_is_another_pair() -> None:
+    server = Server()
+    cached = CachedScorer(server)
+    for most in (None, 5, None, 6):
+        score_sync(cached, replace(ask(0), max_query_tokens=most))
+    assert server.asked == ["0", "0", "0"]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import logging
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +18,9 @@ import numpy.typing as npt
 from triton_rerank._deadline import Clock
 from triton_rerank._numbers import real, whole
 from triton_rerank._ranking import activate
-from triton_rerank._remade import Remade
-from triton_rerank.errors import ConfigurationError, RerankError
+from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
 from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored
-from triton_rerank.scorers.pair_memory import CacheCounters, Found, Generation, PairMemory
+from triton_rerank.scorers.pair_memory import CacheCounters, Flight, Found, Generation, PairMemory
 from triton_rerank.types import ModelInfo
 
 __all__ = ["CacheCounters", "CachedScorer"]
@@ -24,12 +29,13 @@ _CHECK_TIMEOUT_S = 1.0  # and at most half of what is left: hits wait this long 
 logger = logging.getLogger("triton_rerank")
 
 
-class CachedScorer(Remade):
+class CachedScorer:
     """Answers pairs from memory, and asks ``scorer`` for the others only.
 
-    Keeps a float32 logit and the truncated flag of each pair, under a digest of model, version, ``max_length``, query
-    and document; no text is kept. A pair goes ``ttl_s`` after it was scored, or when ``max_pairs`` are there and it is
-    the one least recently used. A pair takes under 400 bytes (measured), so the default takes 40 MB at most.
+    Keeps a float32 logit and the truncated flag of each pair, under a digest of ``max_length``, ``max_query_tokens``,
+    query and document, of one version of the model at a time; no text is kept. A pair goes ``ttl_s`` after it was
+    scored, or when ``max_pairs`` are there and it is the one least recently used. A pair takes under 400 bytes
+    (measured), so the default takes 40 MB at most.
 
     - **One answer, one version.** What was asked for is merged with what was here only if the same version gave both.
       Else everything is dropped and the whole request is asked anew, within its deadline.
@@ -44,7 +50,10 @@ class CachedScorer(Remade):
       server's error. A config that cannot be read because client and server do not fit is an error for all.
     - An int8 model quantises the pairs of a batch together, so that its logit of a pair differs a little from batch to
       batch; the one that is kept is what the model said in the batch of its time.
-    - Per-call headers are no part of the key. Requests that miss the same pair at the same time all ask for it.
+    - Calls that come at once with the same query and documents ask once: where all that a call misses is being asked
+      for, it waits for that, until its own deadline, and asks itself if nothing came of it. A call that misses more
+      asks for all that it misses at once, since waiting first would make it slower. Headers of a call are no part of
+      the key.
 
     Args:
         scorer: of one model; a chain or a cascade has several: put a cache around each scorer in it.
@@ -74,10 +83,21 @@ class CachedScorer(Remade):
                 "which model answers; put one around each scorer of a chain or cascade"
             )
         self._scorer = scorer
+        self._settings: dict[str, Any] = {
+            "max_pairs": max_pairs,
+            "ttl_s": ttl_s,
+            "revalidate_s": revalidate_s,
+            "name": name,
+        }
+        self._clock = clock
         self.name = scorer.name if name is None else name
         self._revalidate_s = _seconds("revalidate_s", revalidate_s, above_zero=False)
         max_pairs = whole("max_pairs", max_pairs, must="a whole number from 1")
         self._memory = PairMemory(max_pairs, _seconds("ttl_s", ttl_s, above_zero=True), clock)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy is empty, and holds no more than the scorer and the numbers."""
+        return partial(type(self), clock=self._clock, **self._settings), (self._scorer,)
 
     @property
     def model(self) -> str:
@@ -93,15 +113,34 @@ class CachedScorer(Remade):
         Raises:
             RerankError: the scorer's own.
         """
+        generation, found = await self._look(request, call)
+        if found.hit.all():
+            return self._remembered(generation, found)
+        boarded = self._memory.board(_missing(request, found), is_async=call.runtime.is_async, may_wait=True)
+        if not isinstance(boarded, Flight):
+            await _over(boarded, call)
+            generation, found = await self._look(request, call)
+            if found.hit.all():
+                return self._remembered(generation, found)
+            boarded = self._memory.board(_missing(request, found), is_async=call.runtime.is_async, may_wait=False)
+        assert isinstance(boarded, Flight)
+        try:
+            return await self._complete(generation, found, request, call)
+        finally:
+            self._memory.land(boarded)
+
+    async def _look(self, request: PairRequest, call: Call) -> tuple[Generation, Found]:
+        """What is here of a request, of the model as it is now."""
         generation = await self._generation(call)
         found = self._memory.find(generation, request)
         if found.hit.any() and (checked := await self._check(generation, call)) is not generation:
             generation, found = checked, self._memory.find(checked, request)
-        if found.hit.all():
-            return self._remembered(generation, found)
+        return generation, found
+
+    async def _complete(self, generation: Generation, found: Found, request: PairRequest, call: Call) -> Scored:
+        """The answer of a request of which something is missing."""
         missing = np.flatnonzero(~found.hit)
-        asked = replace(request, documents=tuple(request.documents[row] for row in missing))
-        answer, kept = await self._ask(generation, asked, call)
+        answer, kept = await self._ask(generation, _missing(request, found), call)
         if not found.hit.any():
             return replace(answer, served_by=self.name)
         if kept:
@@ -197,6 +236,32 @@ class CachedScorer(Remade):
             truncated=found.truncated,
             cached_pairs=hits,
         )
+
+
+def _missing(request: PairRequest, found: Found) -> PairRequest:
+    """The request without what was here."""
+    rows = np.flatnonzero(~found.hit).tolist()
+    return replace(request, documents=tuple(request.documents[row] for row in rows))
+
+
+async def _over(flights: Sequence[Future[None]], call: Call) -> None:
+    """Wait until the calls that ask for these pairs have ended, well or not.
+
+    Raises:
+        DeadlineExceededError: the deadline passed first.
+    """
+    doing = "another call had the same pairs scored"
+    for flight in flights:
+        left_s = call.deadline.left_s(doing=doing)
+        try:
+            if call.runtime.is_async:
+                await asyncio.wait_for(asyncio.wrap_future(flight), left_s)
+            else:
+                flight.result(left_s)
+        except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as exc:  # two classes before Python 3.11
+            raise DeadlineExceededError(
+                f"timeout_s of {call.deadline.timeout_s:g} s passed before {doing}; raise it, or ask less"
+            ) from exc
 
 
 def _seconds(name: str, value: object, *, above_zero: bool) -> float:

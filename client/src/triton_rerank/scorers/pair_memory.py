@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
@@ -68,6 +69,21 @@ class Found:
     truncated: npt.NDArray[np.bool_]
 
 
+@dataclass(eq=False, slots=True)
+class Flight:
+    """Pairs that one call asks the model for; calls that miss no others wait for it in place of asking too.
+
+    Attributes:
+        keys: of its pairs, those that were no other flight's before.
+        thread: that the call runs in.
+        waiting: one for each call that waits; done as soon as the flight is over, whatever came of it.
+    """
+
+    keys: list[bytes]
+    thread: int
+    waiting: list[Future[None]] = field(default_factory=list)
+
+
 class PairMemory:
     """The pairs of one generation; every method holds the lock for its own time only, none waits."""
 
@@ -82,6 +98,7 @@ class PairMemory:
         self._pairs: TTLCache[bytes, tuple[float, bool]] = TTLCache(max_pairs, ttl_s, timer=clock)
         self._checked_at = -math.inf
         self._away = False
+        self._flights: dict[bytes, Flight] = {}
         self._hits = self._misses = self._evictions = self._drops = 0
         self.generation: Generation | None = None
 
@@ -132,6 +149,37 @@ class PairMemory:
                 self._evictions += key not in self._pairs and len(self._pairs) >= self._max_pairs
                 self._pairs[key] = pair
             return True
+
+    def board(self, request: PairRequest, *, is_async: bool, may_wait: bool) -> Flight | list[Future[None]]:
+        """A flight for these pairs; or, if others are asking for all of them, what to wait for.
+
+        Args:
+            request: the pairs that are missing.
+            is_async: the call runs in an event loop of this thread.
+            may_wait: False wants a flight in any case.
+        """
+        keys, here = list(_keys(request)), threading.get_ident()
+        with self._lock:
+            others = {id(flight): flight for flight in map(self._flights.get, keys) if flight is not None}
+            # one that blocks must not wait for its own thread, for instance for the event loop in which it is called
+            reachable = is_async or all(flight.thread != here for flight in others.values())
+            if may_wait and reachable and all(key in self._flights for key in keys):
+                waits = [Future[None]() for _ in others]
+                for wait, flight in zip(waits, others.values(), strict=True):
+                    flight.waiting.append(wait)
+                return waits
+            own = Flight([key for key in keys if key not in self._flights], here)
+            self._flights |= dict.fromkeys(own.keys, own)
+            return own
+
+    def land(self, flight: Flight) -> None:
+        """The flight is over: what it brought is here, and who waited for it may look."""
+        with self._lock:
+            for key in flight.keys:
+                del self._flights[key]
+        for wait in flight.waiting:
+            if wait.set_running_or_notify_cancel():
+                wait.set_result(None)
 
     def count(self, *, hits: int = 0, misses: int = 0) -> None:
         """Add to the counters."""
