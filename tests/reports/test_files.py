@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from triton_rerank import InvalidRequestError
-from triton_rerank.cli import read_documents
+from triton_rerank.documents import read_documents
 
 TWO = [{"text": "gzip shrinks files"}, {"text": "a file cabinet"}]
 LINES = [json.dumps(document) for document in TWO]
