@@ -48,9 +48,12 @@ def _check_current_folder() -> None:
 
 def _check(options: argparse.Namespace) -> int:
     from triton_rerank_export.repository_check import check_repository
+    from triton_rerank_server.models import foreign_entries
 
     for name in check_repository(options.model_repository):
         print(f"{name}: in order")
+    for name in foreign_entries(options.model_repository):
+        print(f"{name}: no model; triton-rerank-serve leaves it alone, a Triton that is to load every folder may not")
     return 0
 
 

@@ -74,7 +74,7 @@ def lay_out_backends(installation: Installation, directory: Path) -> Path:
     Returns:
         The backend directory to start Triton with.
     """
-    if (installation.backends / "tokenizer" / "pairs.py").is_file():
+    if (installation.backends / "tokenizer" / "model.py").is_file():
         return installation.backends
     directory.mkdir(parents=True)
     for backend in sorted(installation.backends.iterdir()):

@@ -159,3 +159,18 @@ def test_a_broken_checkpoint_is_one_message(
     assert main(["export", "--model", str(folder), "--model-repository", str(tmp_path / "r")]) == 1
     assert "model.safetensors is not whole" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken"]
+
+
+def test_check_names_what_is_no_model_and_does_not_mind(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("lost+found", ".git", ".ipynb_checkpoints"):
+        (copy / name).mkdir()
+    (copy / "notes.txt").touch()
+    assert main(["check", "--model-repository", str(copy)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ["tiny-bert: in order", "tiny-xlmr: in order"]
+    assert [line.split(": no model")[0] for line in told[2:]] == [
+        ".git",
+        ".ipynb_checkpoints",
+        "lost+found",
+        "notes.txt",
+    ]

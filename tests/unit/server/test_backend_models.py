@@ -137,6 +137,7 @@ def test_bad_requests_get_their_errors_and_the_others_their_answers(load: Loader
     assert "document is not UTF-8" in str(errors[1])
     assert "max_length is 4000: it must be a whole number from 5 to 128" in str(errors[2])
     assert "cancelled" in str(errors[3])
+    assert [response.error.code for response in responses[1:4]] == [TritonError.INVALID_ARG] * 3
 
 
 def test_a_text_over_the_bound_is_refused_by_name_size_and_bound(load: Loader) -> None:
@@ -181,6 +182,33 @@ def test_the_prompt_of_the_config_is_put_before_every_query(load: Loader) -> Non
         (ours,) = prompted.execute([Request({"query": texts(short), "document": texts("heap")})])
         (theirs,) = plain.execute([Request({"query": texts(whole), "document": texts("heap")})])
         assert ours.output_tensors[0].value.tolist() == theirs.output_tensors[0].value.tolist()
+
+
+class Panic(BaseException):
+    """As Rust's panics come to Python: no Exception."""
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("thread pool is poisoned"), MemoryError(), Panic("index out of bounds")]
+)
+def test_a_tokenizer_that_fails_is_not_the_callers_fault_and_fails_one_request_only(
+    load: Loader, error: BaseException
+) -> None:
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    tokenize = shell._tokenizer.tokenize
+
+    def fragile(values: Any) -> Any:
+        found = list(values)
+        if any("poison" in value for value in found):
+            raise error
+        return tokenize(found)
+
+    shell._tokenizer.tokenize = fragile
+    requests = [Request({"query": texts("heap"), "document": texts(text)}) for text in ("a", "poison", "b")]
+    first, bad, last = shell.execute(requests)
+    assert first.error is None and last.error is None
+    assert bad.error.code == TritonError.INTERNAL
+    assert type(error).__name__ in str(bad.error)
 
 
 @pytest.mark.parametrize("name", ["max_length", "length_ladder", "pad_token_id"])

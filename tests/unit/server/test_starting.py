@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import signal
 import socket
 import stat
 import sys
@@ -16,6 +18,7 @@ from triton_rerank_server.cli import main
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.installation import Installation, find_installation, lay_out_backends
 from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.runtime import make_runtime
 
 
 def executable(path: Path) -> Path:
@@ -70,6 +73,14 @@ def test_ours_stands_in_where_there_is_no_native_one(tmp_path: Path) -> None:
     assert (backends / "onnxruntime" / "model.py").is_file()
 
 
+def test_an_installation_with_our_tokenizer_is_used_as_it_is(tmp_path: Path) -> None:
+    image = nvidia_image(tmp_path / "image", native=True)
+    (image.backends / "tokenizer").mkdir()
+    (image.backends / "tokenizer" / "model.py").touch()
+    assert lay_out_backends(image, tmp_path / "backends") == image.backends
+    assert not (tmp_path / "backends").exists()
+
+
 def test_port_0_is_a_free_one() -> None:
     port = resolve_port("grpc", "127.0.0.1", 0)
     with socket.create_server(("127.0.0.1", port)) as listener:
@@ -83,8 +94,63 @@ def test_a_port_out_of_range_is_refused(port: int) -> None:
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
-    with pytest.raises(ServerStartError, match=r"grpc port 0 on 192\.0\.2\.1 cannot be bound"):
+    message = r"grpc port 0 on 192\.0\.2\.1 cannot be bound: this machine does not have that address"
+    with pytest.raises(ServerStartError, match=message):
         resolve_port("grpc", "192.0.2.1", 0)
+
+
+def test_a_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ServerStartError, match=r"grpc port 0 on no\.such\.invalid cannot be bound: .*--address"):
+        resolve_port("grpc", "no.such.invalid", 0)
+
+
+def test_a_port_below_1024_needs_a_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unprivileged(socket.socket):
+        def bind(self, address: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "socket", Unprivileged)
+    with pytest.raises(ServerStartError, match="http port 80 on 127.0.0.1 cannot be bound: ports below 1024 need"):
+        resolve_port("http", "127.0.0.1", 80)
+
+
+@pytest.mark.parametrize(
+    ("address", "flags", "target"),
+    [
+        ("127.0.0.1", ["--grpc-address=127.0.0.1", "--http-address=127.0.0.1"], "127.0.0.1:1"),
+        ("0.0.0.0", ["--grpc-address=0.0.0.0", "--http-address=0.0.0.0"], "127.0.0.1:1"),
+        ("localhost", ["--grpc-address=localhost", "--http-address=localhost"], "localhost:1"),
+        ("::", ["--grpc-address=[::]", "--http-address=ipv6:::"], "[::1]:1"),
+        ("0:0:0:0:0:0:0:0", ["--grpc-address=[0:0:0:0:0:0:0:0]", "--http-address=ipv6:0:0:0:0:0:0:0:0"], "[::1]:1"),
+        ("[::1]", ["--grpc-address=[::1]", "--http-address=ipv6:::1"], "[::1]:1"),
+    ],
+)
+def test_each_service_gets_an_address_in_its_own_form(address: str, flags: list[str], target: str) -> None:
+    bare = ports.bare_address(address)
+    assert [ports.address_flag(service, bare) for service in ("grpc", "http")] == flags
+    assert ports.reachable(bare, 1) == target
+
+
+def test_a_plain_folder_for_temporary_files_is_taken_and_an_odd_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    odd = tmp_path / "für Temporäres"
+    odd.mkdir()
+    for folder, taken in ((tmp_path, True), (odd, False), (tmp_path / "nothing", False)):
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+        found = make_runtime()
+        assert (found.parent == folder) is taken
+        assert " " not in str(found)
+        found.rmdir()
+
+
+def test_without_a_plain_folder_for_temporary_files_the_message_says_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothing"))
+    monkeypatch.setattr("triton_rerank_server.runtime._ELSEWHERE", ())
+    with pytest.raises(ServerStartError, match="set TMPDIR to a folder with a plain ASCII path"):
+        make_runtime()
 
 
 def test_equal_ports_are_refused(tiny_repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,3 +212,23 @@ def test_a_free_port_is_not_one_that_was_chosen_before(monkeypatch: pytest.Monke
     monkeypatch.setattr(ports, "_bind", lambda *_: next(offered))
     chosen = resolve_port("grpc", "127.0.0.1", 0)
     assert resolve_port("http", "127.0.0.1", 0, taken=[chosen]) == 4002
+
+
+def test_a_process_that_was_waited_for_is_sent_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be somebody else's by then."""
+    child = Child(["/bin/true"], environment=dict(os.environ), log_file=tmp_path / "log")
+    assert child.wait(10.0) == 0
+    sent: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append(pid))
+    monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append(pid))
+    child.send_signal(signal.SIGTERM)
+    assert child.stop(1.0, kill=False) == child.stop(1.0, kill=True) == 0
+    assert sent == []
+
+
+def test_what_a_process_leaves_in_its_group_ends_with_it(tmp_path: Path) -> None:
+    code = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    log = tmp_path / "log"
+    child = Child([sys.executable, "-c", code], environment=dict(os.environ), log_file=log)
+    assert child.wait(30.0) == 0
+    assert not Path(f"/proc/{log.read_text().strip()}/exe").exists()

@@ -231,7 +231,7 @@ def _score(
         raise InvalidRequestError(str(exc)) from exc
     except CancelledError:
         raise
-    except Exception as exc:  # out of memory, a library's own: nothing that the caller could change
+    except BaseException as exc:  # out of memory, a panic of Rust: nothing that the caller could change
         raise InferenceError(f"{model.artefacts.encoder_file}: {str(exc) or repr(exc)}") from exc
     return decode_logits(logits, n_documents=n), token_count, truncated
 

@@ -45,6 +45,18 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of one execution, in order."""
+        try:
+            return self._answer(requests)
+        except BaseException:  # noqa: BLE001 - each request tells its own; a panic of Rust is no Exception
+            return [self._alone(request) for request in requests]
+
+    def _alone(self, request: Any) -> Any:
+        try:
+            return self._answer([request])[0]
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, the caller is not to blame
+            return _refusal(f"the tokenizer failed ({exc!r})", pb_utils.TritonError.INTERNAL)
+
+    def _answer(self, requests: list[Any]) -> list[Any]:
         parsed = [self._read(request) for request in requests]
         tokens = self._tokenizer.tokenize(
             text for pairs in parsed if isinstance(pairs, Pairs) for text in (*pairs.queries, *pairs.documents)
@@ -68,8 +80,12 @@ class TritonPythonModel:
 
     def _respond(self, pairs: Pairs | str, tokens: dict[str, TextTokens]) -> Any:
         if isinstance(pairs, str):
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(pairs, pb_utils.TritonError.INVALID_ARG))
+            return _refusal(pairs, pb_utils.TritonError.INVALID_ARG)
         tensors: PairTensors = self._tokenizer.assemble(
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, getattr(tensors, name)) for name in self._outputs])
+
+
+def _refusal(message: str, code: int) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
