@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -82,6 +85,50 @@ def write_fine_tuned(source: Path, folder: Path, *, shift: float = 3.0) -> Path:
     head = model.classifier if hasattr(model.classifier, "bias") else model.classifier.out_proj
     head.bias.data += shift
     model.save_pretrained(folder)
+    return folder
+
+
+def write_settings(folder: Path, *, transformer: Mapping[str, Any] | None = None, **settings: Any) -> Path:
+    """The files that sentence-transformers 5.7 adds to a cross-encoder, as it writes them.
+
+    Args:
+        folder: checkpoint.
+        transformer: changes to sentence_bert_config.json.
+        settings: changes to config_sentence_transformers.json.
+    """
+    task = {"text": {"method": "forward", "method_output_name": "logits"}}
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "sequence-classification",
+            "modality_config": task,
+            "module_output_name": "scores",
+            **(transformer or {}),
+        },
+        "config_sentence_transformers.json": {
+            "__version__": {"sentence_transformers": "5.7.0"},
+            "activation_fn": "torch.nn.modules.linear.Identity",
+            "default_prompt_name": None,
+            "model_type": "CrossEncoder",
+            "prompts": {},
+            **settings,
+        },
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def resize_positions(folder: Path, positions: int) -> Path:
+    """Give a checkpoint another number of positions, in its weights too."""
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("position_embeddings.weight"))
+    weights[name] = np.resize(weights[name], (positions, weights[name].shape[1]))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}), encoding="utf-8")
     return folder
 
 

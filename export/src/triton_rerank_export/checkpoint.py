@@ -11,11 +11,11 @@ from pathlib import Path
 from triton_rerank.types import Activation
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.facts import TOKENIZER, Facts, read_facts
+from triton_rerank_export.facts import SHORTEST, Facts, read_facts
 from triton_rerank_export.source import HubModel, fetch
+from triton_rerank_export.tokenizer_files import check_tokenizer
 from triton_rerank_export.weights import check_weights
 
-_SHORTEST = 8  # tokens: the special ones, and a few words
 _DEFAULT_LONGEST = 1024  # tokens; a longer model is served up to here unless told otherwise
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
@@ -35,6 +35,8 @@ class Checkpoint:
         max_length: longest pair in tokens.
         pad_token_id: id that fills a row up.
         activation: how the checkpoint turns a logit into a score.
+        query_prompt: text that its author put before every query; "" if there is none.
+        n_segments: rows of the model's table of segments.
         n_heads: attention heads, for fusion.
         hidden_size: width, for fusion.
         allow_pickle: the weights may be a pickle, to be read with torch's weights_only.
@@ -49,6 +51,8 @@ class Checkpoint:
     max_length: int
     pad_token_id: int
     activation: Activation
+    query_prompt: str
+    n_segments: int
     n_heads: int
     hidden_size: int
     allow_pickle: bool = False
@@ -92,8 +96,7 @@ def resolve(
     _check_name(name)
 
     def check(folder: Path) -> None:
-        facts = read_facts(folder, origin.source)
-        _check_tokenizer(folder, origin.source)
+        facts = _read_files(folder, origin.source)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision:
             _check_entry(origin.entry, facts)
@@ -140,9 +143,8 @@ def read_checkpoint(
     """
     _check_name(name)
     label = f"{source}@{revision}" if revision else str(folder)
-    facts = read_facts(folder, label)
-    _check_tokenizer(folder, label)
-    check_weights(folder, label=label, allow_pickle=allow_pickle)
+    facts = _read_files(folder, label)
+    check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
     return Checkpoint(
         name=name,
         folder=folder,
@@ -153,10 +155,19 @@ def read_checkpoint(
         max_length=_served_length(facts, max_length, label),
         pad_token_id=facts.pad_token_id,
         activation=facts.activation,
+        query_prompt=facts.query_prompt,
+        n_segments=facts.n_segments,
         n_heads=facts.n_heads,
         hidden_size=facts.hidden_size,
         allow_pickle=allow_pickle,
     )
+
+
+def _read_files(folder: Path, label: str) -> Facts:
+    """All that is known before the weights are there."""
+    facts = read_facts(folder, label)
+    check_tokenizer(folder, facts, label)
+    return facts
 
 
 def _find(model: str) -> _Origin:
@@ -194,9 +205,9 @@ def _check_name(name: str) -> None:
 def _served_length(facts: Facts, asked: int | None, label: str) -> int:
     if asked is None:
         return min(facts.max_length, _DEFAULT_LONGEST)
-    if not _SHORTEST <= asked <= facts.max_length:
+    if not SHORTEST <= asked <= facts.max_length:
         raise ExportError(
-            f"{label}: max_length {asked} is out of bounds; this model takes {_SHORTEST} to {facts.max_length} tokens"
+            f"{label}: max_length {asked} is out of bounds; this model takes {SHORTEST} to {facts.max_length} tokens"
         )
     return asked
 
@@ -211,12 +222,4 @@ def _check_entry(entry: CatalogueEntry, facts: Facts) -> None:
         raise ExportError(
             f"{entry.name}: {entry.source}@{entry.revision} is not what the catalogue says: {'; '.join(differences)}; "
             "correct the catalogue, or pin another revision there"
-        )
-
-
-def _check_tokenizer(folder: Path, label: str) -> None:
-    if not (folder / TOKENIZER).is_file():
-        raise ExportError(
-            f"{label}: no {TOKENIZER}; save the model to a folder, make one there with "
-            "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder), and export the folder"
         )

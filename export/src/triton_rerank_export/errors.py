@@ -2,9 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's fault, not the checkpoint's
+_LONGEST = 300  # characters of a library's words
+
 
 class ExportError(RuntimeError):
     """Export, check or training cannot go on; the model repository is as it was.
 
     The message says what was wrong, the value, the bound and what to do.
     """
+
+
+@contextlib.contextmanager
+def explained(what: str, *, hidden: str = "") -> Iterator[None]:
+    """Turn whatever a library raises in the block into one line.
+
+    Libraries that read a stranger's files raise anything: a KeyError, a ZeroDivisionError, a panic of Rust.
+
+    Args:
+        what: begins the message: whose file it is, and what cannot be done with it.
+        hidden: a folder that the user does not know; its path is left out of the message.
+
+    Raises:
+        ExportError: the block failed.
+    """
+    try:
+        yield
+    except (ExportError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as exc:  # a panic of Rust is no Exception
+        if isinstance(exc, OSError) and exc.errno in _NO_ROOM:
+            raise
+        raise ExportError(f"{what} ({cause(exc, hidden=hidden)})") from exc
+
+
+def cause(exc: BaseException, *, hidden: str = "") -> str:
+    """What an error of a library says, in one line of at most 300 characters."""
+    text = " ".join(str(exc).split())
+    if hidden:
+        text = text.replace(f"{hidden}/", "").replace(hidden, "the folder")
+    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triton_rerank.types import Activation
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.json_files import read_object, read_object_if_there
+from triton_rerank_export.saved_settings import SavedSettings, read_settings
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+ADAPTER = "adapter_config.json"
+SHORTEST = 8  # tokens: the special ones, and a few words
+_MOST = 10**7  # no number in config.json is larger, whatever the model
 
 
 @dataclass(frozen=True)
@@ -20,20 +25,22 @@ class _Family:
     """What config.json leaves to the model's class.
 
     Attributes:
+        model_types: values of config.json's model_type that mean this class, or one that computes the same.
         token_type_ids: the model reads segment ids.
         pad_token_id: unless config.json states it.
         positions_after_padding: position ids start behind the padding's id instead of at 0.
     """
 
+    model_types: tuple[str, ...]
     token_type_ids: bool
     pad_token_id: int
     positions_after_padding: bool
 
 
 _FAMILIES = {
-    "BertForSequenceClassification": _Family(True, 0, False),
-    "XLMRobertaForSequenceClassification": _Family(False, 1, True),
-    "RobertaForSequenceClassification": _Family(False, 1, True),
+    "BertForSequenceClassification": _Family(("bert",), True, 0, False),
+    "XLMRobertaForSequenceClassification": _Family(("xlm-roberta", "roberta"), False, 1, True),
+    "RobertaForSequenceClassification": _Family(("roberta", "xlm-roberta"), False, 1, True),
 }
 _OTHER_KINDS = (  # ends of an architecture's name, and what such a model is
     (("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"), "a causal LM"),
@@ -53,8 +60,15 @@ class Facts:
         max_length: tokens of the longest pair that the model can read.
         pad_token_id: id that fills a row up.
         activation: how the checkpoint turns a logit into a score.
+        query_prompt: text that stands before every query; "" where there is none.
+        lower_case: sentence-transformers lowers texts before the tokenizer does anything.
         n_heads: attention heads.
+        n_layers: layers of the encoder.
         hidden_size: width.
+        vocab_size: rows of the table of tokens.
+        n_segments: rows of the table of segments.
+        n_positions: rows of the table of positions.
+        padding_moves_positions: rows that are filled up on the left are scored as others.
     """
 
     architecture: str
@@ -62,12 +76,19 @@ class Facts:
     max_length: int
     pad_token_id: int
     activation: Activation
+    query_prompt: str
+    lower_case: bool
     n_heads: int
+    n_layers: int
     hidden_size: int
+    vocab_size: int
+    n_segments: int
+    n_positions: int
+    padding_moves_positions: bool
 
 
 def read_facts(folder: Path, label: str) -> Facts:
-    """Read config.json and tokenizer_config.json.
+    """Read config.json, tokenizer_config.json and the files that sentence-transformers wrote.
 
     Args:
         folder: Hugging Face checkpoint folder.
@@ -76,80 +97,139 @@ def read_facts(folder: Path, label: str) -> Facts:
     Raises:
         ExportError: a file cannot be read, or the model is of a kind that is not supported; says what was found.
     """
-    config = _read_json(folder / CONFIG)
+    config = read_object(folder / CONFIG, label)
+    _check_own_weights(folder, config, label)
     architecture = _architecture(config, label)
     family = _FAMILIES[architecture]
+    _check_model_type(config, architecture, label)
     _check_labels(config, label)
     _check_positions(config, label)
-    pad = family.pad_token_id if config.get("pad_token_id") is None else _integer(config, "pad_token_id", label)
-    unused = pad + 1 if family.positions_after_padding else 0
-    limit = _integer(config, "max_position_embeddings", label) - unused
+    saved = read_settings(folder, config, label)
+    vocabulary = _number(config, "vocab_size", label)
+    pad = family.pad_token_id if config.get("pad_token_id") is None else _number(config, "pad_token_id", label)
+    if pad >= vocabulary:
+        raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
+    positions = _number(config, "max_position_embeddings", label)
     return Facts(
         architecture=architecture,
         token_type_ids=family.token_type_ids,
-        max_length=min(limit, _tokenizer_limit(folder, limit)),
+        max_length=_longest(folder, saved, positions - (pad + 1 if family.positions_after_padding else 0), label),
         pad_token_id=pad,
-        activation=_activation(config, label),
-        n_heads=_integer(config, "num_attention_heads", label),
-        hidden_size=_integer(config, "hidden_size", label),
+        activation=saved.activation,
+        query_prompt=saved.query_prompt,
+        lower_case=saved.lower_case,
+        n_heads=_heads(config, label),
+        n_layers=_number(config, "num_hidden_layers", label, least=1),
+        hidden_size=_number(config, "hidden_size", label, least=1),
+        vocab_size=vocabulary,
+        n_segments=_number(config, "type_vocab_size", label, default=2),
+        n_positions=positions,
+        padding_moves_positions=not family.positions_after_padding,
     )
 
 
-def _architecture(config: dict[str, Any], label: str) -> str:
-    found = [str(name) for name in config.get("architectures") or ()]
+def check_no_code(config: Mapping[str, Any], file: str, label: str) -> None:
+    """Refuse a checkpoint that brings Python code of its own, which is not run here.
+
+    Raises:
+        ExportError: ``auto_map`` names some.
+    """
+    code = config.get("auto_map")
+    if code:
+        named = code.values() if isinstance(code, dict) else [code]
+        raise ExportError(
+            f"{label}: auto_map in {file} names code of its own ({', '.join(str(name) for name in named)[:80]}), which "
+            "is not run here: what it computes is not what its architecture's name says. Export a checkpoint without "
+            "auto_map"
+        )
+
+
+def _check_own_weights(folder: Path, config: Mapping[str, Any], label: str) -> None:
+    """The weights must be the model's, in floating point, computed by the code of transformers."""
+    check_no_code(config, CONFIG, label)
+    if (folder / ADAPTER).is_file():
+        raise ExportError(
+            f"{label}: {ADAPTER} is there, so the weights are an adapter; merge it (merge_and_unload() of peft) "
+            "and save the model"
+        )
+    quantised = config.get("quantization_config")
+    if quantised:
+        raise ExportError(
+            f"{label}: quantization_config in config.json is {quantised!r:.80}; export the checkpoint that it was "
+            "made from"
+        )
+
+
+def _architecture(config: Mapping[str, Any], label: str) -> str:
+    stated = config.get("architectures") or ()
+    found = [str(name) for name in stated] if isinstance(stated, list | tuple) else [str(stated)]
     if len(found) == 1 and found[0] in _FAMILIES:
         return found[0]
     kind = next((f", {kind}" for ends, kind in _OTHER_KINDS if found and found[-1].endswith(ends)), "")
     raise ExportError(
-        f"{label}: its architecture is {', '.join(found) or 'not stated in config.json'}{kind}; supported are "
+        f"{label}: its architecture is {', '.join(found)[:200] or 'not stated in config.json'}{kind}; supported are "
         f"cross-encoders with one label: {', '.join(_FAMILIES)}"
     )
 
 
-def _check_labels(config: dict[str, Any], label: str) -> None:
-    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)  # 2 is transformers' default
-    if labels != 1:
-        raise ExportError(f"{label}: the classifier has {labels} labels; a reranker has 1 (num_labels in config.json)")
+def _check_model_type(config: Mapping[str, Any], architecture: str, label: str) -> None:
+    """Transformers goes by model_type, and guesses from the folder's name where there is none."""
+    expected, found = _FAMILIES[architecture].model_types, config.get("model_type")
+    if found not in expected:
+        raise ExportError(
+            f"{label}: model_type in config.json is {found!r:.80}, which is not {architecture}'s; it must be "
+            f'"{expected[0]}"'
+        )
 
 
-def _check_positions(config: dict[str, Any], label: str) -> None:
+def _check_labels(config: Mapping[str, Any], label: str) -> None:
+    names = config.get("id2label") or ()
+    labels = len(names) if isinstance(names, dict | list | tuple) and names else config.get("num_labels", 2)
+    if labels != 1 or isinstance(labels, bool):  # 2 is transformers' default
+        raise ExportError(
+            f"{label}: the classifier has {labels!r:.80} labels; a reranker has 1 (num_labels in config.json)"
+        )
+
+
+def _check_positions(config: Mapping[str, Any], label: str) -> None:
     kind = config.get("position_embedding_type") or "absolute"
     if kind != "absolute":
-        raise ExportError(f"{label}: its position_embedding_type is {kind}; supported is absolute")
+        raise ExportError(f"{label}: its position_embedding_type is {kind!s:.80}; supported is absolute")
 
 
-def _tokenizer_limit(folder: Path, default: int) -> int:
-    path = folder / TOKENIZER_CONFIG
-    stated = _read_json(path).get("model_max_length") if path.is_file() else None
-    return int(stated) if isinstance(stated, int | float) and 0 < stated < 1e6 else default
+def _longest(folder: Path, saved: SavedSettings, positions: int, label: str) -> int:
+    """What is stated, if the table of positions goes so far."""
+    stated = saved.max_length or _tokenizer_limit(folder, label)
+    longest = positions if stated is None else min(positions, stated)
+    if longest < SHORTEST:
+        raise ExportError(
+            f"{label}: its longest pair has {longest} tokens (max_position_embeddings in config.json, model_max_length "
+            f"in {TOKENIZER_CONFIG}); at least {SHORTEST} are needed"
+        )
+    return longest
 
 
-def _activation(config: dict[str, Any], label: str) -> Activation:
-    """Sentence-transformers writes it into config.json; without it, one label means sigmoid."""
-    stated = (config.get("sentence_transformers") or {}).get("activation_fn")
-    stated = stated or config.get("sbert_ce_default_activation_function") or "torch.nn.modules.activation.Sigmoid"
-    kind = str(stated).rsplit(".", 1)[-1]
-    if kind == "Identity":
-        return "identity"
-    if kind == "Sigmoid":
-        return "sigmoid"
-    raise ExportError(f"{label}: its activation is {stated}; supported are Identity and Sigmoid")
+def _tokenizer_limit(folder: Path, label: str) -> int | None:
+    """Transformers writes 1e30 where the tokenizer has no limit."""
+    stated = read_object_if_there(folder / TOKENIZER_CONFIG, label).get("model_max_length")
+    if stated is None:
+        return None
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated >= 1:
+        raise ExportError(
+            f"{label}: model_max_length in {TOKENIZER_CONFIG} is {stated!r:.80}; a number from 1 was expected"
+        )
+    return int(stated) if stated < _MOST else None
 
 
-def _integer(config: dict[str, Any], key: str, label: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 0:
-        raise ExportError(f"{label}: {key} in config.json is {value!r}; a number from 0 was expected")
+def _heads(config: Mapping[str, Any], label: str) -> int:
+    heads, width = (_number(config, key, label, least=1) for key in ("num_attention_heads", "hidden_size"))
+    if width % heads:
+        raise ExportError(f"{label}: hidden_size {width} in config.json is no multiple of num_attention_heads {heads}")
+    return heads
+
+
+def _number(config: Mapping[str, Any], key: str, label: str, *, least: int = 0, default: int | None = None) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+        raise ExportError(f"{label}: {key} in config.json is {value!r:.80}; a number from {least} was expected")
     return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as exc:
-        raise ExportError(f"{path.parent}: no {path.name}; it is not a Hugging Face checkpoint folder") from exc
-    except (OSError, ValueError) as exc:
-        raise ExportError(f"{path}: cannot be read ({exc})") from exc
-    if not isinstance(content, dict):
-        raise ExportError(f"{path}: a JSON object was expected, not {type(content).__name__}")
-    return content

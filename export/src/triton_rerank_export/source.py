@@ -6,6 +6,7 @@ It is imported inside functions: that is slow, and it reads its variables then.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from collections.abc import Callable
@@ -13,10 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.facts import CONFIG, TOKENIZER, TOKENIZER_CONFIG
-from triton_rerank_export.weights import parts, pick_weights
+from triton_rerank_export.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from triton_rerank_export.saved_settings import FILES, MODULES, SETTINGS
+from triton_rerank_export.weights import list_names, parts, pick_weights
 
-_FACTS = (CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json")
+_FACTS = (
+    *(CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(ADAPTER, *FILES),
+)
+_ASKED_FOR = (TOKENIZER_CONFIG, MODULES, SETTINGS, ADAPTER)  # not every model has them, but a copy must know of them
+_OF_A_WHOLE_COPY = (".gitattributes", "README.md")  # nobody needs them: who has one copied everything
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -90,20 +97,33 @@ def _cached(model: HubModel) -> Path | None:
 
 
 def _lack(folder: Path, model: HubModel, offline: bool) -> str:
-    """What a cached copy lacks. Not every model has a TOKENIZER_CONFIG; where the hub can be asked, it is asked."""
-    wanted = [CONFIG, TOKENIZER] if offline else [CONFIG, TOKENIZER, TOKENIZER_CONFIG]
+    """What a cached copy lacks, or does not know."""
     try:
-        names = {path.name for path in folder.iterdir()}
-        wanted += parts(folder / pick_weights(names, label="its copy", allow_pickle=model.allow_pickle))
+        names = list_names(folder, str(model))
+        weights = pick_weights(names, label="its copy", allow_pickle=model.allow_pickle)
+        wanted = [CONFIG, TOKENIZER, *parts(folder / weights, str(model))]
     except ExportError as exc:
         return f"is of no use: {exc}"
     missing = [name for name in wanted if not (folder / name).is_file()]
-    return f"lacks its {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"lacks its {', '.join(missing)}"
+    unknown = [name for name in _ASKED_FOR if not _known(model, folder, name)]
+    if unknown and not (offline and names.intersection(_OF_A_WHOLE_COPY)):
+        return f"does not say whether it has {', '.join(unknown)}, which change scores"
+    return ""
+
+
+def _known(model: HubModel, folder: Path, name: str) -> bool:
+    """The file is there, or the cache notes that this commit has none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return try_to_load_from_cache(model.hub_id, name, revision=folder.name) is not None
 
 
 def _download(model: HubModel, check: Callable[[Path], object], on_step: Callable[[str], object]) -> Path:
     """Get the files that are needed, weights last. The list comes first: it has a time limit and is not retried."""
     from huggingface_hub import HfApi, constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
 
     hub_id, revision = model.hub_id, model.revision or "main"
     info = HfApi().model_info(hub_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
@@ -119,10 +139,13 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
 
     for name in names.intersection(_FACTS):
         get(name)
+    for name in set(_ASKED_FOR) - names:
+        with contextlib.suppress(EntryNotFoundError):  # the cache notes that there is none
+            get(name)
     check(folder)
     weights = pick_weights(names, label=str(model), allow_pickle=model.allow_pickle)
     on_step(f"downloading {hub_id} at {folder.name}")
-    for name in parts(get(weights)):
+    for name in parts(get(weights), str(model)):
         get(name)
     return folder
 

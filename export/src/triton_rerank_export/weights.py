@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, cause
+from triton_rerank_export.facts import Facts
+from triton_rerank_export.json_files import check_no_pointer, read_object
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")  # the order in which transformers looks
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_LAYER = re.compile(r"encoder\.layer\.(\d{1,6})\.")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
@@ -39,43 +42,90 @@ def pick_weights(names: Collection[str], *, label: str, allow_pickle: bool) -> s
     return pickle
 
 
-def parts(weights: Path) -> list[str]:
+def parts(weights: Path, label: str) -> list[str]:
     """Names of all files that hold weights: one, or those that an index names.
 
+    Args:
+        weights: from `pick_weights`.
+        label: what the checkpoint is called in a message.
+
     Raises:
-        ExportError: the index cannot be read.
+        ExportError: the index cannot be read, or names files elsewhere.
     """
     if weights.suffix != ".json":
         return [weights.name]
-    try:
-        return sorted(set(json.loads(weights.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise ExportError(f"{weights}: not an index of weights ({exc!r}); {_anew(weights)}") from exc
+    index = read_object(weights, label).get("weight_map")
+    names = list(index.values()) if isinstance(index, dict) else []
+    if not names or not all(isinstance(name, str) and name == Path(name).name for name in names):
+        raise ExportError(f"{label}: {weights.name} is not an index of weights (weight_map); {_anew(weights)}")
+    return sorted(set(names))
 
 
-def check_weights(folder: Path, *, label: str, allow_pickle: bool) -> None:
-    """Check that a folder has weights that may be read, in full.
+def check_weights(folder: Path, facts: Facts, *, label: str, allow_pickle: bool) -> None:
+    """Check that a folder has weights that may be read, in full, and of the size that config.json states.
 
     Raises:
-        ExportError: a file is missing, is cut off, or is a pickle that was not asked for.
+        ExportError: a file is missing, is cut off, is a pickle that was not asked for, or a table has another size.
     """
-    names = {path.name for path in folder.iterdir()}
-    for part in parts(folder / pick_weights(names, label=label, allow_pickle=allow_pickle)):
-        _check_whole(folder / part, label)
+    shapes: dict[str, list[int]] = {}
+    for part in parts(folder / pick_weights(list_names(folder, label), label=label, allow_pickle=allow_pickle), label):
+        _check_there(folder / part, label)
+        if part.endswith(".safetensors"):
+            shapes |= _shapes(folder / part, label)
+    if shapes:  # a pickle's are known once it is read
+        _check_shapes(shapes, facts, label)
 
 
-def _check_whole(path: Path, label: str) -> None:
-    from safetensors import SafetensorError, safe_open
+def list_names(folder: Path, label: str) -> set[str]:
+    """Names of what a folder holds.
 
+    Raises:
+        ExportError: it cannot be listed.
+    """
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError as exc:
+        raise ExportError(f"{label}: the folder cannot be read ({exc.strerror})") from exc
+
+
+def _check_there(path: Path, label: str) -> None:
     if not path.is_file():
         raise ExportError(f"{label}: {path.name} is missing, though the index names it; get the checkpoint anew")
-    if path.suffix != ".safetensors":
-        return
+    check_no_pointer(path, label)
+
+
+def _shapes(path: Path, label: str) -> dict[str, list[int]]:
+    """Names and shapes of a file's tensors; opening it holds its header against its length."""
+    from safetensors import safe_open
+
     try:
-        with safe_open(path, framework="numpy"):  # holds the header against the file's length
-            pass
-    except SafetensorError as exc:
-        raise ExportError(f"{label}: {path.name} is not whole ({exc}); {_anew(path)}") from exc
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except Exception as exc:
+        raise ExportError(f"{label}: {path.name} is not whole ({cause(exc)}); {_anew(path)}") from exc
+
+
+def _check_shapes(shapes: Mapping[str, list[int]], facts: Facts, label: str) -> None:
+    """Each table of config.json's size; a layer of the encoder for each that config.json counts."""
+    rows = {
+        "word_embeddings": ("vocab_size", facts.vocab_size),
+        "position_embeddings": ("max_position_embeddings", facts.n_positions),
+        "token_type_embeddings": ("type_vocab_size", facts.n_segments),
+    }
+    for name, shape in shapes.items():
+        table = name.rsplit(".", 2)[-2] if name.endswith(".weight") else ""
+        key, stated = rows.get(table, ("", 0))
+        if key and shape != [stated, facts.hidden_size]:
+            raise ExportError(
+                f"{label}: the weights hold {table} of {shape}, config.json states {[stated, facts.hidden_size]} "
+                f"({key}, hidden_size); config and weights do not belong together"
+            )
+    layers = {int(match[1]) for name in shapes if (match := _LAYER.search(name))}
+    if facts.n_layers > len(layers):
+        raise ExportError(
+            f"{label}: num_hidden_layers in config.json is {facts.n_layers}, the weights hold {len(layers)} layers; "
+            "config and weights do not belong together"
+        )
 
 
 def _first(candidates: Collection[str], names: Collection[str]) -> str | None:

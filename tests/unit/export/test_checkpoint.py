@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_models import write_tiny_bert
+from support.tiny_models import resize_positions, write_tiny_bert
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint, resolve
@@ -69,7 +69,7 @@ def test_a_padding_id_moves_the_positions_that_are_left(checkpoints: dict[str, P
 
 @pytest.mark.parametrize(("asked", "served"), [(None, 1024), (8, 8), (2000, 2000), (8192, 8192)])
 def test_a_long_model_is_served_up_to_1024_unless_told_otherwise(folder: Path, asked: int | None, served: int) -> None:
-    edit_config(folder, max_position_embeddings=8192)
+    resize_positions(folder, 8192)
     (folder / "tokenizer_config.json").unlink()
     assert read(folder, max_length=asked).max_length == served
 
@@ -137,7 +137,7 @@ def test_positions_that_are_not_absolute_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize("value", [None, "32", -1])
 def test_a_number_that_is_none_is_refused(folder: Path, key: str, value: object) -> None:
     edit_config(folder, **{key: value})
-    assert f"{key} in config.json is {value!r}; a number from 0 was expected" in refusal(folder)
+    assert f"{key} in config.json is {value!r}; a number from" in refusal(folder)
 
 
 def test_pickled_weights_are_refused_unless_asked_for(folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_weights_in_parts_must_all_be_there(folder: Path) -> None:
     last.unlink()
     assert f"{last.name} is missing, though the index names it" in refusal(folder)
     (folder / "model.safetensors.index.json").write_text("{}")
-    assert "not an index of weights (KeyError('weight_map'))" in refusal(folder)
+    assert "model.safetensors.index.json is not an index of weights (weight_map); delete" in refusal(folder)
 
 
 def test_a_folder_without_config_is_no_checkpoint(tmp_path: Path) -> None:

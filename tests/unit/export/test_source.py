@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from support.hub import RESOLVE, Fault, Hub, Machine, serve_hub
+from support.tiny_models import resize_positions
 
 from triton_rerank_export.catalogue import CATALOGUE, find
 from triton_rerank_export.repository_check import check_repository
@@ -180,7 +181,8 @@ def test_an_unreachable_hub_is_given_up_soon(hub: Hub, machine: Machine) -> None
 
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, machine: Machine, folder: Path) -> None:
     """huggingface_hub writes pieces of 10 MiB, so the file has to be larger than that."""
-    save_file({"weights": np.arange(6 << 20, dtype=np.float32)}, folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "unused": np.arange(6 << 20, dtype=np.float32)}, path)
     hub.fault = "closes early"
     machine.refusal(PINNED)
     hub.fault = None
@@ -263,9 +265,13 @@ def test_every_model_of_the_catalogue_is_fetched_at_its_revision(
         shutil.copytree(checkpoints["tiny-bert" if bert else "tiny-xlmr"], folder.with_name("catalogued"))
     )
     hub.hub_id, hub.commit = entry.source, entry.revision
-    fields = {} if entry.activation == "sigmoid" else {"sentence_transformers": {"activation_fn": "x.Identity"}}
+    fields = (
+        {}
+        if entry.activation == "sigmoid"
+        else {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
+    )
     positions = entry.max_length if bert else entry.max_length + 2
-    edit_json(hub.folder / "config.json", max_position_embeddings=positions, **fields)
+    edit_json(resize_positions(hub.folder, positions) / "config.json", **fields)
     edit_json(hub.folder / "tokenizer_config.json", model_max_length=entry.max_length)
     found = machine.resolve(entry.older_ids[0] if entry.older_ids else entry.source.upper())
     assert (found["name"], found["source"], found["revision"]) == (name, entry.source, entry.revision)
