@@ -17,6 +17,7 @@ from triton_rerank_export.tokenizer_files import check_tokenizer
 from triton_rerank_export.weights import check_weights
 
 _DEFAULT_LONGEST = 1024  # tokens; a longer model is served up to here unless told otherwise
+_LOCAL = "local folder"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^\s@]+))?", re.ASCII)
 
@@ -56,6 +57,13 @@ class Checkpoint:
     n_heads: int
     hidden_size: int
     allow_pickle: bool = False
+
+    @property
+    def label(self) -> str:
+        """What it is called in a message: where it came from, never a folder of ours."""
+        if self.revision:
+            return f"{self.source}@{self.revision}"
+        return str(self.folder) if self.source.startswith(_LOCAL) else self.source
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,7 @@ def resolve(
         licence=origin.entry.licence if origin.entry else "",
         max_length=max_length,
         allow_pickle=allow_pickle,
+        label=origin.source if origin.entry and origin.entry.build else "",
     )
 
 
@@ -125,6 +134,7 @@ def read_checkpoint(
     licence: str = "",
     max_length: int | None = None,
     allow_pickle: bool = False,
+    label: str = "",
 ) -> Checkpoint:
     """Check that a folder holds a cross-encoder that can be served, and read its facts.
 
@@ -136,13 +146,14 @@ def read_checkpoint(
         licence: SPDX name; "" if unknown.
         max_length: as for `resolve`.
         allow_pickle: as for `resolve`.
+        label: what it is called in a message; by default its source and revision, or its folder.
 
     Raises:
         ExportError: a file is missing or not whole, or the model is of a kind that is not supported; says what was
             found.
     """
     _check_name(name)
-    label = f"{source}@{revision}" if revision else str(folder)
+    label = label or (f"{source}@{revision}" if revision else str(folder))
     facts = _read_files(folder, label)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
     return Checkpoint(
@@ -177,7 +188,7 @@ def _find(model: str) -> _Origin:
     folder = Path(model)
     if folder.is_dir():
         folder = folder.resolve()
-        return _Origin(folder.name.lower(), f"local folder {folder.name}", folder=folder)
+        return _Origin(folder.name.lower(), f"{_LOCAL} {folder.name}", folder=folder)
     match = _HUB_ID.fullmatch(model)
     if match is None:
         raise ExportError(

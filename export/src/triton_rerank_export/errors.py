@@ -41,9 +41,14 @@ def explained(what: str, *, hidden: str = "") -> Iterator[None]:
 
 
 def cause(exc: BaseException, *, hidden: str = "") -> str:
-    """What an error of a library says, in one line of at most 300 characters."""
+    """The class of a library's error and what it says, in one line."""
+    text = words(exc, hidden=hidden)
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+
+
+def words(exc: BaseException, *, hidden: str = "") -> str:
+    """What an error says, in one line of at most 300 characters, without the path of a folder."""
     text = " ".join(str(exc).split())
     if hidden:
         text = text.replace(f"{hidden}/", "").replace(hidden, "the folder")
-    text = text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

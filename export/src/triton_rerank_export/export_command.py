@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS
+from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS, SPECIAL_TOKENS_IN_TEXT
 from triton_rerank_export.warmup import WARMUPS
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     _add(parser, "accelerator", "tensorrt: ONNX Runtime runs the graph through it", choices=ACCELERATORS)
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
+    parser.add_argument(
+        "--special-tokens-in-text",
+        choices=SPECIAL_TOKENS_IN_TEXT,
+        default=_DEFAULTS.special_tokens_in_text,
+        help="what [SEP] and the like are inside a query or document; special: as Hugging Face; default %(default)s",
+    )
     parser.add_argument(
         "--allow-pickle", action="store_true", help="take pytorch_model.bin; it can run its maker's code"
     )

@@ -1,13 +1,14 @@
 """The gate: what a staged repository would serve, held against PyTorch fp32 from the same text.
 
 First the tokens, which must be equal: a wrong pad id or segment id need not move a logit of these pairs to be wrong.
-Then the logits. Only one model is in memory at a time, PyTorch's first.
+Then the logits, and the scores of sentence-transformers. Only one model is in memory at a time, PyTorch's first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
@@ -16,10 +17,13 @@ import numpy as np
 
 from triton_rerank_export import fp16, parity
 from triton_rerank_export.checkpoint import Checkpoint
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, words
+from triton_rerank_export.for_transformers import readable
 from triton_rerank_export.parity import Logits, ParityQuery, ParityReport
+from triton_rerank_export.peer_check import hold_against_peer
 from triton_rerank_export.reference import ActivationPeak, Reference
 from triton_rerank_export.served import ServedScorer
+from triton_rerank_export.tokenizer_files import check_same, load
 from triton_rerank_export.triton_config import ServedModel
 from triton_rerank_server.backends.encoder.session import EngineError
 from triton_rerank_server.backends.tokenizer.pairs import PairError
@@ -40,19 +44,19 @@ def run_gate(checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_st
         How the export compared with PyTorch, all bounds kept.
 
     Raises:
-        ExportError: the tokens differ, an activation is too large for fp16, or a bound is not kept.
+        ExportError: the tokens differ, sentence-transformers gives other scores, an activation is too large for fp16,
+            or a bound is not kept.
     """
     queries = parity.load_parity_set()
-    try:
+    with _told(checkpoint, staged):
         scorer = ServedScorer(staged, served)
-        expected, peak = _pytorch(checkpoint, queries, scorer, served, on_step)
-        gc.collect()  # PyTorch's weights must be gone before the session reads its own
+        with readable(checkpoint.folder, checkpoint.label) as folder:
+            expected, peak = _pytorch(checkpoint, folder, queries, scorer, served, on_step)
+            gc.collect()  # each model's weights must be gone before the next one reads its own
+            peer = hold_against_peer(checkpoint, folder, queries, expected, served, on_step)
+        gc.collect()
         got = _logits(queries, scorer.logits, "the export", on_step)
-    except PairError as exc:
-        raise ExportError(f"{checkpoint.name}: {exc}") from exc
-    except EngineError as exc:
-        raise ExportError(f"{checkpoint.name}: the exported graph does not take its tokenizer's tokens: {exc}") from exc
-    report = parity.compare(queries, expected, got)
+    report = replace(parity.compare(queries, expected, got), peer_difference=peer.difference, notes=peer.notes)
     if peak is not None:
         report = replace(report, largest_activation=peak.value, largest_activation_module=peak.module)
     parity.check(report, served.precision)
@@ -60,9 +64,16 @@ def run_gate(checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_st
 
 
 def check_tokens(
-    queries: Sequence[ParityQuery], reference: Reference, scorer: ServedScorer, served: ServedModel
+    queries: Sequence[ParityQuery], reference: Reference, scorer: ServedScorer, served: ServedModel, n_segments: int
 ) -> None:
     """Compare every tensor that the encoder would get with transformers' own, position by position.
+
+    Args:
+        queries: pairs to compare.
+        reference: transformers.
+        scorer: what will be served.
+        served: the model's data.
+        n_segments: rows of the model's table of segments; with one row there is nothing to choose.
 
     Raises:
         ExportError: names the first tensor, position and pair that differ, and both values.
@@ -77,6 +88,12 @@ def check_tokens(
                 theirs = expected.get(name, np.zeros_like(ours))  # what the model takes where none are given
                 if not np.array_equal(ours, theirs):
                     raise ExportError(_token_difference(served, name, theirs.tolist(), ours.tolist(), query, document))
+            left_out = [name for name in sorted(set(expected) - {*served.tensors}) if expected[name].any()]
+            if left_out and n_segments > 1:
+                raise ExportError(
+                    f"{served.name}: its tokenizer gives {', '.join(left_out)}, which change what the model computes, "
+                    "and are not served for its architecture; model and tokenizer do not belong together"
+                )
 
 
 def check_activations(peak: ActivationPeak | None, model: str) -> None:
@@ -94,22 +111,45 @@ def check_activations(peak: ActivationPeak | None, model: str) -> None:
         )
 
 
+@contextlib.contextmanager
+def _told(checkpoint: Checkpoint, staged: Path) -> Iterator[None]:
+    """Errors of what is served, in one line and without the folder in which it is staged."""
+    try:
+        yield
+    except PairError as exc:
+        raise ExportError(f"{checkpoint.name}: {words(exc, hidden=str(staged))}") from exc
+    except EngineError as exc:
+        raise ExportError(
+            f"{checkpoint.name}: the exported graph does not take its tokenizer's tokens: "
+            f"{words(exc, hidden=str(staged))}"
+        ) from exc
+
+
 def _pytorch(
     checkpoint: Checkpoint,
+    folder: Path,
     queries: Sequence[ParityQuery],
     scorer: ServedScorer,
     served: ServedModel,
     on_step: Progress,
 ) -> tuple[list[Logits], ActivationPeak | None]:
     """All that needs transformers; it is let go on return."""
+    on_step("comparing tokens with transformers")
     reference = Reference(
-        checkpoint.folder,
+        folder,
         max_length=served.max_length,
+        label=checkpoint.label,
+        tensors=served.tensors,
+        pad_token_id=checkpoint.pad_token_id,
+        query_prompt=served.query_prompt,
+        special_tokens_in_text=served.special_tokens_in_text,
         allow_pickle=checkpoint.allow_pickle,
         watch_activations=served.precision == "fp16",
     )
-    on_step("comparing tokens with transformers")
-    check_tokens([*queries, parity.overlong_query(served.max_length)], reference, scorer, served)
+    theirs, ours = reference.tokenizer.backend_tokenizer, load(checkpoint.folder, checkpoint.label)
+    check_same(theirs, ours, checkpoint.label, special_are_text=served.special_tokens_in_text == "text")
+    overlong = parity.overlong_query(served.max_length)
+    check_tokens([*queries, overlong], reference, scorer, served, checkpoint.n_segments)
     expected = _logits(queries, reference.logits, "PyTorch", on_step)
     check_activations(reference.peak, checkpoint.name)
     return expected, reference.peak

@@ -17,7 +17,7 @@ from typing import Any
 from triton_rerank.contract import INPUT_IDS, LOGITS
 from triton_rerank_export import graph_file
 from triton_rerank_export.checkpoint import Checkpoint
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.triton_config import encoder_inputs
 
 _OPSET = 18  # the least that optimum recommends for BERT
@@ -48,8 +48,12 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
 
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle)
-    with quiet(), _last_layer_cut(model) if first_token_only else contextlib.nullcontext():
+    model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label)
+    with (
+        explained(f"{checkpoint.label}: its graph cannot be traced"),
+        quiet(),
+        _last_layer_cut(model) if first_token_only else contextlib.nullcontext(),
+    ):
         _trace(model, path)
     _attach_weights(path, model, checkpoint)
     del model

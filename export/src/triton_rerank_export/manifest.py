@@ -19,7 +19,16 @@ from triton_rerank_export.errors import ExportError
 from triton_rerank_export.parity import ParityReport
 from triton_rerank_export.triton_config import ServedModel
 
-_TOOLS = ("torch", "transformers", "optimum-onnx", "onnx", "onnxruntime", "tokenizers", "triton-rerank-export")
+_TOOLS = (
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum-onnx",
+    "onnx",
+    "onnxruntime",
+    "tokenizers",
+    "triton-rerank-export",
+)
 _SHARES = ("kendall_tau", "top1_kept", "clear_tau", "clear_top1", "top10_overlap")
 
 
@@ -71,6 +80,7 @@ def parity_figures(report: ParityReport) -> dict[str, float]:
         "max_logit_difference": float(f"{report.max_logit_difference:.2g}"),
         **{name: round(float(getattr(report, name)), 4) for name in _SHARES},
         **({"largest_activation": float(f"{report.largest_activation:.3g}")} if report.largest_activation else {}),
+        **({} if report.peer_difference is None else {"peer_difference": round(report.peer_difference, 5)}),
     }
 
 

@@ -15,6 +15,7 @@ from triton_rerank_export.triton_config import (
     Accelerator,
     Engine,
     Precision,
+    SpecialTokensInText,
 )
 from triton_rerank_export.warmup import Warmup
 
@@ -40,6 +41,8 @@ class ExportOptions:
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
+        special_tokens_in_text: special tokens written inside a text are "text", so that no document forges the border
+            between query and document, or what they name, as Hugging Face's tokenizers do by default: "special".
         max_batch_size: most pairs in a request and in an execution.
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
         max_queue_size: requests that may wait in front of a step; 0 means no bound.
@@ -58,6 +61,7 @@ class ExportOptions:
     accelerator: Accelerator = "none"
     name: str | None = None
     max_length: int | None = None
+    special_tokens_in_text: SpecialTokensInText = "text"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
     max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE

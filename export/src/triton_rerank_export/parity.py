@@ -86,6 +86,9 @@ class ParityReport:
         canary: the query whose best and worst document are furthest apart, best first.
         largest_activation: largest absolute output of a layer that is computed in fp16; None in other precisions.
         largest_activation_module: PyTorch's name of that layer; None in other precisions.
+        peer_difference: largest difference of a score to that of sentence-transformers, where it was held against
+            PyTorch's; None where sentence-transformers cannot load or score the checkpoint.
+        notes: what the user should know of the comparison, a sentence each.
     """
 
     pairs: int
@@ -99,6 +102,8 @@ class ParityReport:
     canary: ParityQuery
     largest_activation: float | None = None
     largest_activation_module: str | None = None
+    peer_difference: float | None = None
+    notes: tuple[str, ...] = ()
 
     def misses(self, bounds: Bounds) -> list[str]:
         """Bounds that are not kept, each as a sentence with the value and the bound."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from triton_rerank_export import graph, parity, repository
 from triton_rerank_export.calibration import Feed, calibration_feeds
 from triton_rerank_export.checkpoint import Checkpoint, resolve
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.gate import run_gate
 from triton_rerank_export.manifest import Manifest, build_manifest
 from triton_rerank_export.options import ExportOptions
@@ -74,9 +74,10 @@ def export_model(
                 on_step=on_step,
             )
             served = _next(served_model(checkpoint, options), model_repository, options)
-            notes = _build(checkpoint, served, staged, Path(work), options, on_step)
-            report = run_gate(checkpoint, staged, served, on_step=on_step)
-            return _install(staged, model_repository, served, report, notes, options, on_step)
+            with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
+                notes = _build(checkpoint, served, staged, Path(work), options, on_step)
+                report = run_gate(checkpoint, staged, served, on_step=on_step)
+            return _install(staged, model_repository, served, report, (*notes, *report.notes), options, on_step)
     except OSError as exc:
         raise ExportError(f"{model_repository}: cannot be written ({exc}); the repository is as it was") from exc
 
@@ -86,6 +87,8 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
     return ServedModel(
         name=checkpoint.name,
         activation=checkpoint.activation,
+        query_prompt=checkpoint.query_prompt,
+        special_tokens_in_text=options.special_tokens_in_text,
         max_length=checkpoint.max_length,
         precision=options.precision,
         source=checkpoint.source,

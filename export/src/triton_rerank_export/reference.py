@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,27 +13,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from triton_rerank import contract
 from triton_rerank_export import fp16
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.triton_config import SpecialTokensInText
 
 _COMPUTED_IN_FP16 = re.compile(r"\.encoder\.")  # fp16.py leaves the head in fp32, and matrices that do not fit
 
 
-def load_model(folder: Path, *, allow_pickle: bool = False) -> Any:
+def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:
     """Load a one-label cross-encoder in fp32 with eager attention, from the disk only.
 
     Args:
         folder: checkpoint folder.
         allow_pickle: read ``pytorch_model.bin`` where there are no safetensors; torch then unpickles tensors only.
+        label: what the checkpoint is called in a message; by default its folder.
 
     Raises:
         ExportError: the weights cannot be read, or do not cover the model.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
 
+    label = label or str(folder)
     _silence_warnings()
-    try:
+    with explained(f"{label}: the checkpoint cannot be loaded", hidden=str(folder)):
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             attn_implementation="eager",
@@ -40,14 +44,28 @@ def load_model(folder: Path, *, allow_pickle: bool = False) -> Any:
             output_loading_info=True,
             use_safetensors=None if allow_pickle else True,  # None: safetensors where there are any
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as exc:
-        raise ExportError(f"{folder}: the checkpoint cannot be loaded ({exc})") from exc
     if info["missing_keys"]:
         raise ExportError(
-            f"{folder}: the weights lack {len(info['missing_keys'])} parameters, among them {info['missing_keys'][0]}; "
-            "it is not a finished cross-encoder"
+            f"{label}: the weights lack {len(info['missing_keys'])} parameters, among them "
+            f"{sorted(info['missing_keys'])[0]}; it is not a finished cross-encoder"
         )
     return model.float().eval()
+
+
+def load_tokenizer(folder: Path, label: str) -> Any:
+    """The fast tokenizer that transformers makes of a checkpoint folder.
+
+    Raises:
+        ExportError: it makes none.
+    """
+    from transformers import AutoTokenizer
+
+    _silence_warnings()
+    with explained(f"{label}: transformers cannot load its tokenizer", hidden=str(folder)):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+    if not tokenizer.is_fast:
+        raise ExportError(f"{label}: transformers makes no fast tokenizer of it, but {type(tokenizer).__name__}")
+    return tokenizer
 
 
 @dataclass
@@ -68,20 +86,27 @@ class ActivationPeak:
     def look(self, module: str, output: Any) -> None:
         """Take one output of a layer into account."""
         value = float(output.detach().abs().max())
-        if not value <= self.value:  # NaN counts as larger
-            self.value, self.module = value, module
+        if math.isnan(self.value) or value <= self.value:  # NaN counts as the largest, whatever comes after it
+            return
+        self.value, self.module = value, module
 
 
 class Reference:
-    """Tokenises and scores pairs as transformers does, one pair at a time: no batch, no padding, no code of ours.
-
-    The weights are read at the first logits, so that tokens can be compared before.
+    """Tokenises and scores pairs as a user of transformers does, one pair at a time: no batch, no code of ours.
 
     Args:
         folder: checkpoint folder.
         max_length: tokens a pair.
+        label: what the checkpoint is called in a message; by default its folder.
+        tensors: names of the inputs that are served; the model gets no other.
+        pad_token_id: of the model; None means the tokenizer's.
+        query_prompt: text before every query.
+        special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
         allow_pickle: see `load_model`.
         watch_activations: keep ``peak`` up to date.
+
+    Raises:
+        ExportError: transformers cannot load the tokenizer.
     """
 
     def __init__(
@@ -89,21 +114,28 @@ class Reference:
         folder: Path,
         *,
         max_length: int,
+        label: str = "",
+        tensors: Sequence[str] = (contract.INPUT_IDS, contract.ATTENTION_MASK, contract.TOKEN_TYPE_IDS),
+        pad_token_id: int | None = None,
+        query_prompt: str = "",
+        special_tokens_in_text: SpecialTokensInText = "text",
         allow_pickle: bool = False,
         watch_activations: bool = False,
     ) -> None:
-        from transformers import AutoTokenizer
-
-        _silence_warnings()
         self.peak = ActivationPeak() if watch_activations else None
         self._folder = folder
+        self._label = label or str(folder)
         self._allow_pickle = allow_pickle
-        self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+        self.tokenizer = load_tokenizer(folder, self._label)
+        self._pad_token_id = self.tokenizer.pad_token_id if pad_token_id is None else pad_token_id
+        self._tensors = tensors
         self._max_length = max_length
+        self._query_prompt = query_prompt
+        self._split = special_tokens_in_text == "text"
 
     @cached_property
     def _model(self) -> Any:
-        model = load_model(self._folder, allow_pickle=self._allow_pickle)
+        model = load_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
         if self.peak is not None:
             self.peak.watch(model)
         return model
@@ -112,34 +144,43 @@ class Reference:
         """Logits of one query with n documents: float32 ``(n,)``.
 
         Raises:
-            ExportError: the weights cannot be read, or do not cover the model.
+            ExportError: the weights cannot be read, do not cover the model, or do not fit the tokenizer.
         """
         import torch
 
         model = self._model
-        with torch.no_grad():
+        with torch.no_grad(), explained(f"{self._label}: PyTorch cannot score a pair"):
             rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
-            logits = [float(model(**row).logits) for row in rows]
+            inputs = [{name: row[name] for name in self._tensors if name in row} for row in rows]
+            logits = [float(model(**row, return_dict=True).logits) for row in inputs]
         return np.array(logits, dtype=np.float32)
 
-    def tokens(self, query: str, document: str, *, width: int) -> Mapping[str, npt.NDArray[np.int64]]:
-        """One pair as transformers cuts, joins and pads it: input name -> int64 ``(width,)``, padded on the right."""
-        row = self._tokenizer.pad(
-            self._encode(query, document), padding="max_length", max_length=width, padding_side="right"
-        )
-        return {name: np.array(ids, dtype=np.int64) for name, (ids,) in row.items()}
+    def tokens(self, query: str, document: str, *, width: int) -> dict[str, npt.NDArray[np.int64]]:
+        """One pair as transformers cuts and joins it: input name -> int64 ``(width,)``.
+
+        Filled up on the right, with the padding id of the model; the tokenizer may have another, which the model does
+        not see under a mask of zeros.
+        """
+        with explained(f"{self._label}: transformers cannot tokenise a pair"):
+            row = {name: ids for name, (ids,) in self._encode(query, document).items()}
+        filled = {}
+        for name, ids in row.items():
+            padding = self._pad_token_id if name == contract.INPUT_IDS else 0
+            filled[name] = np.full(width, padding, dtype=np.int64)
+            filled[name][: len(ids)] = ids
+        return filled
 
     def _encode(self, query: str, document: str) -> Any:
         """A batch of one pair without padding, with the inputs that the tokenizer's class names.
 
         Of lists, as sentence-transformers calls it: beside a single query an empty document would be taken for none.
         """
-        return self._tokenizer(
-            [query],
+        return self.tokenizer(
+            [self._query_prompt + query],
             [document],
             truncation="longest_first",
             max_length=self._max_length,
-            split_special_tokens=True,  # special tokens written inside a text are text
+            split_special_tokens=self._split,
             verbose=False,
         )
 

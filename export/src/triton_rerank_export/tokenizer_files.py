@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.facts import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Facts, check_no_code
 from triton_rerank_export.json_files import read_object, read_object_if_there
-from triton_rerank_server.backends.tokenizer.pairs import read_template
+from triton_rerank_server.backends.tokenizer.tokenizer_file import read_template
 
 REMEDY = (
     "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder) writes both files alike, once the "
@@ -26,6 +26,11 @@ _BERT_KEYS = {  # key of tokenizer_config.json: what it is called in tokenizer.j
     "do_lower_case": ("lowercase", True),
     "strip_accents": ("strip_accents", None),
     "tokenize_chinese_chars": ("handle_chinese_chars", True),
+}
+_OVERRULED = {  # section of tokenizer.json: keys of tokenizer_config.json that classes of transformers hold above it
+    "normalizer": "do_lower_case, strip_accents, tokenize_chinese_chars",
+    "pre_tokenizer": "add_prefix_space",
+    "post_processor": "bos_token, eos_token, cls_token, sep_token",
 }
 _BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
 
@@ -76,6 +81,54 @@ def load(folder: Path, label: str) -> Tokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
+
+
+def check_same(theirs: Tokenizer, ours: Tokenizer, label: str, *, special_are_text: bool) -> None:
+    """Hold the tokenizer that transformers makes of a folder against tokenizer.json, which is what will be served.
+
+    The vocabulary is not compared: transformers takes it from tokenizer.json as it is.
+
+    Args:
+        theirs: below the tokenizer of transformers.
+        ours: from `load`.
+        label: what the checkpoint is called in a message.
+        special_are_text: special tokens inside a text are not looked for, so that it does not matter how.
+
+    Raises:
+        ExportError: they would cut a text into other tokens; names the section and the keys that may be why.
+    """
+    for section, keys in _OVERRULED.items():
+        if _state(theirs, section) != _state(ours, section):
+            raise ExportError(
+                f"{label}: transformers overrules the {section} of {TOKENIZER} because of {TOKENIZER_CONFIG} ({keys}), "
+                f"and only {TOKENIZER} is served; {REMEDY}"
+            )
+    added = [_added(tokenizer, special_are_text=special_are_text) for tokenizer in (theirs, ours)]
+    if added[0] != added[1]:
+        tokens = sorted({token[0] for token in added[0] ^ added[1]})
+        raise ExportError(
+            f"{label}: transformers and {TOKENIZER} do not add the same tokens ({', '.join(map(repr, tokens))[:80]}); "
+            f"they stand in {TOKENIZER_CONFIG} (added_tokens_decoder), special_tokens_map.json or added_tokens.json, "
+            f"and only {TOKENIZER} is served; {REMEDY}"
+        )
+
+
+def _state(tokenizer: Tokenizer, section: str) -> object:
+    part = getattr(tokenizer, section)
+    if part is None:
+        return None
+    state = json.loads(part.__getstate__())
+    if section == "post_processor" and isinstance(state, dict):  # these two are about places in the text, not tokens
+        state = {key: value for key, value in state.items() if key not in ("trim_offsets", "add_prefix_space")}
+    return state
+
+
+def _added(tokenizer: Tokenizer, *, special_are_text: bool) -> set[tuple[str, int, bool, bool, bool, bool]]:
+    return {
+        (token.content, index, token.single_word, token.lstrip, token.rstrip, token.normalized)
+        for index, token in tokenizer.get_added_tokens_decoder().items()
+        if not (special_are_text and token.special)
+    }
 
 
 def _check_sides(content: Mapping[str, Any], config: Mapping[str, Any], facts: Facts, label: str) -> None:

@@ -21,6 +21,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 Accelerator = Literal["none", "tensorrt"]
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 SpecialTokensInText = Literal["text", "special"]
+SPECIAL_TOKENS_IN_TEXT: tuple[SpecialTokensInText, ...] = get_args(SpecialTokensInText)
 
 _FOR_CPUS: tuple[Precision, ...] = ("int8", "bf16")
 _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"

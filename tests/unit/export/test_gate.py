@@ -75,6 +75,8 @@ def test_what_was_exported_passes(checkpoints: dict[str, Path], repository: Path
     assert report.kendall_tau > 0.999
     assert report.top1_kept == report.top10_overlap == 1.0
     assert report.largest_activation is None
+    assert report.peer_difference is not None and report.peer_difference < 1e-5 and report.notes == ()
+    assert "comparing: sentence-transformers, query 20 of 20" in steps
     assert steps[0] == "comparing tokens with transformers"
     assert steps[1] == "comparing: PyTorch, query 1 of 20"
     assert steps[-1] == "comparing: the export, query 20 of 20"
@@ -148,13 +150,23 @@ def test_another_normalizer_is_caught(checkpoints: dict[str, Path], repository: 
     assert "input_ids at position" in refusal(checkpoints[name], repository, name)
 
 
+def add_a_token(folder: Path) -> None:
+    """A token that transformers adds to the tokenizer, and tokenizer.json does not know."""
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False, "special": False}
+    edit_json(
+        folder / "tokenizer_config.json",
+        lambda content: content.setdefault("added_tokens_decoder", {}).update({"900": {"content": "zip"} | flags}),
+    )
+
+
 @both_families
-def test_another_truncation_side_is_caught(
+def test_a_token_that_only_transformers_adds_is_caught(
     checkpoints: dict[str, Path], repository: Path, tmp_path: Path, name: str
 ) -> None:
     folder = Path(shutil.copytree(checkpoints[name], tmp_path / name))
-    edit_json(folder / "tokenizer_config.json", lambda content: content.update(truncation_side="left"))
-    assert "input_ids at position" in refusal(folder, repository, name)
+    add_a_token(folder)
+    message = refusal(folder, repository, name)
+    assert "transformers and tokenizer.json do not add the same tokens ('zip'); they stand in tokenizer_c" in message
 
 
 @both_families
@@ -295,8 +307,8 @@ def test_an_export_that_the_gate_refuses_changes_nothing(
 ) -> None:
     before = fingerprint(repository.parent)
     folder = Path(shutil.copytree(checkpoints[name], tmp_path.with_name(f"{tmp_path.name}-checkpoint") / name))
-    edit_json(folder / "config.json", lambda content: content.update(pad_token_id=2))
-    with pytest.raises(ExportError, match="input_ids at position"):
+    add_a_token(folder)
+    with pytest.raises(ExportError, match="do not add the same tokens"):
         export_model(str(folder), repository, ExportOptions(precision="fp32", replace=True), on_step=lambda _: None)
     assert fingerprint(repository.parent) == before
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.hub import RESOLVE, Fault, Hub, Machine, serve_hub
-from support.tiny_models import resize_positions
+from support.tiny_models import resize_positions, write_settings
 
 from triton_rerank_export.catalogue import CATALOGUE, find
 from triton_rerank_export.repository_check import check_repository
@@ -132,6 +132,60 @@ def test_what_a_copy_lacks_is_fetched(hub: Hub, machine: Machine) -> None:
         hub.requests.clear()
         machine.resolve(PINNED)
         assert hub.fetched() == [name]
+
+
+def test_what_sentence_transformers_saved_is_fetched_and_read(hub: Hub, machine: Machine, folder: Path) -> None:
+    write_settings(folder, prompts={"query": "find: "}, default_prompt_name="query")
+    found = machine.resolve(PINNED)
+    assert (found["activation"], found["query_prompt"]) == ("identity", "find: ")
+    assert {"modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"} < set(hub.fetched())
+    hub.requests.clear()
+    assert machine.resolve(PINNED)["query_prompt"] == "find: "
+    assert hub.requests == []
+
+
+def test_a_copy_that_does_not_know_of_those_files_is_completed(hub: Hub, machine: Machine, folder: Path) -> None:
+    """As a release of ours left it that did not ask for them, or transformers itself."""
+    copy = Path(machine.resolve(PINNED)["folder"])
+    write_settings(folder)
+    shutil.rmtree(copy.parents[1] / ".no_exist")
+    offline = Machine(machine.environment | {"HF_HUB_OFFLINE": "1"})
+    message = offline.refusal(PINNED)
+    assert "does not say whether it has modules.json, config_sentence_transformers.json, adapter_config.json" in message
+    assert machine.resolve(PINNED)["activation"] == "identity"
+    assert offline.resolve(PINNED)["activation"] == "identity"
+
+
+def test_offline_a_copy_of_the_whole_repository_says_that_there_are_none(
+    hub: Hub, machine: Machine, folder: Path
+) -> None:
+    copy = Path(machine.resolve(PINNED)["folder"])
+    shutil.rmtree(copy.parents[1] / ".no_exist")
+    (copy / "README.md").touch()
+    assert Machine(machine.environment | {"HF_HUB_OFFLINE": "1"}).resolve(PINNED)["activation"] == "sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "config.json",
+            {"auto_map": {"AutoModel": "modeling_mine.Model"}},
+            "auto_map in config.json names code of its",
+        ),
+        ("tokenizer_config.json", {"truncation_side": "left"}, "truncation_side in tokenizer_config.json is 'left'"),
+        ("adapter_config.json", {}, "adapter_config.json is there, so the weights are an adapter"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_before_the_weights_are_fetched(
+    hub: Hub, machine: Machine, folder: Path, name: str, content: dict[str, Any], expected: str
+) -> None:
+    path = folder / name
+    if not path.is_file():
+        path.write_text("{}")
+    edit_json(path, **content)
+    assert f"{HUB_ID}: {expected}" in machine.refusal(HUB_ID)
+    assert "model.safetensors" not in hub.fetched()
 
 
 def test_the_token_is_sent_and_a_wrong_one_is_named(hub: Hub, machine: Machine) -> None:

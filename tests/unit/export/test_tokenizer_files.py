@@ -57,7 +57,7 @@ def refusal(folder: Path) -> str:
     ],
 )
 def test_a_key_that_overrules_tokenizer_json_is_named(folder: Path, key: str, value: object, there: str) -> None:
-    edit(folder / "tokenizer_config.json", **{key: value})
+    edit(folder / "tokenizer_config.json", lambda content: content.update({key: value}))
     message = refusal(folder)
     assert f"{key} in tokenizer_config.json {there}" in message
     assert "save_pretrained(folder) writes both files alike" in message
