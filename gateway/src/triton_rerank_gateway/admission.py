@@ -106,7 +106,8 @@ class Admission:
             self._waiting.pop(each).set_exception(self.overloaded())
         self._let_through()
         try:
-            await asyncio.wait({future}, timeout=min(timeout_s, self._max_wait_s))
+            if not future.done():
+                await asyncio.wait({future}, timeout=min(timeout_s, self._max_wait_s))
         except asyncio.CancelledError:
             self._give_up(ticket, future)
             raise

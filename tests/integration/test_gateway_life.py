@@ -1,0 +1,203 @@
+"""The gateway as a process in front of real Tritons: drained, killed under it, frozen, traced."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from support.gateways import running, wait_for
+from support.load import Load
+from support.slow_model import write_slow
+from support.stand_in import StandIn, serve
+from support.tritons import NAME, frozen, kill, only_bert, start
+
+from triton_rerank_gateway import Settings
+from triton_rerank_server import TritonServer
+
+BODY = {"query": "how to zip a file", "documents": ["gzip shrinks files", "the cat sat on the mat"] * 4}
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture(scope="module")
+def bert(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    with start(only_bert(tiny_repository, tmp_path_factory.mktemp("gateway") / "model_repository")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def process(target: str, *flags: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The command, ready, and its URL."""
+    command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--target", target, "--model", NAME, "--port", "0"]
+    config = log.with_suffix(".toml")
+    config.write_text(f'[[models]]\nname = "{NAME}-public"\nscorer = {{ model = "{NAME}" }}\ncanary = false\n')
+    said = log.with_suffix(".out")
+    with log.open("wb") as errors, said.open("wb") as output:
+        flags = ("--config", str(config), "--default-model", f"{NAME}-public", *flags)
+        child = subprocess.Popen([*command, *flags], stdout=output, stderr=errors)
+        try:
+            wait_for(lambda: "http://" in said.read_text() or child.poll() is not None, 60)
+            assert child.poll() is None, log.read_text()
+            yield child, "http://" + said.read_text().split("http://")[1].split()[0]
+        finally:
+            child.kill()
+            child.wait(30)
+
+
+def test_sigterm_under_load_loses_no_request_that_was_taken(bert: TritonServer, tmp_path: Path) -> None:
+    log = tmp_path / "gateway.log"
+    with (
+        process(bert.grpc_target, log=log) as (child, url),
+        httpx.Client(timeout=60) as client,
+        Load(lambda _: client.post(f"{url}/v1/rerank", json=BODY), threads=8) as load,
+    ):
+        load.wait_for(40, timeout_s=60)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0
+    statuses = {sample.result.status_code for sample in load.samples if sample.result is not None}
+    # A connection that stood idle may be closed as a request is written to it; what was read is answered.
+    assert statuses == {200}
+    assert all(isinstance(error, httpx.TransportError) for error in load.errors)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    answered = [line for line in lines if line["event"] == "request" and line["status"] == 200]
+    assert len(answered) >= len([sample for sample in load.samples if sample.result is not None]) >= 40
+    assert not [line for line in lines if line["event"] == "request" and line["status"] != 200]
+    assert {"request_id", "dialect", "model", "waited_s", "scoring_s", "total_s", "pairs", "tokens"} <= set(answered[0])
+    assert "zip" not in log.read_text()
+
+
+def test_kill_9_of_one_of_two_tritons_fails_no_request(
+    bert: TritonServer, tiny_repository: Path, tmp_path: Path
+) -> None:
+    with start(only_bert(tiny_repository, tmp_path / "model_repository")) as other:
+        settings = Settings(port=0, target=f"{bert.grpc_target},{other.grpc_target}", model=(NAME,), timeout_s=30.0)
+        with running(settings) as gateway, Load(lambda _: gateway.post("/v1/rerank", BODY), threads=6) as load:
+            load.wait_for(60, timeout_s=60)
+            kill(other)
+            load.wait_for(120, timeout_s=60)
+    assert load.errors == []
+    assert {sample.result.status_code for sample in load.samples} == {200}
+
+
+def test_a_frozen_triton_is_504_within_the_deadline(bert: TritonServer) -> None:
+    settings = Settings(port=0, target=bert.grpc_target, model=(NAME,), canary_interval_s=3600.0)
+    with running(settings) as gateway:
+        assert gateway.post("/v1/rerank", BODY).status_code == 200
+        with frozen(bert):
+            began_s = time.monotonic()
+            found = gateway.post("/v1/rerank", {**BODY, "timeout_ms": 1000})
+            took_s = time.monotonic() - began_s
+        print(f"a deadline of 1 s was answered after {took_s:.3f} s")
+        assert found.status_code == 504 and found.json()["error"]["type"] == "deadline"
+        assert 0.9 < took_s < 5  # a loaded machine; the figure is printed
+        wait_for(lambda: gateway.post("/v1/rerank", BODY).status_code == 200, 60)
+
+
+def test_what_is_left_of_the_deadline_travels_to_triton(tiny_repository: Path, tmp_path: Path) -> None:
+    """The slow model's logits are the seconds that the request says it may wait."""
+    repository = write_slow(tiny_repository, tmp_path / "slow", delay_s=0.01, max_batch_size=8)
+    with start(repository) as server:
+        settings = Settings(port=0, target=server.grpc_target, model=(NAME,), canary_interval_s=3600.0)
+        with running(settings) as gateway:
+            found = gateway.post("/v1/rerank", {**BODY, "timeout_ms": 7000, "return_logits": True})
+    assert 5 < found.json()["results"][0]["logit"] <= 7
+
+
+def test_a_caller_that_hangs_up_cancels_its_call_of_triton(tiny_repository: Path) -> None:
+    with serve(StandIn(tiny_repository, hold=True)) as stand_in:
+        settings = Settings(port=0, target=f"127.0.0.1:{stand_in.port}", model=(NAME,), canary_interval_s=3600.0)
+        with running(settings) as gateway:
+            wait_for(lambda: stand_in.inferences >= 1)  # the canary
+            content = json.dumps({**BODY, "timeout_ms": 30_000}).encode()
+            head = f"POST /v1/rerank HTTP/1.1\r\nhost: h\r\ncontent-length: {len(content)}"
+            with socket.create_connection(("127.0.0.1", gateway.port)) as caller:
+                caller.sendall(head.encode() + b"\r\n\r\n" + content)
+                wait_for(lambda: stand_in.inferences >= 2)
+                before = stand_in.cancelled
+            wait_for(lambda: stand_in.cancelled > before)
+            assert gateway.gateway.admission.queue.in_flight.pairs == 0
+
+
+def test_the_callers_trace_reaches_triton(tiny_repository: Path) -> None:
+    with serve(StandIn(tiny_repository)) as stand_in:
+        settings = Settings(port=0, target=f"127.0.0.1:{stand_in.port}", model=(NAME,), canary_interval_s=3600.0)
+        with running(settings) as gateway:
+            wait_for(lambda: stand_in.inferences >= 1)
+            gateway.post("/v1/rerank", BODY, headers={"traceparent": TRACE})
+            assert stand_in.headers["traceparent"] == TRACE
+            gateway.post("/v1/rerank", BODY, headers={"traceparent": "no trace\tat all"})
+            assert "traceparent" not in stand_in.headers
+
+
+@contextlib.contextmanager
+def collector() -> Iterator[tuple[str, list[bytes]]]:
+    """Takes what is exported by OTLP over HTTP."""
+    bodies: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            bodies.append(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1/traces", bodies
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_spans_of_a_request_are_exported_under_the_callers_trace(tiny_repository: Path, tmp_path: Path) -> None:
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    with collector() as (endpoint, bodies), serve(StandIn(tiny_repository)) as stand_in:
+        flags = ("--otlp-endpoint", endpoint)
+        with process(f"127.0.0.1:{stand_in.port}", *flags, log=tmp_path / "gateway.log") as (child, url):
+            found = httpx.post(f"{url}/v1/rerank", json=BODY, headers={"traceparent": TRACE}, timeout=60)
+            assert found.status_code == 200
+            told = stand_in.headers["traceparent"]
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 0
+    spans = [
+        span
+        for body in bodies
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+        if span.trace_id.hex() == TRACE.split("-")[1]
+    ]
+    by_name = {span.name.rsplit("/", 1)[-1]: span for span in spans}
+    assert {"rerank", "wait", "score", "ModelInfer"} <= set(by_name)
+    assert by_name["rerank"].parent_span_id.hex() == TRACE.split("-")[2]
+    assert by_name["wait"].parent_span_id == by_name["score"].parent_span_id == by_name["rerank"].span_id
+    assert by_name["ModelInfer"].parent_span_id == by_name["score"].span_id
+    assert told.split("-")[1:3] == [TRACE.split("-")[1], by_name["ModelInfer"].span_id.hex()]
+    assert b"zip" not in b"".join(bodies)
+
+
+def test_a_port_that_is_taken_ends_the_command_with_1(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--model", NAME, "--port", port]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert "address already in use" in found.stderr
+    assert "Traceback" not in found.stderr
