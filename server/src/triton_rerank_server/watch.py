@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from triton_rerank_server.backend_processes import processes
 from triton_rerank_server.canary import Canary, score_canary
@@ -24,7 +23,7 @@ class _Probe:
 
     canary: Canary
     asked: Future[list[float]] | None = None
-    since_s: float = field(default_factory=time.monotonic)
+    looks: int = 0  # since it was sent, or since the answer
     failures: int = 0
 
 
@@ -48,7 +47,7 @@ class Watch:
         # A process that has ended does not tell its name any more.
         self._names = {process.pid: process.name for process in processes(group)}
         self._computed_s = 0.0
-        self._busy_at_s = time.monotonic()
+        self._idle_looks = 0  # in a row; looks and not seconds, since all of us may be paused
 
     def close(self) -> None:
         """Ask no more."""
@@ -62,10 +61,9 @@ class Watch:
         return found
 
     def _process_fault(self) -> str | None:
-        now_s, seen = time.monotonic(), processes(self._group)
+        seen = processes(self._group)
         computed_s = sum(process.cpu_s for process in seen)
-        if computed_s - self._computed_s > _IDLE * LOOK_S:
-            self._busy_at_s = now_s
+        self._idle_looks = 0 if computed_s - self._computed_s > _IDLE * LOOK_S else self._idle_looks + 1
         self._computed_s = computed_s
         self._names |= {process.pid: process.name for process in seen if process.state != "Z"}
         bad = [(process.pid, process.state) for process in seen if process.state in "ZT"]
@@ -76,22 +74,20 @@ class Watch:
         return None
 
     def _probe_fault(self, probe: _Probe) -> str | None:
-        now_s = time.monotonic()
+        probe.looks += 1
         if probe.asked is None:
-            if now_s - probe.since_s >= _CANARY_S:
-                probe.since_s = now_s
-                probe.asked = self._pool.submit(
-                    score_canary, self._control, probe.canary, timeout_s=10 * self._stall_timeout_s
-                )
+            if probe.looks * LOOK_S >= _CANARY_S:
+                probe.looks = 0
+                long_s = 10 * self._stall_timeout_s
+                probe.asked = self._pool.submit(score_canary, self._control, probe.canary, timeout_s=long_s)
             return None
         if not probe.asked.done():
-            silent_s = now_s - max(probe.since_s, self._busy_at_s)
-            stalled = silent_s > self._stall_timeout_s
+            silent_s = min(probe.looks, self._idle_looks) * LOOK_S
+            stalled = silent_s >= self._stall_timeout_s
             return (
-                f"{probe.canary.model} has scored nothing for {silent_s:.0f} s, and computes nothing"
-                if stalled
-                else None
+                f"{probe.canary.model} has scored nothing for {silent_s:g} s, and computes nothing" if stalled else None
             )
+        probe.looks = 0
         asked, probe.asked = probe.asked, None
         return _judge(probe, asked.exception())
 

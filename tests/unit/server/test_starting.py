@@ -160,6 +160,14 @@ def test_equal_ports_are_refused(tiny_repository: Path, capsys: pytest.CaptureFi
     assert "they must differ" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--allow-http=false"], ["--allow-http", "false"]])
+def test_a_triton_without_http_is_refused(
+    tiny_repository: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(["--model-repository", str(tiny_repository), "--", *arguments]) == 1
+    assert "give --http-address=127.0.0.1 instead" in capsys.readouterr().err
+
+
 def test_the_command_ends_with_1_and_a_message_without_a_repository(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
