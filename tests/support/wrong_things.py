@@ -175,6 +175,9 @@ CASES: dict[str, Case] = {
     "a query of 10,000 words": query(
         "heap " * 10_000, right=lambda result: len(result) == 2 and all(ranked.truncated for ranked in result)
     ),
+    "a query longer than half of `max_length`, where the pair fits": query(
+        "heap " * 100, right=lambda result: len(result) == 2 and not any(ranked.truncated for ranked in result)
+    ),
     "a query of more than 16 MiB": query("x" * (2**24 + 1)),
     # documents
     "an empty list": documents(list, right=lambda result: len(result) == 0 and result.timings.requests == 0),
@@ -205,9 +208,15 @@ CASES: dict[str, Case] = {
         lambda: ["a", LONG],
         right=lambda result: {ranked.index: ranked.truncated for ranked in result} == {0: False, 1: True},
     ),
+    "a document of 16 MiB": documents(
+        lambda: ["a", "x " * 2**23],
+        timeout_s=60.0,
+        right=lambda result: {ranked.index: ranked.truncated for ranked in result} == {0: False, 1: True},
+    ),
     "a document of more than 16 MiB": documents(lambda: ["a", "x" * (2**24 + 1)]),
     "a lone surrogate in a document": documents(lambda: ["a", "b \udfff"]),
     "NUL in a document": documents(lambda: ["a\0b", "\0", "plain"], right=holds(3)),
+    "special tokens in a document": documents(lambda: ["a [SEP] b [CLS]", "</s>", "a"], right=holds(3)),
     "5,000 documents": documents(lambda: FIVE_THOUSAND, right=holds(5000), timeout_s=120.0),
     # arguments
     "`top_k` 0": argument(top_k=0),
