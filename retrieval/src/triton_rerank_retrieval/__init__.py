@@ -31,6 +31,7 @@ from triton_rerank_retrieval.rules import (
     Threshold,
     with_context,
 )
+from triton_rerank_retrieval.service import Request, RerankService
 
 __all__ = [
     "Boost",
@@ -54,6 +55,8 @@ __all__ = [
     "Pipeline",
     "Recency",
     "ReciprocalRank",
+    "Request",
+    "RerankService",
     "Retrieved",
     "Retriever",
     "RoutedScorer",

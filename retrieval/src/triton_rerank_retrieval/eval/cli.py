@@ -92,7 +92,8 @@ def _check_output(folder: Path) -> None:
 def _measure(bench: Bench, options: argparse.Namespace, progress: Progress) -> CollectionReport:
     found = CollectionReport(bench.collection)
     n_queries = len(bench.collection.queries)
-    last = next((system for system in reversed(bench.plan.systems) if system.reranker), None)
+    systems = bench.plan.systems
+    last = next((system for system in reversed(systems) if system.reranker), systems[-1])
     task = progress.add_task(bench.collection.name, total=n_queries * len(bench.plan.systems))
 
     def show(step: str) -> None:
@@ -109,9 +110,9 @@ def _measure(bench: Bench, options: argparse.Namespace, progress: Progress) -> C
     found.baseline = options.baseline or bench.plan.systems[0].name
     if found.baseline not in found.ran:
         raise InvalidRequestError(f"--baseline {found.baseline}: the systems are {', '.join(found.ran)}")
-    if last is not None and options.tune:
+    if options.tune:
         _add_tuned(bench, last, found, progress, show)
-    if last is not None and not options.no_sweep:
+    if not options.no_sweep:
         found.swept, found.sweep = last.name, sweep_k(bench, last, timed)
         found.calibration = calibrate(bench.collection, found.ran[last.name])
     return found
@@ -121,7 +122,8 @@ def _add_tuned(
     bench: Bench, system: SystemSpec, found: CollectionReport, progress: Progress, show: Callable[[str], None]
 ) -> None:
     """The last system with settings that were chosen on one half of the queries and are judged on the other."""
-    bench.fill(system, on_query=show)
+    if system.reranker:
+        bench.fill(system, on_query=show)
     name = f"{system.name}, {TUNED}"
     task = progress.add_task(f"{bench.collection.name}: {TUNED}", total=None)
     tuned = tune(bench, replace(system, name=name), on_step=lambda _: progress.advance(task))

@@ -108,6 +108,8 @@ class Plan:
             if len(set(names)) < len(names):
                 raise ConfigurationError(f"the names {', '.join(names)} must differ")
         retrievers, rerankers = ({one.name for one in what} for what in (self.retrievers, self.rerankers))
+        if not self.systems:
+            raise ConfigurationError("no system is to be measured: give at least one [[system]]")
         for system in self.systems:
             unknown = (set(system.retrievers) - retrievers) | ({system.reranker, system.light} - rerankers - {""})
             if unknown or not system.retrievers:
