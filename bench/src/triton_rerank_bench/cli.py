@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from triton_rerank import RerankError
 from triton_rerank_bench import client_report, gpu_command, load_command, peers_command, perf_command, report
 from triton_rerank_bench.client_cost import measure_client_cost
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.rerankers import name_rerankers
 from triton_rerank_bench.speed import measure_speed
 from triton_rerank_bench.splitting import measure_splitting
-from triton_rerank_server import ServerStartError
+from triton_rerank_server import ServerStartError, atomic
 
 DEFAULT_ROUNDS = 7
 CLIENT_ROUNDS = 200  # a tenth of it with long documents
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0; 1 if ``--check`` is given and a target was missed; 2 if nothing could be measured.
+        0; 1 if ``--check`` is given and a target was missed; 2 if nothing could be measured; 130 after Ctrl-C.
     """
     options = _parser().parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
@@ -37,10 +37,13 @@ def main(argv: list[str] | None = None) -> int:
         _check_output(options.output)
         document, code = _COMMANDS[options.command](options, console)
         if options.output:
-            options.output.write_text(report.indented(document), encoding="utf-8")
+            atomic.write_file(options.output, report.indented(document).encode())
     except (BenchError, RerankError, ServerStartError, OSError) as exc:
         print(f"triton-rerank-bench: {exc}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as exc:
+        print(f"triton-rerank-bench: interrupted; {exc if exc.args else 'nothing is kept'}", file=sys.stderr)
+        return INTERRUPTED
     print(report.compact(document))
     return code
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from triton_rerank_bench import gpu_device, gpu_report, report
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gpu_figures import ModelFigures
 from triton_rerank_bench.gpu_models import DEFAULT_SHAPES, SHAPES, check_shape, prepare
 from triton_rerank_bench.gpu_peer import BATCH_SIZES
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     """Measure every shape; Ctrl-C keeps those that are done.
 
     Returns:
-        The report, and 1 if ``--check`` is given and a target was missed, else 0.
+        The report, and 130 after Ctrl-C, 1 if ``--check`` is given and a target was missed, else 0.
 
     Raises:
         BenchError: a wrong option, something that the device needs is missing, or a figure cannot be had.
@@ -105,7 +105,8 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
         "interrupted": interrupted,
     }
     missed = any(target.passed is False for model in models for target in model.targets)
-    return gpu_report.gpu_json(device, models, settings), int(options.check and missed)
+    code = INTERRUPTED if interrupted else int(options.check and missed)
+    return gpu_report.gpu_json(device, models, settings), code
 
 
 def _measure(
@@ -125,7 +126,7 @@ def _measure(
                 gpu_report.print_model(console, models[-1])
     except KeyboardInterrupt:
         if not models:
-            raise BenchError("interrupted before the first model was measured; nothing is kept") from None
+            raise KeyboardInterrupt("before the first model was measured; nothing is kept") from None
         console.print("interrupted: the report holds the models above")
         return models, True
     return models, False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
 from triton_rerank_bench.errors import BenchError
+from triton_rerank_server import atomic
 
 
 class ReportFolder:
@@ -28,11 +27,12 @@ class ReportFolder:
         self.folder, self._names = folder, names
         self._made: list[Path] = []
         self._beside: Path | None = None
+        self._stack = ExitStack()
 
     def __enter__(self) -> ReportFolder:
         try:
             self._make()
-            self._beside = Path(tempfile.mkdtemp(prefix=".new-", dir=self.folder))
+            self._beside = self._stack.enter_context(atomic.scratch(self.folder, "report"))
         except OSError as exc:
             self._remove_made()
             raise BenchError(f"--output {self.folder}: must be a folder to write to ({exc.strerror})") from exc
@@ -43,8 +43,7 @@ class ReportFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        if self._beside is not None:
-            shutil.rmtree(self._beside, ignore_errors=True)
+        self._stack.close()
         self._remove_made()
 
     def path(self, name: str) -> Path:

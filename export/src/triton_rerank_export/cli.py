@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
 from triton_rerank_export.errors import ExportError
+from triton_rerank_server import atomic
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its warning about forks would land in the progress
 
@@ -19,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0, 1 if it cannot be done (the repository is then as it was), 130 after Ctrl-C, 141 if the reader of the output
+        0, 1 if it cannot be done, 130 after Ctrl-C (the message says what holds then), 141 if the reader of the output
         went away.
     """
     use_utf8()
@@ -30,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     except ExportError as exc:
         print(f"triton-rerank-export: {exc}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("triton-rerank-export: interrupted; nothing was changed", file=sys.stderr)
+    except KeyboardInterrupt as exc:
+        print(f"triton-rerank-export: interrupted; {exc if exc.args else 'nothing was changed'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         drop_output()
@@ -50,8 +52,11 @@ def _check(options: argparse.Namespace) -> int:
     from triton_rerank_export.repository_check import check_repository
     from triton_rerank_server.models import foreign_entries
 
-    for name in check_repository(options.model_repository):
-        print(f"{name}: in order")
+    with contextlib.ExitStack() as stack:
+        if options.model_repository.is_dir():
+            stack.enter_context(atomic.locked(options.model_repository, lambda holder: _say(f"waiting for {holder}")))
+        for name in check_repository(options.model_repository):
+            print(f"{name}: in order")
     for name in foreign_entries(options.model_repository):
         print(f"{name}: no model; triton-rerank-serve leaves it alone, a Triton that is to load every folder may not")
     return 0
@@ -60,11 +65,17 @@ def _check(options: argparse.Namespace) -> int:
 def _activate(options: argparse.Namespace) -> int:
     from triton_rerank_export import repository, rollout
 
-    version = repository.activate(options.model_repository, options.model, options.version)
+    version = repository.activate(options.model_repository, options.model, options.version, on_step=_say)
     print(f"{options.model}: version {version} is active in {options.model_repository}")
     if options.target:
-        with Console(stderr=True).status(f"{options.target} loads version {version} beside the one it serves"):
-            served = rollout.reload(options.target, options.model)
+        try:
+            with Console(stderr=True).status(f"{options.target} loads version {version} beside the one it serves"):
+                served = rollout.reload(options.target, options.model)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"version {version} of {options.model} is active in {options.model_repository}, and whether "
+                f"{options.target} serves it was not awaited; activate it again to know"
+            ) from None
         if served != [version]:
             raise ExportError(
                 f"{options.target}: it serves version {served} of {options.model}, not {version}; does it read "
@@ -72,6 +83,10 @@ def _activate(options: argparse.Namespace) -> int:
             )
         print(f"{options.target}: serves version {version}")
     return 0
+
+
+def _say(step: str) -> None:
+    print(f"triton-rerank-export: {step}", file=sys.stderr)
 
 
 def _verify(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from triton_rerank_export.demo_texts import Text, collect, digest
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune import fast_bf16
 from triton_rerank_export.training_data import Candidates, FloatArray, Group, groups_of, mine
+from triton_rerank_server.atomic import write_file
 
 RECIPE_VERSION = 1  # part of the caches' names: raise it when the same machine would give other groups
 QUERY_WORDS = (22, 65)  # of a passage that becomes a query
@@ -133,7 +134,7 @@ def _cached_texts(cache: Path, console: Console) -> list[Text]:
     path = cache / f"texts-{RECIPE_VERSION}.jsonl"
     if not path.is_file():
         lines = [json.dumps(asdict(text)) for text in collect(cache, console)]
-        _write(path, "\n".join(lines).encode())
+        write_file(path, "\n".join(lines).encode())
     return [Text(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
@@ -149,7 +150,7 @@ def _cached_candidates(
             mined = mine(queries, sources, documents, vectors, seed=seed, advance=lambda n: progress.advance(task, n))
         buffer = io.BytesIO()
         np.savez(buffer, indices=mined.indices, scores=mined.scores)
-        _write(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
     with np.load(path) as stored:
         return Candidates(stored["indices"], stored["scores"])
 
@@ -159,16 +160,9 @@ def _cached_vectors(cache: Path, texts: list[str], console: Console) -> FloatArr
     if not path.is_file():
         buffer = io.BytesIO()
         np.save(buffer, _embed(texts, console))
-        _write(path, buffer.getvalue())
+        write_file(path, buffer.getvalue())
     vectors: FloatArray = np.load(path)
     return vectors
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there."""
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
 
 
 def _embed(texts: list[str], console: Console) -> FloatArray:

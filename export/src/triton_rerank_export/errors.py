@@ -11,9 +11,10 @@ _LONGEST = 300  # characters of a library's words
 
 
 class ExportError(RuntimeError):
-    """Export, check or training cannot go on; the model repository is as it was.
+    """Export, check or training cannot go on.
 
-    The message says what was wrong, the value, the bound and what to do.
+    The message says what was wrong, the value, the bound and what to do; and, where it was being written, what the
+    model repository serves now.
     """
 
 

@@ -88,10 +88,11 @@ def _default_timing_cache() -> Path:
 
 def _export(options: argparse.Namespace) -> int:
     from triton_rerank_export.pipeline import export_model
+    from triton_rerank_export.staging import told
 
     wanted = ExportOptions(**{field.name: getattr(options, field.name) for field in fields(ExportOptions)})
     console = Console(stderr=True)
-    with console.status("starting") as status:
+    with told(options.model_repository), console.status("starting") as status:
 
         def on_step(step: str) -> None:
             if step.startswith("downloading"):
@@ -120,7 +121,7 @@ def _summary(result: ExportResult, model: str, repository: Path, wanted: ExportO
     second = f"version {version} of {name} is active{there}" if result.changed else (
         f"version {version} of {name} was this very export already; nothing was changed"
     )  # fmt: skip
-    return "\n".join([first, second, *result.manifest.notes])
+    return "\n".join([first, second, *result.left, *result.manifest.notes])
 
 
 def _models(_: argparse.Namespace) -> int:

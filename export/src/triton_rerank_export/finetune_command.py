@@ -19,6 +19,7 @@ from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune import evaluate, finetune
 from triton_rerank_export.finetune_config import FinetuneConfig, FinetuneReport, Quality
 from triton_rerank_export.training_data import EXAMPLE_LINE, Group, read_groups, split
+from triton_rerank_server import atomic
 
 LARGEST_DELTA_BYTES = 6_000_000  # it is committed and packaged
 DEFAULT_MINUTES = 60.0
@@ -166,12 +167,9 @@ def no_worse(new: Quality, present: Quality) -> bool:
 
 def _write(folder: Path, delta: bytes, record: dict[str, object]) -> None:
     """Write the delta and how it was made; a delta already there is replaced in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / PACKAGED_DELTA.name
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(delta)
-    partial.replace(path)
-    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    atomic.write_file(path, delta)
+    atomic.write_file(folder / "training.json", (json.dumps(record, indent=2) + "\n").encode())
     _say(f"wrote {path}")
 
 

@@ -56,6 +56,14 @@ class Manifest:
         """True if both describe the same files and configs, whatever their version numbers."""
         return self._without_version() == other._without_version()
 
+    def numbered(self, version: int) -> Manifest:
+        """The same export under another version number."""
+        files = {}
+        for name, digest in self.files.items():
+            folder, _, *rest = Path(name).parts
+            files[str(Path(folder, str(version), *rest))] = digest
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, version=version), files=files)
+
     def _without_version(self) -> tuple[ServedModel, dict[str, str]]:
         files = {f"{Path(name).parts[0]}/{Path(name).name}": digest for name, digest in self.files.items()}
         return dataclasses.replace(self.model, version=0), files

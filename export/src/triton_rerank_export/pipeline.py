@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_rerank_export import graph, parity, repository
+from triton_rerank_export import graph, parity, repository, staging
 from triton_rerank_export.calibration import Feed, calibration_feeds
 from triton_rerank_export.checkpoint import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError, explained
@@ -33,12 +32,14 @@ class ExportResult:
         report: how it compared with PyTorch.
         versions: versions in the repository, ascending.
         changed: False if the repository already held the very same export.
+        left: what should have been removed and could not be, a sentence each.
     """
 
     manifest: Manifest
     report: parity.ParityReport
     versions: list[int]
     changed: bool
+    left: tuple[str, ...] = ()
 
 
 def export_model(
@@ -58,28 +59,35 @@ def export_model(
     Raises:
         ExportError: the checkpoint cannot be had or served, the export does not agree with it, the disk is full, or a
             path is not UTF-8.
+        KeyboardInterrupt: after Ctrl-C; its message says what is active.
     """
     options = options or ExportOptions()
     _check_tools(options)
     _check_names(model, model_repository)
-    try:
-        with repository.staging(model_repository) as staged, tempfile.TemporaryDirectory(dir=staged) as work:
-            on_step(f"reading {model}")
-            checkpoint = resolve(
-                model,
-                Path(work),
-                name=options.name,
-                max_length=options.max_length,
-                allow_pickle=options.allow_pickle,
-                on_step=on_step,
-            )
-            served = _next(served_model(checkpoint, options), model_repository, options)
-            with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
-                notes = _build(checkpoint, served, staged, Path(work), options, on_step)
-                report = run_gate(checkpoint, staged, served, on_step=on_step)
-            return _install(staged, model_repository, served, report, (*notes, *report.notes), options, on_step)
-    except OSError as exc:
-        raise ExportError(f"{model_repository}: cannot be written ({exc}); the repository is as it was") from exc
+    with (
+        staging.told(model_repository),
+        staging.staging(model_repository) as staged,
+        tempfile.TemporaryDirectory(dir=staged) as work,
+    ):
+        on_step(f"reading {model}")
+        checkpoint = resolve(
+            model,
+            Path(work),
+            name=options.name,
+            max_length=options.max_length,
+            allow_pickle=options.allow_pickle,
+            on_step=on_step,
+        )
+        served = served_model(checkpoint, options)
+        if not options.replace:
+            repository.check_compatible(model_repository, served)
+        with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
+            notes = _build(checkpoint, served, staged, Path(work), options, on_step)
+            report = run_gate(checkpoint, staged, served, on_step=on_step)
+        manifest = build_manifest(staged, served, report, (*notes, *report.notes))
+        on_step("installing")
+        with staging.locked(model_repository, served.name, on_step) as target:
+            return _install(staged, target, manifest, report, options)
 
 
 def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
@@ -124,13 +132,6 @@ def _check_names(*paths: str | Path) -> None:
             str(path).encode()
         except UnicodeEncodeError as exc:
             raise ExportError(f"{path}: its name is not UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from exc
-
-
-def _next(served: ServedModel, target: Path, options: ExportOptions) -> ServedModel:
-    if options.replace:
-        return served
-    repository.check_compatible(target, served)
-    return dataclasses.replace(served, version=repository.next_version(target, served))
 
 
 def _build(
@@ -181,20 +182,13 @@ def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOpt
 
 
 def _install(
-    staged: Path,
-    target: Path,
-    served: ServedModel,
-    report: parity.ParityReport,
-    notes: tuple[str, ...],
-    options: ExportOptions,
-    on_step: Progress,
+    staged: Path, target: Path, manifest: Manifest, report: parity.ParityReport, options: ExportOptions
 ) -> ExportResult:
-    manifest = build_manifest(staged, served, report, notes)
-    there = repository.installed_versions(target, served.name)
+    name = manifest.model.name
+    there = repository.installed_versions(target, name)
     if there and not options.replace:
-        active = there[repository.active_version(target, served.name)]
+        active = there[repository.active_version(target, name)]
         if active.same_export(manifest) and version_is_whole(target, active):
             return ExportResult(active, report, list(there), changed=False)
-    on_step("installing")
-    versions = repository.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
-    return ExportResult(manifest, report, versions, changed=True)
+    done = repository.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
+    return ExportResult(done.manifest, report, done.versions, changed=True, left=done.left)

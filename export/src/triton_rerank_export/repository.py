@@ -1,8 +1,10 @@
-"""The model repository on disk: versions side by side, written beside the repository and renamed into it.
+"""The model repository on disk: versions side by side, made elsewhere and put in place so that it is never half.
 
 A model is three folders, each with a folder per version. The steps hold every version that is kept ready; the
 ensemble serves one, the **active** version, and names it to both steps. So a running server changes versions, forth
-and back, by reloading the ensemble alone: all requests see one version, whole.
+and back, by reloading the ensemble alone: all requests see one version, whole. And an export becomes active in one
+step: the rename of the ensemble's config, when all that it names is there. A process that dies before or after leaves
+folders that no config names, and the next one removes them.
 """
 
 from __future__ import annotations
@@ -10,39 +12,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank import ConfigurationError
 from triton_rerank import repository as reader
-from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank.contract import CONFIG_FILE, MANIFEST_FILE
+from triton_rerank_export import replacement
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.manifest import Manifest, read_manifest, version_folders, write_manifest
+from triton_rerank_export.staging import locked, told
 from triton_rerank_export.triton_config import ServedModel, to_text
 from triton_rerank_export.warmup import warmup_files
+from triton_rerank_server import atomic
 
 DEFAULT_KEEP_VERSIONS = 2  # the active one and the one before, to go back to
 
+Progress = Callable[[str], object]
 
-@contextlib.contextmanager
-def staging(repository: Path) -> Iterator[Path]:
-    """A scratch folder on the repository's own file system, gone afterwards.
 
-    It lies beside the repository where it can, since Triton takes every folder inside for a model. A repository that
-    was made for it and got nothing is gone afterwards too.
+@dataclass(frozen=True)
+class Installed:
+    """What an installation left in the repository.
+
+    Attributes:
+        manifest: of the version that is active now.
+        versions: that are there, ascending.
+        left: what should have been removed and could not be, a sentence each.
     """
-    made = not repository.exists()
-    repository.mkdir(parents=True, exist_ok=True)
-    parent = repository.resolve().parent
-    beside = parent.stat().st_dev == repository.stat().st_dev
-    folder = Path(tempfile.mkdtemp(prefix=f".{repository.name}-", dir=parent if beside else repository))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if made and not any(repository.iterdir()):
-            repository.rmdir()
+
+    manifest: Manifest
+    versions: list[int]
+    left: tuple[str, ...] = ()
 
 
 def installed_versions(repository: Path, name: str) -> dict[int, Manifest]:
@@ -102,7 +104,7 @@ def lay_out(staged: Path, model: ServedModel, tokenizer: Path, graph_files: Sequ
     """Write the version folders of a model, without the manifest.
 
     Args:
-        staged: repository to write into.
+        staged: folder of the form of a repository, to write into.
         model: gives names and version.
         tokenizer: tokenizer.json; copied.
         graph_files: what the encoder's version folder holds; moved.
@@ -114,39 +116,43 @@ def lay_out(staged: Path, model: ServedModel, tokenizer: Path, graph_files: Sequ
         shutil.move(file, staged / model.encoder_name / str(model.version) / file.name)
 
 
-def install(staged: Path, repository: Path, manifest: Manifest, *, replace: bool, keep: int) -> list[int]:
-    """Put a staged version into the repository and make it the active one; all of it, or nothing.
+def install(staged: Path, repository: Path, manifest: Manifest, *, replace: bool, keep: int) -> Installed:
+    """Put a staged version into a repository that is `locked`, and make it the active one.
 
     Args:
         staged: as `lay_out` left it.
         repository: model repository.
-        manifest: of the staged version.
+        manifest: of the staged version; it gets the next free number.
         replace: the model's folders are put in place of the old ones, with all their versions.
         keep: versions that stay, this one included; the one that was active is among them.
 
-    Returns:
-        The versions that are there now, ascending.
-
     Raises:
-        ExportError: a rename failed; what was there is back in its place.
+        ExportError: versions of the model with other settings are there.
+        OSError: it cannot be written; the version that was active still is, unless the message of `told` says else.
     """
+    if not replace:
+        check_compatible(repository, manifest.model)
+        manifest = _renumbered(staged, manifest, next_version(repository, manifest.model))
     model = manifest.model
     write_manifest(staged / model.name / str(model.version) / MANIFEST_FILE, manifest)
-    kept = _kept_versions(repository, model, replace=replace, keep=keep)
-    _write_configs(staged, model, kept)
-    names = list(model.configs())
-    if replace or not all((repository / name).is_dir() for name in names):
-        _place(staged, repository, [Path(name) for name in names])
-        return kept
-    folders = [folder.relative_to(staged) for folder in version_folders(staged, model)]
-    configs = [Path(model.encoder_name, "warmup"), *(Path(name, "config.pbtxt") for name in names)]
-    _place(staged, repository, [*folders, *(path for path in configs if (staged / path).exists())])
-    _prune(repository, names, kept)
-    return kept
+    versions = set(installed_versions(repository, model.name))
+    if versions and not replace:
+        left = _add(staged, repository, model, versions, keep)
+    else:
+        write_configs(staged, model, [model.version], list(model.configs()))
+        replacement.put(staged, repository, model)
+        left = ()
+    return Installed(manifest, list(reader.manifest_files(repository, model.name)), left)
 
 
-def activate(repository: Path, name: str, version: int | None = None) -> int:
+def activate(repository: Path, name: str, version: int | None = None, *, on_step: Progress = lambda _: None) -> int:
     """Make an installed version the one that the ensemble serves; the newest by default.
+
+    Args:
+        repository: model repository.
+        name: public model name.
+        version: of those that are there.
+        on_step: called where another process has to be waited for.
 
     Returns:
         The version.
@@ -154,75 +160,100 @@ def activate(repository: Path, name: str, version: int | None = None) -> int:
     Raises:
         ExportError: the model or the version is not there, or the repository cannot be written.
     """
+    _installed(repository, name, version)
+    with told(repository), locked(repository, name, on_step) as repository:
+        versions, chosen = _installed(repository, name, version)
+        model = versions[chosen].model
+        write_configs(repository, model, list(versions), list(model.configs()))
+    return chosen
+
+
+def write_configs(repository: Path, model: ServedModel, kept: Sequence[int], folders: Sequence[str]) -> None:
+    """Write the config of each of these folders and, with the encoder's, its warm-up data; what is there already stays.
+
+    Args:
+        repository: or a folder of its form.
+        model: what they are made from.
+        kept: versions that the steps hold ready, besides the model's own.
+        folders: public name and steps, in the order in which they are written.
+    """
+    configs = model.configs(kept)
+    for folder in folders:
+        if folder == model.encoder_name:
+            for file, content in warmup_files(model.warmup, ladder=model.ladder).items():
+                _write(repository / folder / "warmup" / file, content)
+        _write(repository / folder / CONFIG_FILE, to_text(configs[folder]).encode())
+
+
+def _installed(repository: Path, name: str, version: int | None) -> tuple[dict[int, Manifest], int]:
     versions = installed_versions(repository, name)
     if not versions:
         raise ExportError(f"{repository}: no model {name!r} with a {MANIFEST_FILE}; `make export MODEL=…` builds one")
     chosen = max(versions) if version is None else version
     if chosen not in versions:
         raise ExportError(f"{repository}: {name} has the versions {sorted(versions)}, not {chosen}")
-    model = versions[chosen].model
+    return versions, chosen
+
+
+def _renumbered(staged: Path, manifest: Manifest, version: int) -> Manifest:
+    """Another export may have taken the number that this one began with."""
+    old, new = (version_folders(staged, model) for model in (manifest.model, manifest.numbered(version).model))
+    for before, after in zip(old, new, strict=True):
+        before.rename(after)
+    return manifest.numbered(version)
+
+
+def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], keep: int) -> tuple[str, ...]:
+    """Steps first, each config with the old versions and the new one; the ensemble's config is the switch."""
+    active = active_version(repository, model.name)
+    ensemble, *steps = reversed(model.configs())
+    before = {step: (repository / step / CONFIG_FILE).read_bytes() for step in steps}
     try:
-        with staging(repository) as staged:
-            _write_configs(staged, model, list(versions))
-            _place(staged, repository, [Path(folder, "config.pbtxt") for folder in model.configs()])
-    except OSError as exc:
-        raise ExportError(f"{repository}: cannot be written ({exc}); it is as it was") from exc
-    return chosen
+        for step in steps:
+            replacement.bring(staged / step / str(model.version), repository / step / str(model.version))
+        write_configs(repository, model, sorted(there), steps)
+        replacement.bring(staged / ensemble / str(model.version), repository / ensemble / str(model.version))
+        write_configs(repository, model, [], [ensemble])
+    except BaseException:
+        if active_version(repository, model.name) == active:
+            _take_back(repository, model, before)
+        raise
+    return _prune(repository, model, _kept_versions(there, active, model.version, keep))
 
 
-def _kept_versions(repository: Path, model: ServedModel, *, replace: bool, keep: int) -> list[int]:
-    if replace:
-        return [model.version]
-    others = set(installed_versions(repository, model.name)) - {model.version}
-    active = {active_version(repository, model.name)} & others if others else set()
-    newest = sorted(others - active, reverse=True)[: max(0, keep - 1 - len(active))]
-    return sorted({model.version, *active, *newest} if keep > 1 else {model.version})
+def _take_back(repository: Path, model: ServedModel, configs: dict[str, bytes]) -> None:
+    """Undo an addition that did not become active. Configs first: one that names a missing version cannot be loaded."""
+    with contextlib.suppress(OSError):  # then the folders stay, unused, until the next export
+        for step, content in configs.items():
+            _write(repository / step / CONFIG_FILE, content)
+        for folder in reversed(version_folders(repository, model)):
+            if folder.exists():
+                replacement.remove(folder)
 
 
-def _write_configs(staged: Path, model: ServedModel, kept: Sequence[int]) -> None:
-    for name, config in model.configs(kept).items():
-        (staged / name).mkdir(exist_ok=True)
-        (staged / name / "config.pbtxt").write_text(to_text(config), encoding="utf-8")
-    files = warmup_files(model.warmup, ladder=model.ladder)
-    for file, content in files.items():
-        path = staged / model.encoder_name / "warmup" / file
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
+def _kept_versions(there: set[int], active: int, new: int, keep: int) -> list[int]:
+    newest = sorted(there - {active}, reverse=True)[: max(0, keep - 2)]
+    return sorted({new, *({active} & there), *newest} if keep > 1 else {new})
 
 
-def _place(staged: Path, repository: Path, paths: Sequence[Path]) -> None:
-    """Rename staged folders and files over those of the repository; on a failure everything goes back."""
-    previous = Path(tempfile.mkdtemp(prefix=".previous-", dir=staged))
-    done: list[Path] = []
+def _prune(repository: Path, model: ServedModel, kept: Sequence[int]) -> tuple[str, ...]:
+    """Remove what is over, as far as that can be done; what cannot is said, and tried again by the next export."""
+    ensemble, *steps = reversed(model.configs())
     try:
-        for path in paths:
-            done.append(path)
-            if (repository / path).exists():
-                (previous / path).parent.mkdir(parents=True, exist_ok=True)
-                (repository / path).rename(previous / path)
-            (staged / path).rename(repository / path)
+        write_configs(repository, model, kept, steps)
     except OSError as exc:
-        _put_back(repository, previous, done, staged)
-        raise ExportError(f"{repository}: cannot be changed ({exc}); it is as it was") from exc
-
-
-def _put_back(repository: Path, previous: Path, paths: Sequence[Path], staged: Path) -> None:
-    for path in paths:
-        if not (staged / path).exists():  # it was moved in
-            _remove(repository / path)
-        if (previous / path).exists():
-            (previous / path).rename(repository / path)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _prune(repository: Path, names: Sequence[str], kept: Sequence[int]) -> None:
-    for name in names:
+        return (f"older versions could not be removed ({exc}); the next export tries again",)
+    left = {}
+    for name in (ensemble, *steps):
         for version, folder in reader.version_folders(repository, name).items():
             if version not in kept:
-                shutil.rmtree(folder)
+                try:
+                    replacement.remove(folder)
+                except OSError as exc:
+                    left[version] = f"version {version} could not be removed ({exc}); the next export tries again"
+    return tuple(left.values())
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        atomic.write_file(path, content)

@@ -8,7 +8,7 @@ from typing import Any
 
 from triton_rerank import ConfigurationError
 from triton_rerank.contract import MANIFEST_FILE
-from triton_rerank.repository import exported_models, read_config
+from triton_rerank.repository import exported_models, read_config, version_folders
 from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.manifest import Manifest, version_files
@@ -58,7 +58,7 @@ def _model_faults(repository: Path, name: str) -> list[str]:
         return [f"{name}/config.pbtxt: it serves version {active}, but there are {sorted(versions)}; activate one"]
     return [
         *(fault for manifest in versions.values() for fault in _version_faults(repository, manifest)),
-        *_config_faults(repository, versions[active].model, list(versions)),
+        *_config_faults(repository, versions[active].model),
         *_warmup_faults(repository, versions[active].model),
     ]
 
@@ -75,14 +75,15 @@ def _version_faults(repository: Path, manifest: Manifest) -> Iterator[str]:
     yield from _graph_faults(repository, manifest.model)
 
 
-def _config_faults(repository: Path, model: ServedModel, kept: list[int]) -> list[str]:
+def _config_faults(repository: Path, model: ServedModel) -> list[str]:
     faults, found = [], {}
-    for name, expected in model.configs(kept).items():
+    for name in model.configs():
         try:
             found[name] = read_config(repository, name)
         except ConfigurationError as exc:
             faults.append(str(exc))
             continue
+        expected = model.configs(_listed(repository, found[name]))[name]
         if found[name] != expected:
             fields = ", ".join(sorted(_differing(found[name], expected)))
             faults.append(
@@ -90,6 +91,11 @@ def _config_faults(repository: Path, model: ServedModel, kept: list[int]) -> lis
                 "export; export the model again"
             )
     return faults or closure_faults(found[model.name], found)
+
+
+def _listed(repository: Path, config: Any) -> list[int]:
+    """Versions that a config names and that are there; more than are installed, if an export was killed meanwhile."""
+    return sorted(set(config.version_policy.specific.versions) & set(version_folders(repository, config.name)))
 
 
 def _differing(found: Any, expected: Any) -> set[str]:

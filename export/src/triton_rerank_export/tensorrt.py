@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,6 +20,7 @@ from triton_rerank_export import tensorrt_package, trtexec
 from triton_rerank_export.accelerator import CACHE_FOLDER
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.profiles import Profile, profile_index, profiles
+from triton_rerank_server import atomic
 
 # ONNX Runtime 1.28.0 and Python 3.12 by triton-inference-server/server, docs/introduction/compatibility.md. That table
 # leaves TensorRT out: 11.2.1 is what the image's trtexec is reported to print (v110201), and PyPI has one 11.2.1. For
@@ -169,11 +169,7 @@ def _torch_fault() -> str | None:
 @contextlib.contextmanager
 def _staged(timing_cache: Path) -> Iterator[Path]:
     """A copy of the cache, put in its place if all goes well: a broken build leaves the old one."""
-    timing_cache.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".timing-", dir=timing_cache.parent) as folder:
-        copy = Path(folder) / timing_cache.name
+    with atomic.new_file(timing_cache) as copy:
         if timing_cache.is_file():
             shutil.copyfile(timing_cache, copy)
         yield copy
-        if copy.is_file():
-            copy.replace(timing_cache)

@@ -418,8 +418,8 @@ def test_an_interruption_keeps_the_models_that_are_done(monkeypatch: pytest.Monk
     monkeypatch.setattr(gpu_report, "gpu_json", lambda device, models, settings: {"n": len(models), **settings})
     given = options("--device", "cpu", "--work", str(tmp_path))
     document, code = gpu_command.run(given, Console(quiet=True))
-    assert (document["n"], document["interrupted"], code) == (1, True, 0)
-    with pytest.raises(BenchError, match="nothing is kept"):
+    assert (document["n"], document["interrupted"], code) == (1, True, 130)
+    with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
         gpu_command.run(given, Console(quiet=True))
 
 

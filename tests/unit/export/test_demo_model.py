@@ -1,16 +1,19 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from support.faults import Operations, ctrl_c, failing, full_disk, killed
 
 from triton_rerank_export import demo_model
-from triton_rerank_export.demo_model import assemble, body_path, read_weights, staged_folder
+from triton_rerank_export.demo_model import assemble, body_path, check_replaceable, read_weights, staged_folder
 from triton_rerank_export.errors import ExportError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "berlin", "capital"]
@@ -158,3 +161,55 @@ def test_the_packaged_delta_makes_a_cross_encoder_that_orders_sensibly(tmp_path:
         with torch.no_grad():
             best, worst = model.eval()(**batch).logits[:, 0].tolist()
         assert best > worst, query
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_an_interrupt_at_any_moment_leaves_the_old_checkpoint_or_the_new_one_and_says_which(
+    old: bool, tmp_path: Path
+) -> None:
+    for at in range(1, 100):
+        folder = tmp_path / f"{at}" / "Modell (neu)"
+        if old:
+            write_checkpoint(folder, "old")
+        try:
+            with failing(Operations(at, ctrl_c)):
+                write_checkpoint(folder, "new")
+        except KeyboardInterrupt as exc:
+            there = (folder / "config.json").read_text() if folder.exists() else "none"
+            whole = sorted(path.name for path in folder.rglob("*")) if folder.exists() else []
+            assert whole in (["config.json", "weights"], [] if not old else None)
+            assert str(exc) == f"{folder} is {'complete' if there == 'new' else 'as it was'}", at
+        else:
+            assert (folder / "config.json").read_text() == "new"
+            return
+    raise AssertionError("it never came to its end")
+
+
+def write_checkpoint(folder: Path, text: str) -> None:
+    with staged_folder(folder) as new:
+        (new / "weights").write_text(text)
+        (new / "config.json").write_text(text)
+
+
+def test_a_full_disk_is_one_message_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "model", "old")
+    with (
+        pytest.raises(ExportError, match=r"model: cannot be written \(.*No space left.*\); it is as it was"),
+        failing(Operations(6, full_disk, for_ever=True)),
+    ):
+        write_checkpoint(tmp_path / "model", "new")
+    assert (tmp_path / "model" / "config.json").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_replaced_as_a_whole_is_refused_before_the_work() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+
+        def work() -> None:
+            if not os.getuid():  # nothing is refused to root
+                os.setuid(65534)
+            with pytest.raises(ExportError, match=f"it is a mount, or {folder} may not be written; name a new folder"):
+                check_replaceable(Path(folder, "model"))
+
+        assert not killed(work)

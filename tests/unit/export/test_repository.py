@@ -15,7 +15,7 @@ import pytest
 from support.folders import fingerprint
 from support.tiny_models import BOUNDED
 
-from triton_rerank_export import parity, repository
+from triton_rerank_export import parity, staging
 from triton_rerank_export.cli import main
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_repository_as_it_was(checkpoints: dict[str, Path
 
 
 def test_nothing_is_left_beside_the_repository(copy: Path) -> None:
-    with repository.staging(copy) as staged:
+    with staging.staging(copy) as staged:
         (staged / "file").touch()
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]
 

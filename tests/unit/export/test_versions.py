@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -10,12 +13,10 @@ import pytest
 from support.folders import fingerprint
 from support.tiny_models import BOUNDED, write_fine_tuned
 
-from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank.repository import read_config
-from triton_rerank_export import repository
+from triton_rerank_export import replacement, repository, staging
 from triton_rerank_export.cli import main
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.manifest import read_manifest
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model
 from triton_rerank_export.repository import activate, active_version, installed_versions
@@ -129,17 +130,6 @@ def test_versions_share_the_activation_which_clients_read_once(copy: Path) -> No
         repository.check_compatible(copy, dataclasses.replace(model, version=3, activation="identity"))
 
 
-def test_a_rename_that_fails_half_way_is_rolled_back(copy: Path, tmp_path: Path) -> None:
-    before = fingerprint(copy)
-    manifest = read_manifest(copy / NAME / "2" / MANIFEST_FILE)
-    staged = tmp_path / "staged"
-    for folder in (NAME, "tiny-bert-tokenizer"):  # the encoder's folder was never staged
-        (staged / folder / "2").mkdir(parents=True)
-    with pytest.raises(ExportError, match="it is as it was"):
-        repository.install(staged, copy, manifest, replace=False, keep=2)
-    assert fingerprint(copy) == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
@@ -165,3 +155,71 @@ def test_the_manifest_says_where_each_version_came_from(two_versions: Path) -> N
         assert manifest.parity["pairs"] >= 200
         assert len(manifest.files) == 2
         assert {"torch", "onnxruntime", "tokenizers"} <= set(manifest.tools)
+
+
+def test_two_exports_at_once_are_two_versions(fine_tuned: Path, tmp_path: Path) -> None:
+    """Each has made its files before the other one installs, and neither sees the other's scratch folder as left."""
+    one, other = (write_fine_tuned(fine_tuned, tmp_path / f"{number}" / NAME, shift=number) for number in (1, 2))
+    target, results = tmp_path / "new" / "model_repository", []
+
+    def on_step(step: str) -> None:
+        if step == "installing":
+            results.append(export(other, target))
+
+    options = ExportOptions(precision="fp32", **BOUNDED)
+    results.append(export_model(str(one), target, options, on_step=on_step))
+    assert [result.manifest.model.version for result in results] == [1, 2]
+    assert results[1].versions == [1, 2]
+    assert served(target) == (2, [1, 2])
+    assert check_repository(target) == [NAME]
+    assert sorted(path.name for path in target.parent.iterdir()) == ["model_repository"]
+
+
+def test_who_changes_the_repository_is_named_while_another_waits(copy: Path) -> None:
+    steps: list[str] = []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(staging.locked(copy, NAME, print))
+
+        def on_step(step: str) -> None:
+            steps.append(step)
+            stack.close()
+
+        assert activate(copy, NAME, 1, on_step=on_step) == 1
+    assert steps == [f"waiting for process {os.getpid()} ({process_name()}), which changes {copy.resolve()}"]
+
+
+def process_name() -> str:
+    command = Path("/proc/self/cmdline").read_text(encoding="utf-8").split("\0")
+    return " ".join(Path(part).name for part in command[:2])
+
+
+def test_an_old_version_that_cannot_be_removed_is_said_and_removed_by_the_next(
+    copy: Path, fine_tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove = replacement.remove
+
+    def busy(folder: Path) -> None:
+        if folder == copy.resolve() / "tiny-bert-encoder" / "1":
+            raise OSError(errno.EBUSY, "Device or resource busy", str(folder))
+        remove(folder)
+
+    third, fourth = (write_fine_tuned(fine_tuned, tmp_path / f"{shift}" / NAME, shift=shift) for shift in (1, 2))
+    monkeypatch.setattr(replacement, "remove", busy)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in BOUNDED.items()]
+    command = ["export", "--precision=fp32", *options, "--model-repository", str(copy), "--model"]
+    assert main([*command, str(third)]) == 0
+    said = capsys.readouterr().out
+    assert "version 3 of tiny-bert is active; versions 2, 3 are there\nversion 1 could not be removed (" in said
+    assert "Device or resource busy" in said
+    assert served(copy) == (3, [2, 3])
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
+    monkeypatch.undo()
+    assert export(fourth, copy).versions == [3, 4]
+    assert not (copy / "tiny-bert-encoder" / "1").exists()
+
+
+def test_a_repository_that_is_a_link_stays_one(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "räpository (v2)").symlink_to(copy)
+    assert activate(tmp_path / "räpository (v2)", NAME, 1) == 1
+    assert (tmp_path / "räpository (v2)").is_symlink()
+    assert served(copy) == (1, [1, 2])

@@ -21,6 +21,7 @@ from triton_rerank_bench.peers.catalogue import (
     SENTENCE_TRANSFORMERS,
 )
 from triton_rerank_bench.peers.process import PeerError
+from triton_rerank_server import atomic
 
 EXPORTER = Path(__file__).with_name("exporter.py")
 EXPORT_TIMEOUT_S = 900.0
@@ -64,15 +65,12 @@ class ModelFolders:
             raise self._failed[files]
         folder = self._cache / files
         if not folder.is_dir():
-            beside = self._cache / f"{files}.new"
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
             try:
-                self._make(files, beside)
+                with atomic.new_folder(folder) as new:
+                    self._make(files, new)
             except PeerError as exc:
                 self._failed[files] = exc
                 raise
-            beside.rename(folder)
         return folder.resolve()
 
     def _make(self, files: str, folder: Path) -> None:
@@ -103,10 +101,9 @@ class ModelFolders:
     def _calibration(self) -> Path:
         """JSON lines of pairs that are never timed."""
         folder = self._cache / "calibration"
-        folder.mkdir(exist_ok=True)
         texts = [workloads.passages(CALIBRATION_SEED), workloads.chunks(CALIBRATION_SEED)]
         lines = [json.dumps({"pair": [text.query, document]}) for text in texts for document in text.documents]
-        (folder / "train.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        atomic.write_file(folder / "train.jsonl", ("\n".join(lines) + "\n").encode())
         return folder
 
 
