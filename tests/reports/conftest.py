@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.tritons import start
+from support.tritons import only_bert, start
 
 from triton_rerank_server import TritonServer
 
@@ -15,3 +15,9 @@ from triton_rerank_server import TritonServer
 def tiny_server(tiny_repository: Path) -> Iterator[TritonServer]:
     with start(tiny_repository) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def served(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tiny model: the least to load. Tests that change it copy it first."""
+    return only_bert(tiny_repository, tmp_path_factory.mktemp("reports") / "models")

@@ -10,27 +10,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.serving import read_until, script, serve_command, serving
-from support.tritons import NAME, only_bert, start, wait_until
+from support.serving import answers, read_until, script, serve_command, serving
+from support.tritons import NAME, start, wait_until
 
 from triton_rerank import RerankClient
 from triton_rerank.scorers.cache import CachedScorer
 from triton_rerank.testing import FakeScorer
 from triton_rerank_server.ports import resolve_port
 
-QUERY, DOCUMENTS = "how do I make a file smaller?", ["A file cabinet.", "gzip shrinks files.", ""]
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 COMMANDS = ("triton-rerank", "triton-rerank-serve", "triton-rerank-export", "triton-rerank-bench")
-
-
-@pytest.fixture(scope="module")
-def repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return only_bert(tiny_repository, tmp_path_factory.mktemp("environment") / "models")
-
-
-def answers(target: str) -> bool:
-    with RerankClient(target, model=NAME, timeout_s=30.0) as client:
-        return len(client.rerank(QUERY, DOCUMENTS)) == len(DOCUMENTS)
 
 
 def run(*command: str, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -41,9 +30,9 @@ def in_a_deleted_folder(*command: str) -> list[str]:
     return ["sh", "-c", 'gone=$(mktemp -d) && cd "$gone" && rmdir "$gone" && exec "$@"', "sh", *command]
 
 
-def test_a_server_starts_in_a_folder_that_was_deleted(repository: Path) -> None:
+def test_a_server_starts_in_a_folder_that_was_deleted(served: Path) -> None:
     """typesafehub/conductr-cli#502: a command failed with FileNotFoundError where the shell's folder was gone."""
-    with serving(repository, before=in_a_deleted_folder()) as target:
+    with serving(served, before=in_a_deleted_folder()) as target:
         assert answers(target)
 
 
@@ -55,10 +44,10 @@ def test_an_export_in_a_deleted_folder_is_refused_in_one_line(checkpoints: dict[
     assert process.stderr == "triton-rerank-export: the current folder was deleted; change to one that exists\n"
 
 
-def test_a_server_whose_reader_goes_away_goes_on(repository: Path, tmp_path: Path) -> None:
+def test_a_server_whose_reader_goes_away_goes_on(served: Path, tmp_path: Path) -> None:
     """earendil-works/pi#7860: a program ended with EPIPE when its host closed the pipe of its standard output."""
     log, port = tmp_path / "errors.txt", resolve_port("grpc", "127.0.0.1", 0)
-    command = serve_command(repository, "--grpc-port", str(port))
+    command = serve_command(served, "--grpc-port", str(port))
     with (
         log.open("w") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
@@ -122,47 +111,47 @@ def test_commands_work_without_docstrings() -> None:
     assert "no answer  ServerUnavailableError" in process.stdout
 
 
-def test_a_module_called_model_does_not_hide_our_backends(repository: Path, tmp_path: Path) -> None:
+def test_a_module_called_model_does_not_hide_our_backends(served: Path, tmp_path: Path) -> None:
     """triton-inference-server/server#7410: the stub of a backend imports a module ``model``, and found another."""
     (tmp_path / "model.py").write_text("raise SystemExit('not a backend')")
     (tmp_path / "pairs.py").write_text("raise SystemExit('not ours')")
     beside = tmp_path / "beside"
     beside.mkdir()
     python_path = os.pathsep.join([str(tmp_path), str(beside)])
-    with serving(repository, cwd=tmp_path, env={**os.environ, "PYTHONPATH": python_path}) as target:
+    with serving(served, cwd=tmp_path, env={**os.environ, "PYTHONPATH": python_path}) as target:
         assert answers(target)
 
 
-def test_a_user_without_a_name_can_serve(repository: Path) -> None:
+def test_a_user_without_a_name_can_serve(served: Path) -> None:
     """llm-d/llm-d-benchmark#1573: ``getpwuid`` raised KeyError under the random user ids of OpenShift."""
     become = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]
     if shutil.which("unshare") is None or run(*become, "true").returncode:
         pytest.skip("unshare cannot make a user namespace here")
     nameless = [*become, "env", "-u", "USER", "-u", "LOGNAME", "HOME=/nonexistent"]
-    with serving(repository, before=nameless) as target:
+    with serving(served, before=nameless) as target:
         assert answers(target)
 
 
-def test_others_may_read_what_was_exported(repository: Path) -> None:
+def test_others_may_read_what_was_exported(served: Path) -> None:
     """huggingface/huggingface_hub#1215: files that a temporary file became were 0600, whatever the umask."""
     mask = os.umask(0)
     os.umask(mask)
-    for path in [repository, *repository.rglob("*")]:
+    for path in [served, *served.rglob("*")]:
         asked = 0o777 if path.is_dir() else 0o666
         assert path.stat().st_mode & 0o777 == asked & ~mask, path
 
 
-def test_two_servers_run_on_one_machine(repository: Path) -> None:
+def test_two_servers_run_on_one_machine(served: Path) -> None:
     """triton-inference-server/server#5573: a second Triton with Python backends failed beside the first."""
-    with start(repository) as first, start(repository) as second:
+    with start(served) as first, start(served) as second:
         assert answers(first.grpc_target) and answers(second.grpc_target)
         first.stop()
         assert answers(second.grpc_target)
 
 
-def test_clients_that_come_and_go_leave_no_files_open(repository: Path) -> None:
+def test_clients_that_come_and_go_leave_no_files_open(served: Path) -> None:
     """triton-inference-server/server#2624, triton-inference-server/server#4880: "too many open files" after a while."""
-    with start(repository) as server:
+    with start(served) as server:
         ours, its = psutil.Process(), psutil.Process(server.pid)
         for _ in range(5):
             assert answers(server.grpc_target)

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from support.tritons import NAME
+
+from triton_rerank import RerankClient
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 _LAST_LINE = "--documents -"  # of what it says when it serves
@@ -107,3 +110,9 @@ def harmed(repository: Path, *arguments: str) -> Iterator[Serving]:
     finally:
         running.process.terminate()
         running.process.communicate(timeout=90)
+
+
+def answers(target: str, model: str = NAME) -> bool:
+    """True if a list is reranked there."""
+    with RerankClient(target, model=model, timeout_s=30.0) as client:
+        return len(client.rerank("how do I make a file smaller?", ["A file cabinet.", "gzip shrinks files.", ""])) == 3
