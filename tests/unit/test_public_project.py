@@ -20,7 +20,7 @@ WORKFLOW = ROOT / ".github" / "workflows" / "test.yaml"
 )
 def test_it_fits_its_schema(schema: str, file: Path) -> None:
     program = Path(sys.executable).parent / "check-jsonschema"
-    arguments = [program, "--builtin-schema", schema, file]
+    arguments = [str(program), "--builtin-schema", schema, str(file)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout
 
