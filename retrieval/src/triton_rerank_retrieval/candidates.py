@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 D = TypeVar("D", covariant=True)
 
@@ -110,6 +110,14 @@ class Retriever(Protocol):
         Returns:
             Best first, each document once, at most ``k``.
         """
+
+
+@runtime_checkable
+class ScoringRetriever(Retriever, Protocol):
+    """A first stage that can also tell the score of a document that it did not find."""
+
+    def scores_of(self, query: str, ids: Sequence[str]) -> Mapping[str, float]:
+        """Document id -> score, on the scale of `search`; ids that it does not have are left out."""
 
 
 def ranked(found: Sequence[Candidate[D]], stage: str) -> list[Candidate[D]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ class Corpus:
     def candidate(self, row: int, score: float | None) -> Candidate[Any]:
         """One document as a candidate."""
         return Candidate(self.ids[row], self.texts[row], self.documents[row], score)
+
+    def rows(self, ids: Iterable[str]) -> dict[str, int]:
+        """Id -> place of the documents that are here."""
+        return {id: self._places[id] for id in ids if id in self._places}
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {id: place for place, id in enumerate(self.ids)}
 
     def allowed(self, filter: Filter | None) -> npt.NDArray[np.bool_]:
         """Which documents may be found, bool ``(n,)``: they have a text, and match."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,13 @@ Floats = npt.NDArray[np.float64]
 
 
 class Fusion(Protocol):
-    """Makes one list of several."""
+    """Makes one list of several.
+
+    Attributes:
+        completes: ask first stages for the scores of what only others found.
+    """
+
+    completes: ClassVar[bool]
 
     def fuse(self, rankings: Sequence[Ranking]) -> list[Candidate[Any]]:
         """Every candidate of every list once, best first; equal ones as the earlier list has them."""
@@ -39,6 +45,7 @@ class ReciprocalRank:
     weights: tuple[float, ...] = ()
     join: Join = "id"
     name: str = "rrf"
+    completes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_weights(self.weights)
@@ -54,7 +61,8 @@ class ReciprocalRank:
 class WeightedZ:
     """Weighted sum of z-scores, each list with mean 0 and deviation 1.
 
-    A candidate that a list does not have gets the least z-score of that list. A list without scores counts by rank.
+    A candidate that a list does not have gets the least z-score of that list; a `Pipeline` asks first stages that can
+    tell (`ScoringRetriever`) for its score before. A list without scores counts by rank.
 
     Attributes:
         weights: one a list, at least 0; empty means equal ones.
@@ -64,6 +72,7 @@ class WeightedZ:
     weights: tuple[float, ...] = ()
     join: Join = "id"
     name: str = "z"
+    completes: ClassVar[bool] = True  # lists are worth more if they have every candidate
 
     def __post_init__(self) -> None:
         _check_weights(self.weights)

@@ -31,6 +31,7 @@ from triton_rerank_retrieval.candidates import (
     LeftOut,
     Retriever,
     Said,
+    ScoringRetriever,
     Step,
     ranked,
 )
@@ -247,7 +248,24 @@ class Pipeline:
 
         jobs = [lambda retriever=retriever: ask(retriever) for retriever in self._retrievers]
         answers = await runtime.gather(jobs, concurrency=len(jobs))
-        return _answered(self._retrievers, answers, seconds)
+        lists, attempts = _answered(self._retrievers, answers, seconds)
+        if self._fusion.completes and len(lists) > 1:
+            left_s = deadline.left_s(doing="the lists were completed")
+            lists = await runtime.in_thread(lambda: self._completed(query, lists), timeout_s=left_s)
+        return lists, attempts
+
+    def _completed(self, query: str, lists: Sequence[list[Candidate[Any]]]) -> list[list[Candidate[Any]]]:
+        """Each list with the candidates that only others found, where its first stage can tell their scores."""
+        everything = {one.id: one for found in lists for one in found}
+        completed = []
+        for retriever, found in zip(self._retrievers, lists, strict=True):
+            missing = [id for id in everything if id not in {one.id for one in found}]
+            scores: Mapping[str, float] = {}
+            if missing and found and isinstance(retriever, ScoringRetriever):
+                scores = retriever.scores_of(query, missing)
+            more = [_rescored(everything[id], retriever.name, score) for id, score in scores.items()]
+            completed.append([*found, *more])
+        return completed
 
     def _reranked(self, before: Sequence[Candidate[Any]], result: RerankResult[Candidate[Any]]) -> list[Candidate[Any]]:
         """The reranked list; beyond the depth nothing follows, since the scales differ."""
@@ -273,6 +291,10 @@ class Pipeline:
     ) -> RerankResult[Candidate[Any]]:
         assert self._async_client is not None
         return await self._async_client.rerank(query, candidates, timeout_s=timeout_s)
+
+
+def _rescored(found_by_another: Candidate[Any], stage: str, score: float) -> Candidate[Any]:
+    return replace(found_by_another, score=score, scale=stage, said=(Said(stage, None, score),))
 
 
 def _keys(result: RerankResult[Candidate[Any]]) -> list[float | None]:

@@ -28,9 +28,11 @@ from triton_rerank_retrieval import (
     Retrieved,
     RoutedScorer,
     Router,
+    WeightedZ,
     of_callable,
     scorer_for,
 )
+from triton_rerank_retrieval.first_stages.bm25 import Bm25
 from triton_rerank_retrieval.first_stages.foreign import Foreign
 
 DOCUMENTS = [{"id": str(place), "text": f"{'word ' * place}of {place}"} for place in range(6)]
@@ -84,6 +86,17 @@ def test_retrieve_fuse_rerank_and_every_stage_has_its_say(search: Search) -> Non
     assert set(result.seconds) == {"bm25", "dense", "rerank", "total"}
     assert result.usage is not None
     assert result.usage.pairs == 3
+
+
+def test_what_one_first_stage_found_the_others_are_asked_to_score() -> None:
+    documents = [{"id": str(place), "text": text} for place, text in enumerate(["cat cat", "cat", "cow", "dog cat"])]
+    words, other = Bm25.build(documents), of_callable(lambda query, k: [(documents[3], 2.0), (documents[2], 1.0)])
+    with Pipeline([words, other], fusion=WeightedZ(), depth=2) as pipeline:
+        result = pipeline.search("cat", k=2)
+    (late,) = (one for one in result if one.id == "3")
+    told = {said.stage: (said.rank, said.score) for said in late.said}
+    assert told["bm25"] == (None, words.scores("cat")[3])  # below its depth, yet not without a say
+    assert told["callable"] == (1, 2.0)
 
 
 def test_without_a_scorer_the_fused_order_is_the_result(search: Search) -> None:

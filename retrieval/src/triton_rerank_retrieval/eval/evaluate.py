@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from triton_rerank import CascadeScorer, Scorer
-from triton_rerank_retrieval.candidates import Candidate, Retriever, Step
+from triton_rerank_retrieval.candidates import Candidate, Retriever, ScoringRetriever, Step
 from triton_rerank_retrieval.diversity import MaximalMarginalRelevance
 from triton_rerank_retrieval.eval.data import Collection, read_run
 from triton_rerank_retrieval.eval.measures import PerQuery, Run, evaluate
 from triton_rerank_retrieval.eval.plan import Plan, RerankerSpec, RetrieverSpec, SystemSpec
 from triton_rerank_retrieval.eval.rerankers import OpenRerankers, identity
-from triton_rerank_retrieval.eval.store import KeptRetriever, KeptScorer, Store
+from triton_rerank_retrieval.eval.store import KeptRetriever, KeptScorer, KeptScoringRetriever, Store
 from triton_rerank_retrieval.files import digest_of
 from triton_rerank_retrieval.first_stages.bm25 import Bm25, Bm25Options
 from triton_rerank_retrieval.first_stages.dense import Dense
@@ -144,9 +144,9 @@ class Bench:
         return self._scorers[name] if kept else self._rerankers.get(spec)
 
     def _keep(self, spec: RetrieverSpec) -> Retriever:
-        return KeptRetriever(
-            self._plain[spec.name], f"{spec} {self._corpus_name}", self.collection.corpus, self.store, self._depth
-        )
+        plain = self._plain[spec.name]
+        kind = KeptScoringRetriever if isinstance(plain, ScoringRetriever) else KeptRetriever
+        return kind(plain, f"{spec} {self._corpus_name}", self.collection.corpus, self.store, self._depth)
 
     def _kept_scorer(self, spec: RerankerSpec) -> KeptScorer:
         return KeptScorer(lambda: self._rerankers.get(spec), spec.name, identity(spec), self.store)
@@ -155,14 +155,20 @@ class Bench:
 class _Lazy:
     """A first stage that is built when it is first asked: a run that is complete builds none."""
 
-    def __init__(self, name: str, build: Callable[[], Retriever]) -> None:
+    def __init__(self, name: str, build: Callable[[], ScoringRetriever]) -> None:
         self.name = name
         self._build = build
-        self._built: Retriever | None = None
+        self._built: ScoringRetriever | None = None
 
     def search(self, query: str, k: int, filter: Any = None) -> list[Candidate[Any]]:
+        return self._get().search(query, k, filter)
+
+    def scores_of(self, query: str, ids: Sequence[str]) -> Mapping[str, float]:
+        return self._get().scores_of(query, ids)
+
+    def _get(self) -> ScoringRetriever:
         self._built = self._built or self._build()
-        return self._built.search(query, k, filter)
+        return self._built
 
 
 def _retriever(spec: RetrieverSpec, collection: Collection, cache: Path) -> Retriever:
@@ -174,7 +180,7 @@ def _retriever(spec: RetrieverSpec, collection: Collection, cache: Path) -> Retr
         of_text = {collection.queries[query]: found for query, found in lists.items()}
         return Foreign(lambda query, k: of_text.get(query, [])[:k], name=spec.name)
 
-    def dense() -> Retriever:
+    def dense() -> ScoringRetriever:
         return Dense.build(corpus, sentence_transformer(spec.model, cache=cache / "embeddings.sqlite"), name=spec.name)
 
     return _Lazy(spec.name, dense)

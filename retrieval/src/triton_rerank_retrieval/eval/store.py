@@ -15,7 +15,7 @@ import numpy as np
 
 from triton_rerank import ConfigurationError, Scorer
 from triton_rerank.extending import Call, PairRequest, Scored
-from triton_rerank_retrieval.candidates import Candidate, Filter, Retriever
+from triton_rerank_retrieval.candidates import Candidate, Filter, Retriever, ScoringRetriever
 from triton_rerank_retrieval.corpus import Corpus
 from triton_rerank_retrieval.files import digest_of
 
@@ -92,6 +92,24 @@ class KeptRetriever:
             kept = [(one.id, one.score) for one in self._retriever.search(query, self._depth)]
             self._store.put({key: kept})
         return [self._corpus.candidate(self._rows[id], score) for id, score in kept[:k]]
+
+
+class KeptScoringRetriever(KeptRetriever):
+    """A kept first stage whose scores of others' documents are looked up too."""
+
+    def scores_of(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """See `ScoringRetriever.scores_of`."""
+        key = digest_of("scores", self._identity, query, *ids)
+        kept = self._store.get([key]).get(key)
+        if kept is None:
+            kept = dict(self._scoring.scores_of(query, ids))
+            self._store.put({key: kept})
+        return dict(kept)
+
+    @property
+    def _scoring(self) -> ScoringRetriever:
+        assert isinstance(self._retriever, ScoringRetriever)
+        return self._retriever
 
 
 class KeptScorer:

@@ -133,6 +133,11 @@ class Bm25:
         rows = np.flatnonzero(found)
         return [self.corpus.candidate(row, float(scores[row])) for row in rows[best_rows(scores[rows], k)].tolist()]
 
+    def scores_of(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """See `ScoringRetriever.scores_of`."""
+        scores = self.scores(query)
+        return {id: float(scores[row]) for id, row in self.corpus.rows(ids).items()}
+
     def scores(self, query: str) -> npt.NDArray[np.float64]:
         """The score of every document, float64 ``(n,)``."""
         if self._index is None:

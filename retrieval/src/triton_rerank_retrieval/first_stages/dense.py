@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,9 +145,13 @@ class Dense:
         found.sort(key=lambda pair: (-pair[0], pair[1]))  # equal ones in the corpus' order
         return [self.corpus.candidate(row, score) for score, row in found]
 
-    def vectors(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Unit vectors of some documents, float32 ``(n, dimensions)``, as diversity by embeddings wants them."""
-        return np.asarray(self._index.reconstruct_batch(rows), np.float32)
+    def scores_of(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """See `ScoringRetriever.scores_of`."""
+        rows = self.corpus.rows(ids)
+        if not rows:
+            return {}
+        vectors = self._index.reconstruct_batch(np.array(list(rows.values()), np.int64))
+        return {id: float(score) for id, score in zip(rows, vectors @ self._query(query), strict=True)}
 
     def _query(self, query: str) -> npt.NDArray[np.float32]:
         vector = self.embedder.query(query)

@@ -48,6 +48,7 @@ class Embedder:
         self.batch_size = batch_size
         self._embed = embed
         self._embed_query = embed_query or embed
+        self._last: tuple[str | None, Vectors] = (None, np.zeros(0, np.float32))
         self._cache = None if cache is None else _Cache(Path(cache), model)
 
     def query(self, text: str) -> Vectors:
@@ -57,7 +58,10 @@ class Embedder:
             InvalidResponseError: no finite vector came back.
             InferenceError: the function failed.
         """
-        vector: Vectors = _unit(_call(self._embed_query, [text], self.model), 1, self.model)[0]
+        asked, vector = self._last
+        if asked != text:  # a search and the scores of what others found ask for the same one
+            vector = _unit(_call(self._embed_query, [text], self.model), 1, self.model)[0]
+            self._last = (text, vector)
         return vector
 
     def documents(self, texts: Sequence[str]) -> Iterator[Vectors]:
