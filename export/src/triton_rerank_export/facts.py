@@ -97,8 +97,10 @@ def read_facts(folder: Path, label: str) -> Facts:
     Raises:
         ExportError: a file cannot be read, or the model is of a kind that is not supported; says what was found.
     """
+    if (folder / ADAPTER).is_file():
+        raise is_adapter(label)
     config = read_object(folder / CONFIG, label)
-    _check_own_weights(folder, config, label)
+    _check_own_weights(config, label)
     architecture = _architecture(config, label)
     family = _FAMILIES[architecture]
     _check_model_type(config, architecture, label)
@@ -144,14 +146,17 @@ def check_no_code(config: Mapping[str, Any], file: str, label: str) -> None:
         )
 
 
-def _check_own_weights(folder: Path, config: Mapping[str, Any], label: str) -> None:
+def is_adapter(label: str) -> ExportError:
+    """Why a folder with `ADAPTER` is refused; it has no config.json where the adapter stands alone."""
+    return ExportError(
+        f"{label}: {ADAPTER} is there, so the weights are an adapter; merge it (merge_and_unload() of peft) "
+        "and save the model"
+    )
+
+
+def _check_own_weights(config: Mapping[str, Any], label: str) -> None:
     """The weights must be the model's, in floating point, computed by the code of transformers."""
     check_no_code(config, CONFIG, label)
-    if (folder / ADAPTER).is_file():
-        raise ExportError(
-            f"{label}: {ADAPTER} is there, so the weights are an adapter; merge it (merge_and_unload() of peft) "
-            "and save the model"
-        )
     quantised = config.get("quantization_config")
     if quantised:
         raise ExportError(

@@ -40,6 +40,7 @@ def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> 
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder,
             attn_implementation="eager",
+            chunk_size_feed_forward=0,  # chunks save memory and change no logit; no graph could be traced with them
             local_files_only=True,
             output_loading_info=True,
             use_safetensors=None if allow_pickle else True,  # None: safetensors where there are any

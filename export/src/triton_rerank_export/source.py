@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG
+from triton_rerank_export.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, is_adapter
 from triton_rerank_export.saved_settings import FILES, MODULES, SETTINGS
 from triton_rerank_export.weights import list_names, parts, pick_weights
 
@@ -128,6 +128,8 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
     hub_id, revision = model.hub_id, model.revision or "main"
     info = HfApi().model_info(hub_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     names = {sibling.rfilename for sibling in info.siblings or ()}
+    if CONFIG not in names and ADAPTER in names:
+        raise is_adapter(str(model))
     if CONFIG not in names:
         raise ExportError(f"{model}: it has no {CONFIG}; it is not a checkpoint of transformers")
     folder = Path(hf_hub_download(hub_id, CONFIG, revision=revision)).parent  # notes where a branch is, for offline use

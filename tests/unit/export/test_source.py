@@ -263,6 +263,8 @@ def test_what_the_hub_does_not_have_is_said(hub: Hub, machine: Machine, model: s
 def test_a_repository_that_is_no_checkpoint_is_refused(hub: Hub, machine: Machine, folder: Path) -> None:
     (folder / "config.json").unlink()
     assert f"{HUB_ID}: it has no config.json; it is not a checkpoint of transformers" in machine.refusal(HUB_ID)
+    (folder / "adapter_config.json").write_text("{}")
+    assert f"{HUB_ID}: adapter_config.json is there, so the weights are an adapter; merge" in machine.refusal(HUB_ID)
 
 
 def test_a_model_of_another_kind_is_refused_before_its_weights_are_fetched(
