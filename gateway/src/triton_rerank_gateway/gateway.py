@@ -8,27 +8,24 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
-from triton_rerank import RerankError, RerankResult
-from triton_rerank_gateway import body, failures, record, tracing
+from triton_rerank_gateway import asking, body, record, tracing
 from triton_rerank_gateway.admission import Admission
+from triton_rerank_gateway.answered import Answered
 from triton_rerank_gateway.dialects.base import Dialect
 from triton_rerank_gateway.dialects.routes import Route
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields
-from triton_rerank_gateway.keys import Key, Keys, Rates, read_key
+from triton_rerank_gateway.keys import Key, Keys, Rates, read_keys
 from triton_rerank_gateway.models import Model, Models, from_settings
-from triton_rerank_gateway.question import Answered, Question
+from triton_rerank_gateway.question import Question
 from triton_rerank_gateway.queueing import Cost, Ticket
 from triton_rerank_gateway.record import Metrics, Record
-from triton_rerank_gateway.settings import Settings, read_file
+from triton_rerank_gateway.settings import Settings
 
 _log = logging.getLogger("triton_rerank_gateway")
 _UNAUTHORIZED_BYTES = 65_536  # of a body that is read only to see in which dialect to say no
-_PAIR_TOKENS = 3  # special tokens of a pair
-_PAIR_ROOM = 5  # tokens that a pair needs beside its query: special ones, and one of the document
 
 
 T = TypeVar("T")
@@ -156,13 +153,13 @@ class Gateway:
     async def _score(self, question: Question, model: Model, asked: Asked, key: Key, told: Record) -> Answered:
         """Wait for the request's turn, then ask the model with what is left of the time."""
         deadline_s = asked.began_s + self._timeout_s(question, asked)
-        ticket = Ticket(key.name, key.weight, cost(question, model.max_length), question.priority)
+        ticket = Ticket(key.name, key.weight, asking.cost(question, model.max_length), question.priority)
         async with AsyncExitStack() as stack:
             with tracing.tracer.start_as_current_span("wait"):
                 turn = self.admission.turn(ticket, deadline_s - time.monotonic())
                 told.waited_s = await stack.enter_async_context(turn)
             with tracing.tracer.start_as_current_span("score"):
-                results = await _ask(question, model, asked.headers, deadline_s - time.monotonic())
+                results = await asking.ask(question, model, asked.headers, deadline_s - time.monotonic())
         told.total_s = time.monotonic() - asked.began_s
         return Answered(question, results, model.name, asked.request_id, int(time.time()), told.waited_s, told.total_s)
 
@@ -205,90 +202,6 @@ async def while_connected(asked: Asked, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-def cost(question: Question, max_length: int) -> Cost:
-    """Pairs, and tokens by a rule of thumb: four letters a token, one sign a token outside ASCII.
-
-    A document that will be asked again as chunks costs what its chunks do.
-    """
-    most = question.extras.max_chunks or 0
-    pairs = tokens = 0
-    for part in question.parts:
-        query = _tokens(part.query) + _PAIR_TOKENS
-        for document in part.documents:
-            length = query + _tokens(document)
-            asked = 1 + min(most, -(-length // max_length)) if length > max_length else 1
-            pairs += asked
-            tokens += min(length, max_length) * asked
-    return Cost(pairs, tokens)
-
-
-def _tokens(text: str) -> int:
-    return len(text) // 4 + 1 if text.isascii() else len(text)
-
-
-async def _ask(
-    question: Question, model: Model, headers: Mapping[str, str], timeout_s: float
-) -> tuple[RerankResult[str], ...]:
-    """Ask the model.
-
-    Raises:
-        GatewayError: it did not answer, or a pair had to be cut and must not be.
-    """
-    if timeout_s <= 0:
-        raise GatewayError("deadline", "the time for this request passed while it waited for its turn")
-    results = await _results(question, model, tracing.headers_for(headers), timeout_s)
-    if not question.truncate:
-        for result in results:
-            _check_whole(result, model)
-    return results
-
-
-async def _results(
-    question: Question, model: Model, headers: Mapping[str, str], timeout_s: float
-) -> tuple[RerankResult[str], ...]:
-    options: dict[str, Any] = {"timeout_s": timeout_s, "headers": headers}
-    if question.max_query_tokens is not None:
-        options["max_query_tokens"] = max(1, min(question.max_query_tokens, model.max_length - _PAIR_ROOM))
-    try:
-        if len(question.parts) == 1:
-            part = question.parts[0]
-            return (await model.client.rerank(part.query, part.documents, **options, **_chunks(question)),)
-        queries, lists = zip(*((part.query, part.documents) for part in question.parts), strict=True)
-        found = await model.client.rerank_many(queries, lists, **options)
-    except RerankError as exc:
-        raise _failed(exc, model) from exc
-    for result in found:
-        if isinstance(result, RerankError):
-            raise _failed(result, model) from result
-    return tuple(result for result in found if not isinstance(result, RerankError))
-
-
-def _chunks(question: Question) -> dict[str, Any]:
-    extras = question.extras
-    if extras.max_chunks is None:
-        return {}
-    overlap = {} if extras.overlap_tokens is None else {"overlap_tokens": extras.overlap_tokens}
-    return {"long_documents": "chunk", "max_chunks": extras.max_chunks, **overlap}
-
-
-def _failed(error: RerankError, model: Model) -> GatewayError:
-    told = failures.from_client(error)
-    if failures.STATUSES[told.kind] >= 500:
-        extra = {"model": model.name, "error": type(error).__name__, "detail": str(error)}
-        _log.warning("the model was not reached", extra={**extra, "triton_request_id": error.request_id})
-    return told
-
-
-def _check_whole(result: RerankResult[str], model: Model) -> None:
-    cut = sorted(ranked.index for ranked in result if ranked.truncated)
-    if cut:
-        raise GatewayError(
-            "invalid",
-            f"text {cut[0]} does not fit with the query into the {model.max_length} tokens that {model.name!r} reads, "
-            "and the request forbids cutting; shorten it, or allow truncation",
-        )
-
-
 def _reply(dialect: Dialect, answered: Answered, told: Record) -> Reply:
     results = answered.results
     told.status, told.tokens = 200, answered.token_count
@@ -304,14 +217,3 @@ def _seen_headers(answered: Answered) -> dict[str, str]:
     if answered.degraded:
         headers |= {"x-rerank-degraded": "true", "x-rerank-reason": answered.reason[:500]}
     return {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
-
-
-def read_keys(settings: Settings) -> Keys:
-    """Keys of ``--key``, of the file, and of ``keys_file``.
-
-    Raises:
-        ConfigurationError: one is not what it must be, or there is none and the address is not loopback.
-    """
-    flags = [dict(zip(("name", "hash"), entry.partition("=")[::2], strict=True)) for entry in settings.key]
-    filed = read_file(Path(settings.keys_file)).get("keys", ()) if settings.keys_file else ()
-    return Keys([read_key(table) for table in (*flags, *settings.keys, *filed)] if settings.auth else [])

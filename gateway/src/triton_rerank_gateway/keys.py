@@ -9,10 +9,12 @@ import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from triton_rerank import ConfigurationError
 from triton_rerank_gateway.failures import GatewayError
+from triton_rerank_gateway.settings import Settings, read_file
 
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -112,6 +114,17 @@ def read_key(table: Mapping[str, Any]) -> Key:
         None if rate is None else _number(name, "pairs_per_s", rate, least=1e-3),
         int(_number(name, "burst", table.get("burst", math.ceil(rate) if rate else 0), least=0)),
     )
+
+
+def read_keys(settings: Settings) -> Keys:
+    """Keys of ``--key``, of the file, and of ``keys_file``.
+
+    Raises:
+        ConfigurationError: one is not what it must be, or there is none and the address is not loopback.
+    """
+    flags = [dict(zip(("name", "hash"), entry.partition("=")[::2], strict=True)) for entry in settings.key]
+    filed = read_file(Path(settings.keys_file)).get("keys", ()) if settings.keys_file else ()
+    return Keys([read_key(table) for table in (*flags, *settings.keys, *filed)] if settings.auth else [])
 
 
 def new_key(name: str) -> tuple[str, str]:

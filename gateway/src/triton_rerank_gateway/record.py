@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -117,7 +117,7 @@ class Metrics:
 
 def log(record: Record) -> None:
     """One line for a request that is done."""
-    told = {name: round(value, 6) if isinstance(value, float) else value for name, value in asdict(record).items()}
+    told = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(record).items()}
     _log.log(logging.ERROR if record.status >= 500 else logging.INFO, "request", extra=told)
 
 

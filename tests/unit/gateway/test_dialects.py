@@ -10,6 +10,7 @@ import pytest
 from support.gateways import DOCUMENTS, QUERY, fake
 
 from triton_rerank import CascadeScorer, FallbackScorer, RerankClient, Scorer, ServerUnavailableError
+from triton_rerank_gateway.answered import Answered
 from triton_rerank_gateway.dialects.base import Dialect
 from triton_rerank_gateway.dialects.cohere import COHERE_V1, COHERE_V2
 from triton_rerank_gateway.dialects.common import COMMON
@@ -23,7 +24,6 @@ from triton_rerank_gateway.dialects.voyage import JINA_OR_VOYAGE, VOYAGE
 from triton_rerank_gateway.dialects.xinference import XINFERENCE
 from triton_rerank_gateway.failures import GatewayError, Kind
 from triton_rerank_gateway.fields import Fields
-from triton_rerank_gateway.question import Answered
 
 Json = dict[str, Any]
 

@@ -12,8 +12,7 @@ from triton_rerank import CachedScorer, CascadeScorer, ConfigurationError, Fallb
 from triton_rerank_gateway import settings as options
 from triton_rerank_gateway.cli import main
 from triton_rerank_gateway.failures import GatewayError
-from triton_rerank_gateway.gateway import read_keys
-from triton_rerank_gateway.keys import Keys
+from triton_rerank_gateway.keys import Keys, read_keys
 from triton_rerank_gateway.models import from_settings
 from triton_rerank_gateway.serving import check_closed
 from triton_rerank_gateway.settings import ENVIRONMENT, Settings

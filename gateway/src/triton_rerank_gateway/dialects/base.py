@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from triton_rerank_gateway.answered import Answered, Row
 from triton_rerank_gateway.failures import STATUSES, GatewayError, Kind
 from triton_rerank_gateway.fields import Fields
-from triton_rerank_gateway.question import Answered, Question, Row
+from triton_rerank_gateway.question import Question
 
 Json = dict[str, Any]
 

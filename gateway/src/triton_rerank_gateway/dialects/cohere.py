@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from triton_rerank_gateway.answered import Answered
 from triton_rerank_gateway.dialects import base, common
 from triton_rerank_gateway.failures import GatewayError
-from triton_rerank_gateway.question import Answered
 
 
 def _answer(answered: Answered, version: str) -> base.Json:

@@ -7,10 +7,11 @@ has the same plain string as ``message`` (Cohere) and ``detail`` (Jina, Haystack
 
 from __future__ import annotations
 
+from triton_rerank_gateway.answered import Answered, Row
 from triton_rerank_gateway.dialects import base
 from triton_rerank_gateway.failures import STATUSES, GatewayError
 from triton_rerank_gateway.fields import Fields, wrong
-from triton_rerank_gateway.question import Answered, Part, Question, Row, read_extras
+from triton_rerank_gateway.question import Part, Question, read_extras
 
 _STATUSES = base.NO_413
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from triton_rerank_gateway.answered import Answered, Row
 from triton_rerank_gateway.dialects import base
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields, checked_query, wrong
-from triton_rerank_gateway.question import Answered, Part, Question, Row, read_extras
+from triton_rerank_gateway.question import Part, Question, read_extras
 
 
 def _read(body: Fields) -> Question:

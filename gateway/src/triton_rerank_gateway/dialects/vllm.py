@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from triton_rerank_gateway.answered import Answered, Row
 from triton_rerank_gateway.dialects import base, common
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields, checked_query, wrong
-from triton_rerank_gateway.question import Answered, Question, Row, pairs, read_extras
+from triton_rerank_gateway.question import Question, pairs, read_extras
 
 
 def _read(body: Fields) -> Question:

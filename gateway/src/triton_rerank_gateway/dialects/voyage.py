@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from triton_rerank_gateway.answered import Answered, Row
 from triton_rerank_gateway.dialects import base, common
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields
-from triton_rerank_gateway.question import Answered, Part, Question, Row, read_extras
+from triton_rerank_gateway.question import Part, Question, read_extras
 
 
 def _read(body: Fields) -> Question:
