@@ -21,3 +21,15 @@ def tiny_server(tiny_repository: Path) -> Iterator[TritonServer]:
 def served(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One tiny model: the least to load. Tests that change it copy it first."""
     return only_bert(tiny_repository, tmp_path_factory.mktemp("reports") / "models")
+
+
+@pytest.fixture(scope="session")
+def bert(checkpoints: dict[str, Path]) -> Path:
+    """A checkpoint. Not to be changed."""
+    return checkpoints["tiny-bert"]
+
+
+@pytest.fixture(scope="session")
+def xlmr(checkpoints: dict[str, Path]) -> Path:
+    """A checkpoint. Not to be changed."""
+    return checkpoints["tiny-xlmr"]

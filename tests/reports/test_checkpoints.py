@@ -4,83 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support import odd_checkpoints as odd
-from support.folders import fingerprint
+from support.served_checkpoints import (
+    check_refused,
+    check_served,
+    check_served_or_refused,
+    load_logits,
+    predicted,
+    served,
+)
 
-from triton_rerank import RerankClient
-from triton_rerank.scorers.local import LocalScorer
 from triton_rerank_export.checkpoint import read_checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.reference import load_model
-
-QUERY = "how do I compress a file?"
-DOCUMENTS = ["gzip shrinks a file", "A file cabinet with four drawers", "", "Für München sagt der Wetterdienst"]
-Make = Callable[[Path], Path]
-
-
-@pytest.fixture
-def bert(checkpoints: dict[str, Path]) -> Path:
-    """Not to be changed."""
-    return checkpoints["tiny-bert"]
-
-
-@pytest.fixture
-def xlmr(checkpoints: dict[str, Path]) -> Path:
-    """Not to be changed."""
-    return checkpoints["tiny-xlmr"]
-
-
-def served(checkpoint: Path) -> list[float]:
-    """Scores of what an export of it would serve."""
-    repository = checkpoint.parent / "models"
-    options = ExportOptions(precision="fp32", name="m")
-    export_model(str(checkpoint), repository, options, on_step=lambda _: None)
-    with RerankClient(scorer=LocalScorer(repository, "m"), timeout_s=60) as client:
-        return client.score(QUERY, DOCUMENTS)
-
-
-def predicted(checkpoint: Path) -> list[float]:
-    from sentence_transformers import CrossEncoder
-
-    model = CrossEncoder(str(checkpoint), device="cpu", local_files_only=True)
-    return [float(score) for score in model.predict([(QUERY, document) for document in DOCUMENTS])]
-
-
-def check_served(checkpoint: Path) -> list[float]:
-    scores = served(checkpoint)
-    assert scores == pytest.approx(predicted(checkpoint), abs=1e-4)
-    assert len({round(score, 3) for score in scores}) > 1
-    return scores
-
-
-def check_refused(checkpoint: Path, *fragments: str) -> None:
-    """In one line that names what is wrong, with nothing written."""
-    repository = checkpoint.parent / "models"
-    before = fingerprint(checkpoint)
-    with pytest.raises(ExportError) as error:
-        export_model(str(checkpoint), repository, ExportOptions(precision="fp32", name="m"), on_step=lambda _: None)
-    message = str(error.value)
-    assert all(fragment in message for fragment in fragments), message
-    assert "\n" not in message
-    assert fingerprint(checkpoint) == before and not repository.exists()
-
-
-def check_served_or_refused(checkpoint: Path, *fragments: str) -> None:
-    """Where another release may learn to serve it."""
-    try:
-        check_served(checkpoint)
-    except ExportError as exc:
-        assert all(fragment in str(exc) for fragment in fragments), exc
-        assert "\n" not in str(exc)
-
 
 # --- what sentence-transformers saved --------------------------------------------------------------------------------
 
@@ -95,17 +35,6 @@ def test_an_activation_in_files_of_sentence_transformers_counts(bert: Path, tmp_
     model.save_pretrained(str(tmp_path / "saved"))
     scores = check_served(tmp_path / "saved")
     assert scores == pytest.approx(load_logits(bert), abs=1e-4)
-
-
-def load_logits(checkpoint: Path, *, segments: bool = True) -> list[float]:
-    from transformers import AutoTokenizer
-
-    model, tokenizer = load_model(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
-    rows = tokenizer([QUERY] * len(DOCUMENTS), DOCUMENTS, padding=True, return_tensors="pt")
-    if not segments:
-        del rows["token_type_ids"]
-    with torch.no_grad():
-        return [float(logit) for logit in model(**rows).logits.ravel()]
 
 
 def test_a_saved_prompt_stands_before_every_query(bert: Path, tmp_path: Path) -> None:
@@ -295,85 +224,3 @@ def test_a_snapshot_of_links_is_exported_without_a_network(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert served(odd.as_a_hub_cache(bert, tmp_path / "cache")) == pytest.approx(predicted(bert), abs=1e-4)
-
-
-# --- config.json -----------------------------------------------------------------------------------------------------
-
-
-def test_settings_that_change_no_score_change_nothing(bert: Path, tmp_path: Path) -> None:
-    """huggingface/transformers#7638, huggingface/transformers#16282: "tuple has no attribute logits", and outputs in
-    another order, after a config that asks for more outputs or for tuples."""
-    config = {"torchscript": True, "return_dict": False, "chunk_size_feed_forward": 7}
-    config |= {"output_hidden_states": True, "output_attentions": True}
-    assert served(odd.copy(bert, tmp_path / "config", config=config)) == pytest.approx(predicted(bert), abs=1e-4)
-
-
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
-def test_the_layers_own_activation_is_served(bert: Path, tmp_path: Path, activation: str) -> None:
-    """huggingface/text-embeddings-inference#753, deepspeedai/Megatron-DeepSpeed#84: GELU by tanh where the checkpoint
-    says by erf, and the other way."""
-    check_served(odd.copy(bert, tmp_path / "act", config={"hidden_act": activation}))
-
-
-def test_code_of_its_own_is_refused_before_the_weights(bert: Path, tmp_path: Path) -> None:
-    """vllm-project/vllm#15222, huggingface/text-embeddings-inference#554, michaelfeil/infinity#325: the name of a known
-    architecture, and code of its own behind it."""
-    own = {"auto_map": {"AutoModelForSequenceClassification": "modeling.Mine"}}
-    checkpoint = odd.copy(bert, tmp_path / "own", config=own)
-    (checkpoint / "model.safetensors").write_bytes(b"never read")
-    check_refused(checkpoint, "auto_map", "modeling.Mine")
-
-
-def test_one_label_in_any_form_is_a_reranker_and_two_are_none(bert: Path, tmp_path: Path) -> None:
-    """huggingface/text-embeddings-inference#159, deepset-ai/haystack#1124, langchain-ai/langchain#22556: which models
-    are rerankers: one label, however it is stated."""
-    forms: list[dict[str, Any]] = [
-        {"id2label": None, "label2id": None, "num_labels": 1},
-        {"problem_type": "regression"},
-        {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "4.0"}},
-    ]
-    for number, form in enumerate(forms):
-        checkpoint = odd.copy(bert, tmp_path / str(number), config=form)
-        assert read_checkpoint(checkpoint, name="m", source="s").activation == "sigmoid"
-    two = {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}}
-    check_refused(odd.copy(bert, tmp_path / "two", config=two), "2 labels", "a reranker has 1")
-
-
-@pytest.mark.parametrize(
-    ("architecture", "kind"),
-    [
-        ("Qwen3ForCausalLM", "a causal LM"),
-        ("Qwen2ForCausalLM", "a causal LM"),
-        ("T5ForConditionalGeneration", "a causal LM"),
-    ],
-)
-def test_a_language_model_is_refused_by_name(bert: Path, tmp_path: Path, architecture: str, kind: str) -> None:
-    """joonsoome/embed-rerank#16, langchain-ai/langchain-community#331, xorbitsai/inference#4144: rerankers that are
-    language models, without a padding token."""
-    config = {"architectures": [architecture], "pad_token_id": None}
-    check_refused(odd.copy(bert, tmp_path / "lm", config=config), architecture, kind, "supported are")
-
-
-def test_an_embedding_model_is_refused_by_name(bert: Path, tmp_path: Path) -> None:
-    """mem0ai/mem0#4033, huggingface/sentence-transformers#1499: a bi-encoder taken for a cross-encoder scored zeros."""
-    config = {"architectures": ["BertModel"]}
-    check_refused(odd.copy(bert, tmp_path / "bi", config=config), "BertModel", "an embedding model", "supported are")
-
-
-@pytest.mark.parametrize(
-    "architecture",
-    [
-        "ElectraForSequenceClassification",
-        "DebertaV2ForSequenceClassification",
-        "DistilBertForSequenceClassification",
-        "AlbertForSequenceClassification",
-        "CamembertForSequenceClassification",
-        "ModernBertForSequenceClassification",
-    ],
-)
-def test_a_family_that_is_not_served_is_refused_by_name(bert: Path, tmp_path: Path, architecture: str) -> None:
-    """huggingface/text-embeddings-inference#75, huggingface/text-embeddings-inference#86,
-    huggingface/text-embeddings-inference#199, sbryngelson/ANEForge#223, Blaizzy/mlx-embeddings#62: rerankers of other
-    families failed far inside. A family that is learnt leaves this list for a test of its own."""
-    config = {"architectures": [architecture]}
-    check_refused(odd.copy(bert, tmp_path / "family", config=config), architecture, "supported are", "BertForSeq")
