@@ -15,12 +15,15 @@ from triton_rerank_retrieval.corpus import Corpus
 from triton_rerank_retrieval.files import digest_of
 
 QRELS = ("qrels.tsv", "qrels/test.tsv", "qrels.trec", "qrels.txt")
-FORMS = """a collection is one of:
-  FOLDER             BEIR form: corpus.jsonl ({"_id", "title", "text"} a line), queries.jsonl ({"_id", "text"}),
-                     and qrels.tsv, qrels/test.tsv (query-id, corpus-id, score; with a header) or qrels.trec (TREC)
-  FILE.jsonl         {"query", "positives": [texts], "negatives": [texts]} a line; all texts together are the corpus
-  hf:NAME            a Hugging Face dataset in BEIR form; needs the package datasets and access to the hub
-  ir_datasets:NAME   a dataset of the package ir_datasets, such as ir_datasets:beir/scifact/test"""
+_FORMS = (
+    'FOLDER in BEIR form: corpus.jsonl ({"_id", "title", "text"} a line), queries.jsonl ({"_id", "text"} a line), and '
+    "qrels.tsv or qrels/test.tsv (query-id, corpus-id, score, with a header), or qrels.trec (TREC's four columns)",
+    'FILE.jsonl: {"query", "positives": [texts], "negatives": [texts]} a line; all texts together are the corpus',
+    "hf:NAME: a Hugging Face dataset in BEIR form; needs the package datasets and access to the hub",
+    "ir_datasets:NAME: a dataset of the package ir_datasets, such as ir_datasets:beir/scifact/test",
+)
+FORMS = "\n".join(("a collection is one of:", *(f"  {form}" for form in _FORMS)))
+_WANTED = f"give one of: {'; '.join(_FORMS)}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ def load_collection(source: str | Path) -> Collection:
         return _beir(path)
     if path.is_file():
         return _triples(path)
-    raise InvalidRequestError(f"--data {source}: looked for {path.absolute()}, which is not there; {FORMS}")
+    raise InvalidRequestError(f"--data {source}: looked for {path.absolute()}, which is not there; {_WANTED}")
 
 
 def read_run(path: Path, collection: Collection) -> dict[str, list[Candidate[Any]]]:
@@ -120,7 +123,7 @@ def _beir(folder: Path) -> Collection:
     missing = [name for name in ("corpus.jsonl", "queries.jsonl") if not (folder / name).is_file()]
     if missing or qrels is None:
         lacks = [*missing, *([] if qrels else ["qrels.tsv"])]
-        raise InvalidRequestError(f"--data {folder}: looked for {', '.join(lacks)} there, and found none; {FORMS}")
+        raise InvalidRequestError(f"--data {folder}: looked for {', '.join(lacks)} there, and found none; {_WANTED}")
     bad: list[str] = []
     documents = [(row["_id"], _document(row)) for row in _rows(folder / "corpus.jsonl", ("_id", "text"), bad)]
     queries = {row["_id"]: row["text"] for row in _rows(folder / "queries.jsonl", ("_id", "text"), bad)}
