@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.chat_endpoint import ChatEndpoint
+from support.chat_endpoint import asked as asked_of
 from support.toy_collection import write_collection
 
 from triton_rerank import ConfidenceBands, ConfigurationError, Scorer
@@ -207,3 +209,21 @@ def test_the_knee_is_the_smallest_k_that_keeps_99_percent_of_the_best() -> None:
 def test_the_front_holds_what_no_other_system_beats() -> None:
     systems = {"slow": (3.0, 0.5), "fast": (1.0, 0.4), "worse": (2.0, 0.3), "best": (4.0, 0.6)}
     assert front(systems) == ["fast", "slow", "best"]
+
+
+def test_a_language_model_is_measured_too(tmp_path: Path) -> None:
+    def likes_files(body: dict[str, Any]) -> str:
+        return json.dumps({"score": 9 if "file" in asked_of(body)["document"] else 1, "reason": ""})
+
+    with ChatEndpoint(likes_files) as server:
+        plan = PLAN.split('[[retriever]]\nname = "theirs"')[0] + (
+            f'[[reranker]]\nname = "model"\nkind = "llm"\nmodel = "m"\nbase_url = "{server.url}"\n'
+            '[[system]]\nname = "asked"\nretrievers = ["words"]\nreranker = "model"\n'
+        )
+        (tmp_path / "plan.toml").write_text(plan)
+        paths = {"--data": write_collection(tmp_path / "toy"), "--systems": tmp_path / "plan.toml"}
+        paths |= {"--work": tmp_path / "work", "--output": tmp_path / "out"}
+        arguments = [str(part) for pair in paths.items() for part in pair]
+        assert main([*arguments, "--time-queries", "1"]) == 0
+    assert read(tmp_path / "out")["systems"]["asked"]["seconds"] > 0
+    assert {body["model"] for body in server.received} == {"m"}

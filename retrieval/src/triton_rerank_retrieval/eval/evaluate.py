@@ -131,7 +131,8 @@ class Bench:
         """Seconds of each of the first queries, nothing looked up; one query before them is not counted."""
         pipeline = self.pipeline(system, kept=False)
         texts = list(self.collection.queries.values())[: n_queries + 1]
-        return [pipeline.search(text, k=10).seconds["total"] for text in texts][1:]
+        seconds = [pipeline.search(text, k=10).seconds["total"] for text in texts]
+        return seconds[1:] or seconds
 
     def _scorer(self, system: SystemSpec, kept: bool) -> Scorer | None:
         if not system.reranker:

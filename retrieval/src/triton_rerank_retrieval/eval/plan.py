@@ -46,7 +46,8 @@ class RerankerSpec:
     Attributes:
         name: each its own.
         kind: "triton" at a ``target``, or started for this from a ``repository``; "local", the same in this process;
-            "sentence-transformers"; a hosted one; or "llm", any endpoint in OpenAI's form.
+            "sentence-transformers"; a hosted one; or "llm", any endpoint in OpenAI's form,
+            asked for each document by itself, so that scores can be kept.
         model: its public name, folder or id; "" where a repository holds a single one.
         repository: model repository.
         target: ``host:port``.

@@ -104,9 +104,9 @@ class OpenRerankers:
         if spec.kind in _HOSTED:
             return _HOSTED[spec.kind](model=spec.model)
         if spec.kind == "llm":
-            from triton_rerank_retrieval.llm import Endpoint, ListwiseScorer  # the SDK, only where it is wanted
+            from triton_rerank_retrieval.llm import Endpoint, PointwiseScorer  # the SDK, only where it is wanted
 
-            return ListwiseScorer(Endpoint(spec.model, base_url=spec.base_url or None))
+            return PointwiseScorer(Endpoint(spec.model, base_url=spec.base_url or None))
         raise ConfigurationError(f"reranker {spec.name}: the kind {str(spec.kind)[:80]!r} is not known")
 
     def _serve(self, spec: RerankerSpec) -> str:
