@@ -18,7 +18,7 @@ import tritonclient.grpc as triton
 from support.flood import HUGE, huge
 from support.raw import infer_raw
 from support.slow_model import write_slow
-from support.tritons import computed, start, wait_until
+from support.tritons import received, start, wait_until
 from tokenizers import Tokenizer
 
 from triton_rerank import RerankClient
@@ -172,9 +172,9 @@ def test_lists_are_tokenised_while_another_is_computed(tiny_repository: Path, tm
     pair = {"query": ["heap"], "document": ["a binary heap"]}
     with start(repository) as server, ThreadPoolExecutor(n_lists) as pool:
         target = server.grpc_target
-        tokenised = computed(target, f"{TINY}-tokenizer")
+        tokenised = received(target, TINY)
         answers = [pool.submit(infer_raw, target, TINY, pair, ["logits"]) for _ in range(n_lists)]
-        assert wait_until(lambda: computed(target, f"{TINY}-tokenizer") == tokenised + n_lists, 10.0)
+        assert wait_until(lambda: received(target, TINY) == tokenised + n_lists, 10.0)
         assert sum(answer.done() for answer in answers) < n_lists - 1
         for answer in answers:
             assert len(answer.result()["logits"]) == 1
