@@ -48,8 +48,8 @@ def contract_values() -> set[str]:
     ("backend", "names"),
     [
         ("tokenizer", {contract.QUERY, contract.DOCUMENT, contract.MAX_LENGTH, contract.MAX_QUERY_TOKENS,
-                       contract.LENGTH_LADDER, contract.PAD_TOKEN_ID, contract.QUERY_PROMPT,
-                       contract.SPECIAL_TOKENS_IN_TEXT}),
+                       contract.MAX_DOCUMENT_TOKENS, contract.LENGTH_LADDER, contract.PAD_TOKEN_ID,
+                       contract.QUERY_PROMPT, contract.SPECIAL_TOKENS_IN_TEXT}),
         ("encoder", {contract.LOGITS}),
     ],
 )  # fmt: skip

@@ -108,6 +108,7 @@ def test_raw_tensors_that_do_not_fit_are_refused(server: TritonServer, inputs: d
         ({"max_length": "64"}, "max_length is '64'"),
         ({"max_length": 64, "max_query_tokens": 61}, "max_query_tokens is 61: it must be a whole number from 1 to 60"),
         ({"max_query_tokens": True}, "max_query_tokens is True"),
+        ({"max_document_tokens": 0}, "max_document_tokens is 0: it must be a whole number from 1 to 508"),
     ],
 )
 def test_request_parameters_out_of_bounds_are_refused(

@@ -494,3 +494,25 @@ def test_https_is_served_by_certificate_flags(tmp_path: Path) -> None:
     with running(settings, fake()) as gateway:
         found = httpx.post(f"https://127.0.0.1:{gateway.port}/v1/rerank", json=BODY, verify=trust, timeout=30)
     assert found.status_code == 200
+
+
+LENGTHS = [
+    ({}, (None, None)),
+    ({"max_tokens_per_query": 3, "max_tokens_per_doc": 2}, (3, 2)),
+    ({"max_tokens_per_query": 4096, "max_tokens_per_doc": 4096}, (507, None)),  # Cohere's default; the model reads 512
+    ({"max_tokens_per_query": None, "max_tokens_per_doc": 0}, (None, None)),
+]
+
+
+@pytest.mark.parametrize(("lengths", "asked"), LENGTHS)
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/cohere/v2/rerank"])
+def test_the_lengths_of_texts_that_a_caller_names_reach_the_model(
+    path: str, lengths: dict[str, Any], asked: tuple[int | None, int | None]
+) -> None:
+    scorer = fake(max_length=512)
+    with running(Settings(port=0), scorer) as gateway:
+        found = gateway.post(path, {**BODY, **lengths, "return_details": True}).json()
+        last = scorer.requests[-1]
+        assert (last.max_query_tokens, last.max_document_tokens) == asked
+        cut = {row["index"] for row in found["results"] if row["truncated"]}
+    assert cut == ({0} if asked[1] == 2 else set())  # the document of three words

@@ -28,6 +28,7 @@ class Options:
     timeout_s: float | None = None
     max_length: int | None = None
     max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
     headers: Mapping[str, str] | None = field(default=None, repr=False)
     long_documents: LongDocuments = "truncate"
     max_chunks: int = DEFAULT_MAX_CHUNKS
@@ -166,6 +167,7 @@ def _pairs(request: _validate.Request[D], options: Options) -> PairRequest:
         request.distinct,
         max_length=_validate.check_tokens("max_length", options.max_length),
         max_query_tokens=_validate.check_tokens("max_query_tokens", options.max_query_tokens),
+        max_document_tokens=_validate.check_tokens("max_document_tokens", options.max_document_tokens),
     )
 
 

@@ -93,7 +93,7 @@ async def _room(scorer: Scorer, request: PairRequest, call: Call) -> int:
     if length is None:
         length = (await scorer.model_info(call)).max_length if isinstance(scorer, ModelScorer) else _MAX_LENGTH
     query = min(int(len(request.query) / _BYTES_PER_TOKEN), request.max_query_tokens or length // 2, length // 2)
-    return max(1, length - query - _SPECIAL_TOKENS)
+    return max(1, min(length - query - _SPECIAL_TOKENS, request.max_document_tokens or length))
 
 
 def _cut(request: PairRequest, whole: Scored, room: int, cutting: Cutting) -> list[_Long]:

@@ -19,12 +19,14 @@ class PairRequest:
         documents: n texts in UTF-8, n at least 1.
         max_length: longest pair in tokens; None means the model's own.
         max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
+        max_document_tokens: most tokens that are kept of each document; None means as many as have room.
     """
 
     query: bytes
     documents: tuple[bytes, ...]
     max_length: int | None = None
     max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no truth value

@@ -65,6 +65,7 @@ class AsyncRerankClient(Remade):
         timeout_s: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
         long_documents: LongDocuments = "truncate",
         max_chunks: int = DEFAULT_MAX_CHUNKS,
@@ -72,7 +73,8 @@ class AsyncRerankClient(Remade):
     ) -> RerankResult[D]:
         """As `RerankClient.rerank`."""
         cutting = (long_documents, max_chunks, overlap_tokens)
-        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers, *cutting)
+        lengths = (max_length, max_query_tokens, max_document_tokens)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers, *cutting)
         return await self._core.rerank(query, documents, options)
 
     async def rerank_many(
@@ -85,11 +87,13 @@ class AsyncRerankClient(Remade):
         timeout_s: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
         concurrency: int = 4,
     ) -> list[RerankResult[D] | RerankError]:
         """As `RerankClient.rerank_many`, with a task for each query."""
-        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
+        lengths = (max_length, max_query_tokens, max_document_tokens)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers)
         return await self._core.rerank_many(queries, document_lists, options, concurrency)
 
     async def score(
@@ -100,10 +104,12 @@ class AsyncRerankClient(Remade):
         timeout_s: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[float]:
         """As `RerankClient.score`."""
-        options = Options(None, None, timeout_s, max_length, max_query_tokens, headers)
+        lengths = (max_length, max_query_tokens, max_document_tokens)
+        options = Options(None, None, timeout_s, *lengths, headers)
         return await self._core.score(query, documents, options)
 
     async def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:

@@ -81,6 +81,7 @@ class RerankClient(Remade):
         timeout_s: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
         long_documents: LongDocuments = "truncate",
         max_chunks: int = DEFAULT_MAX_CHUNKS,
@@ -98,6 +99,8 @@ class RerankClient(Remade):
             max_length: longest pair in tokens, at most the model's own; None means the model's own.
             max_query_tokens: most tokens that are kept of the query, so that as many as it leaves are there for the
                 document; None means the model's own rule. Hosted scorers cut by their own rule, whatever this says.
+            max_document_tokens: most tokens that are kept of each document, or of each chunk of it; None means as many
+                as the pair has room for.
             headers: gRPC metadata of this call, beside those in ``options``.
             long_documents: "truncate": a document longer than the model reads is cut. "chunk": it is scored again as
                 overlapping chunks, cut at the ends of sentences or words, and gets the score of its best one
@@ -117,7 +120,8 @@ class RerankClient(Remade):
             AllScorersFailedError: a chain that fails closed has nobody left.
         """
         cutting = (long_documents, max_chunks, overlap_tokens)
-        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers, *cutting)
+        lengths = (max_length, max_query_tokens, max_document_tokens)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers, *cutting)
         return run_sync(self._core.rerank(query, documents, options))
 
     def rerank_many(
@@ -130,6 +134,7 @@ class RerankClient(Remade):
         timeout_s: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
         concurrency: int = 4,
     ) -> list[RerankResult[D] | RerankError]:
@@ -143,6 +148,7 @@ class RerankClient(Remade):
             timeout_s: seconds for all queries together.
             max_length: longest pair.
             max_query_tokens: most of the query.
+            max_document_tokens: most of each document.
             headers: gRPC metadata.
             concurrency: queries that are under way at a time, each in a thread.
 
@@ -152,7 +158,8 @@ class RerankClient(Remade):
         Raises:
             InvalidRequestError: there are not as many lists as queries, or concurrency or timeout_s is wrong.
         """
-        options = Options(top_k, min_score, timeout_s, max_length, max_query_tokens, headers)
+        lengths = (max_length, max_query_tokens, max_document_tokens)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers)
         return run_sync(self._core.rerank_many(queries, document_lists, options, concurrency))
 
     def score(
@@ -163,6 +170,7 @@ class RerankClient(Remade):
         timeout_s: float | None = None,
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[float]:
         """Score documents without ordering them.
@@ -173,6 +181,7 @@ class RerankClient(Remade):
             timeout_s: seconds for the whole call.
             max_length: longest pair.
             max_query_tokens: most of the query.
+            max_document_tokens: most of each document.
             headers: gRPC metadata.
 
         Returns:
@@ -182,7 +191,8 @@ class RerankClient(Remade):
             RerankError: as for `rerank`; ConfigurationError from a cascade, whose scores have two scales;
                 AllScorersFailedError where `rerank` would fall back to the first stage's order.
         """
-        options = Options(None, None, timeout_s, max_length, max_query_tokens, headers)
+        lengths = (max_length, max_query_tokens, max_document_tokens)
+        options = Options(None, None, timeout_s, *lengths, headers)
         return run_sync(self._core.score(query, documents, options))
 
     def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:

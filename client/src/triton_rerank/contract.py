@@ -25,6 +25,7 @@ ENCODER_SUFFIX: Final = "-encoder"  # and its second <model>-encoder
 
 # Request parameters. Never optional inputs: requests with different sets of inputs do not batch together.
 MAX_LENGTH: Final = "max_length"  # tokens a pair, at most the model's own
+MAX_DOCUMENT_TOKENS: Final = "max_document_tokens"  # kept of the document; absent: as many as have room
 MAX_QUERY_TOKENS: Final = "max_query_tokens"  # tokens kept of the query; absent: cut only where the pair does not fit
 
 # Parameters of the ensemble in config.pbtxt, written by export and read by the client from the server.

@@ -118,14 +118,16 @@ class FakeScorer(Remade):
         values = np.array([[self._logit(query, document)] for document in documents], np.float32)  # (n, 1)
         logits = decode_logits(values, n_documents=len(documents))
         kept = min(len(query.split()), request.max_query_tokens or self._max_length)
-        words = np.array([kept + len(document.split()) for document in documents])
+        lengths = np.array([len(document.split()) for document in documents])
+        kept_of_each = np.minimum(lengths, request.max_document_tokens or self._max_length)
+        words = kept + kept_of_each
         max_length = min(self._max_length, request.max_length or self._max_length)
         return Scored(
             model=self.model,
             served_by=self.name,
             logits=logits,
             scores=activate(logits, self._activation),
-            truncated=(words > max_length) | (kept < len(query.split())),
+            truncated=(words > max_length) | (kept_of_each < lengths) | (kept < len(query.split())),
             token_count=int(np.minimum(words, max_length).sum()),
             model_version=self.model_version,
         )

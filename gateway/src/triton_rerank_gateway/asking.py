@@ -62,6 +62,8 @@ async def _results(
     options: dict[str, Any] = {"timeout_s": timeout_s, "headers": headers}
     if question.max_query_tokens is not None:
         options["max_query_tokens"] = max(1, min(question.max_query_tokens, model.max_length - _PAIR_ROOM))
+    if question.max_document_tokens is not None and question.max_document_tokens <= model.max_length - _PAIR_ROOM:
+        options["max_document_tokens"] = question.max_document_tokens  # a higher bound cuts nothing
     try:
         if len(question.parts) == 1:
             part = question.parts[0]

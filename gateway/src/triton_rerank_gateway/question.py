@@ -56,6 +56,7 @@ class Question:
         raw_scores: the answer's scores are logits.
         truncate: False: a pair that does not fit the model is an error.
         max_query_tokens: longest query, tokens; None for the model's own rule.
+        max_document_tokens: most tokens read of each document, None for as many as the model has room for.
         priority: 0 goes first among the waiting requests of one key.
         places: for scored pairs, the part and the index in it of each pair in the order of the request.
         extras: optional fields of ours.
@@ -69,6 +70,7 @@ class Question:
     raw_scores: bool = False
     truncate: bool = True
     max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
     priority: int = 0
     places: tuple[tuple[int, int], ...] = ()
     extras: Extras = field(default_factory=Extras)

@@ -861,9 +861,10 @@ def test_a_call_that_blocks_does_not_wait_for_the_event_loop_that_it_blocks() ->
     assert server.asked == ["0", "0"]
 
 
-def test_another_bound_of_the_query_is_another_pair() -> None:
+@pytest.mark.parametrize("name", ["max_length", "max_query_tokens", "max_document_tokens"])
+def test_another_bound_of_the_texts_is_another_pair(name: str) -> None:
     server = Server()
     cached = CachedScorer(server)
     for most in (None, 5, None, 6):
-        score_sync(cached, replace(ask(0), max_query_tokens=most))
+        score_sync(cached, replace(ask(0), **{name: most}))
     assert server.asked == ["0", "0", "0"]

@@ -133,9 +133,12 @@ def test_a_max_length_outside_the_bounds_is_refused(tiny_repository: Path, ask: 
 
 
 @pytest.mark.parametrize("most", [0, 125, True, "64"])
-def test_a_max_query_tokens_outside_the_bounds_is_refused(tiny_repository: Path, ask: Ask, most: Any) -> None:
-    request = PairRequest(b"q", (b"d",), max_query_tokens=most)
-    with pytest.raises(InvalidRequestError, match=r"max_query_tokens is .*: it must be a whole number from 1 to 124"):
+@pytest.mark.parametrize("name", ["max_query_tokens", "max_document_tokens"])
+def test_a_length_of_a_text_outside_the_bounds_is_refused(
+    tiny_repository: Path, ask: Ask, name: str, most: Any
+) -> None:
+    request = replace(PairRequest(b"q", (b"d",)), **{name: most})
+    with pytest.raises(InvalidRequestError, match=rf"{name} is .*: it must be a whole number from 1 to 124"):
         ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
 
 
@@ -144,6 +147,14 @@ def test_the_query_is_cut_where_the_caller_says(tiny_repository: Path, ask: Ask)
     scored = ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
     whole = ask(scoring(LocalScorer(tiny_repository, NAME), replace(request, max_query_tokens=None)), 30.0)
     assert (scored.truncated.tolist(), whole.truncated.tolist()) == ([True], [False])
+    assert scored.token_count < whole.token_count
+
+
+def test_documents_are_cut_where_the_caller_says(tiny_repository: Path, ask: Ask) -> None:
+    request = PairRequest(b"how to zip a file", (b"gzip " * 20, b"gzip"), max_document_tokens=4)
+    scored = ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
+    whole = ask(scoring(LocalScorer(tiny_repository, NAME), replace(request, max_document_tokens=None)), 30.0)
+    assert (scored.truncated.tolist(), whole.truncated.tolist()) == ([True, False], [False, False])
     assert scored.token_count < whole.token_count
 
 

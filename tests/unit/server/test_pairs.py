@@ -73,6 +73,30 @@ def test_a_cap_cuts_the_query_whatever_the_document_leaves(folder: Path) -> None
     assert tensors.input_ids[0, start : start + len(template.middle)].tolist() == template.middle
 
 
+@pytest.mark.parametrize(
+    ("query", "document", "most", "kept"),
+    [
+        (5, 400, {"max_document_tokens": 10}, (5, 10)),
+        (5, 10, {"max_document_tokens": 10}, (5, 10)),  # fits: not cut
+        (400, 400, {"max_document_tokens": 10}, ("rest", 10)),  # the query takes what the bound leaves
+        (400, 400, {"max_document_tokens": 10, "max_query_tokens": 7}, (7, 10)),
+        (60, 400, {"max_document_tokens": MAX_LENGTH - 10}, (60, "rest")),  # no room for as many
+    ],
+)
+def test_a_document_is_cut_at_its_own_bound(
+    folder: Path, query: int, document: int, most: dict[str, int], kept: tuple[int | str, int | str]
+) -> None:
+    ours = tokenizer(folder)
+    template, room = ours.template, MAX_LENGTH - ours.template.n_special
+    tensors = ours.encode(words("heap", query), [words("sort", document)], ours.limits(**most))
+    q = room - int(kept[1]) if kept[0] == "rest" else int(kept[0])
+    d = room - q if kept[1] == "rest" else int(kept[1])
+    start = len(template.prefix) + q
+    assert tensors.input_ids[0, start : start + len(template.middle)].tolist() == template.middle
+    assert tensors.token_count.tolist() == [[q + d + template.n_special]]
+    assert tensors.truncated.tolist() == [[q < query or d < document]]
+
+
 @pytest.mark.parametrize(("query", "document"), [(110, 3), (3, 110), (100, 20), (60, 60)])
 def test_a_pair_that_fits_is_never_cut(folder: Path, query: int, document: int) -> None:
     ours = tokenizer(folder)

@@ -32,7 +32,7 @@ logger = logging.getLogger("triton_rerank")
 class CachedScorer:
     """Answers pairs from memory, and asks ``scorer`` for the others only.
 
-    Keeps a float32 logit and the truncated flag of each pair, under a digest of ``max_length``, ``max_query_tokens``,
+    Keeps a float32 logit and the truncated flag of each pair, under a digest of the three ``max_`` lengths,
     query and document, of one version of the model at a time; no text is kept. A pair goes ``ttl_s`` after it was
     scored, or when ``max_pairs`` are there and it is the one least recently used. A pair takes under 400 bytes
     (measured), so the default takes 40 MB at most.

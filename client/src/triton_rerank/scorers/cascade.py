@@ -22,7 +22,7 @@ class CascadeScorer(Remade):
     documents have a score on the result; what each stage said of a document stands in its ``stages``.
 
     - A request of at most ``keep`` documents goes to heavy alone, since light would decide nothing.
-    - Both stages share the call's deadline, and ``max_length`` and ``max_query_tokens`` hold for both.
+    - Both stages share the call's deadline, and the three ``max_`` lengths hold for both.
     - If light's chain fell open (no scores), the caller's order picks the ``keep``; if heavy's did, light's order is
       the result. Both results are degraded. An error of either stage is the call's error: put a stage into a
       `FallbackScorer` to go on without it.

@@ -106,7 +106,7 @@ class LocalScorer(Remade):
         """Score every document of the request.
 
         Raises:
-            InvalidRequestError: ``max_length`` or ``max_query_tokens`` is outside the model's bounds.
+            InvalidRequestError: a ``max_`` length is outside the model's bounds.
             DeadlineExceededError: the deadline passed first.
             ConfigurationError: as `load`.
             InferenceError: the tokenizer or the engine failed.
@@ -240,9 +240,9 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
     """What makes tensors of some of the documents; the query is tokenised once.
 
     Raises:
-        PairError: ``max_length`` or ``max_query_tokens`` is outside the model's bounds.
+        PairError: a ``max_`` length is outside the model's bounds.
     """
-    limits = tokenizer.limits(request.max_length, request.max_query_tokens)
+    limits = tokenizer.limits(request.max_length, request.max_query_tokens, request.max_document_tokens)
     (query,) = tokenizer.tokenize([tokenizer.prompted(request.query.decode("utf-8"))]).values()
 
     def encode(rows: npt.NDArray[np.intp]) -> PairTensors:

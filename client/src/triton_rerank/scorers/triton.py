@@ -14,7 +14,13 @@ from triton_rerank._plan import Limits, plan
 from triton_rerank._remade import Remade
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
-from triton_rerank.contract import MAX_LENGTH, MAX_QUERY_TOKENS, MAX_REQUEST_BYTES, TOKENIZER_SUFFIX
+from triton_rerank.contract import (
+    MAX_DOCUMENT_TOKENS,
+    MAX_LENGTH,
+    MAX_QUERY_TOKENS,
+    MAX_REQUEST_BYTES,
+    TOKENIZER_SUFFIX,
+)
 from triton_rerank.errors import (
     InvalidRequestError,
     InvalidResponseError,
@@ -196,10 +202,10 @@ class TritonScorer(Remade):
             outputs=_OUTPUTS,
             raw_input_contents=_wire.encode_pairs(request.query, documents),
         )
-        if request.max_length is not None:
-            message.parameters[MAX_LENGTH].int64_param = request.max_length
-        if request.max_query_tokens is not None:
-            message.parameters[MAX_QUERY_TOKENS].int64_param = request.max_query_tokens
+        for name in (MAX_LENGTH, MAX_QUERY_TOKENS, MAX_DOCUMENT_TOKENS):
+            most = getattr(request, name)
+            if most is not None:
+                message.parameters[name].int64_param = most
         doing = f"{len(documents)} pairs were sent"
         return InferRequest(message, call.deadline, doing, self._metadata(call), COMPRESSION[self.options.compression])
 

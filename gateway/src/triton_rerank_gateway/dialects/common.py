@@ -27,6 +27,7 @@ def read(body: Fields) -> Question:
         return_documents=body.flag("return_documents"),
         truncate=body.text("truncation_side") != "left",
         max_query_tokens=body.count("max_tokens_per_query"),
+        max_document_tokens=body.count("max_tokens_per_doc"),
         priority=body.whole("priority", least=0) or 0,
         extras=read_extras(body),
     )

@@ -29,7 +29,7 @@ def _answer(payload: Mapping[str, Any]) -> Answer:
 class CohereScorer(HostedScorer):
     """Scores through Cohere, or through a server that speaks its dialect; see `HostedScorer` for the arguments.
 
-    ``max_length`` of a call is sent as ``max_tokens_per_doc``, which bounds the document, not the pair.
+    ``max_document_tokens`` of a call, or else its ``max_length``, is sent as ``max_tokens_per_doc``.
     """
 
     dialect = Dialect(

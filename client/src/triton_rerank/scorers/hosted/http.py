@@ -104,7 +104,8 @@ class HostedScorer(Remade):
         documents = [document.decode() for document in request.documents]
         size = self.dialect.max_documents
         parts = [documents[start : start + size] for start in range(0, len(documents), size)]
-        answers = await self._ask_all([Question(self.model, query, part, request.max_length) for part in parts], call)
+        most = request.max_document_tokens or request.max_length
+        answers = await self._ask_all([Question(self.model, query, part, most) for part in parts], call)
         return Scored(
             model=answers[0].model,
             served_by=self.name,

@@ -30,7 +30,7 @@ def _answer(payload: Mapping[str, Any]) -> Answer:
 class JinaScorer(HostedScorer):
     """Scores through Jina, or through a server that speaks its dialect; see `HostedScorer` for the arguments.
 
-    ``max_length`` of a call is ignored: the dialect has no such parameter. Models that read a list as a whole, as
+    A call's ``max_`` lengths are ignored: the dialect has no such parameter. Models that read a list as a whole, as
     jina-reranker-v3 does, score a document among its neighbours; of lists over 1,000 documents, which are split, their
     scores compare less well.
     """

@@ -32,7 +32,7 @@ def _answer(payload: Mapping[str, Any]) -> Answer:
 class VoyageScorer(HostedScorer):
     """Scores through Voyage, or through a server that speaks its dialect; see `HostedScorer` for the arguments.
 
-    ``max_length`` of a call is ignored: the dialect has no such parameter, and cuts texts at the model's own bound.
+    A call's ``max_`` lengths are ignored: the dialect has no such parameter, and cuts texts at the model's own bound.
     """
 
     dialect = Dialect(

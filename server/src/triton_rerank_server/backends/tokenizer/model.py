@@ -17,7 +17,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import triton_python_backend_utils as pb_utils
-from tokenizer.pairs import PairLimits, PairTensors, PairTokenizer
+from tokenizer.pairs import LIMITS, PairLimits, PairTensors, PairTokenizer
 from tokenizer.texts import TextTokens
 from tokenizer.tokenizer_file import PairError
 
@@ -68,7 +68,7 @@ class TritonPythonModel:
             return "the caller cancelled the request"
         try:
             parameters = json.loads(request.parameters() or "{}")
-            limits = self._tokenizer.limits(parameters.get("max_length"), parameters.get("max_query_tokens"))
+            limits = self._tokenizer.limits(*(parameters.get(name) for name in LIMITS))
             queries = [self._tokenizer.prompted(query) for query in self._texts(request, "query")]
             return Pairs(queries, self._texts(request, "document"), limits)
         except PairError as exc:

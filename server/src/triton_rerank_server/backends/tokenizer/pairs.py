@@ -17,7 +17,9 @@ import numpy.typing as npt
 from .texts import TextReader, TextTokens
 from .tokenizer_file import TEXT, PairError, load_tokenizer, read_template
 
-__all__ = ["PairError", "PairLimits", "PairTensors", "PairTokenizer", "TextTokens", "longest_first"]
+LIMITS = ("max_length", "max_query_tokens", "max_document_tokens")  # of a request, as `PairTokenizer.limits` takes them
+
+__all__ = ["LIMITS", "PairError", "PairLimits", "PairTensors", "PairTokenizer", "TextTokens", "longest_first"]
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,20 @@ class PairLimits:
     Attributes:
         max_length: of a pair, special tokens included.
         max_query_tokens: kept of a query, whatever the document's length; None means as ``longest_first`` does.
+        max_document_tokens: kept of a document; the query may take what that leaves. None means as many as have room.
     """
 
     max_length: int
     max_query_tokens: int | None = None
+    max_document_tokens: int | None = None
 
     def cut(self, query: TextTokens, document: TextTokens, n_special: int) -> tuple[int, int]:
         """How many tokens a pair keeps of its query and of its document."""
         room = self.max_length - n_special
-        if self.max_query_tokens is None:
-            most = longest_first(query.length, document.length, room)
-        else:
-            most = self.max_query_tokens
+        wanted = document.length if self.max_document_tokens is None else min(document.length, self.max_document_tokens)
+        most = longest_first(query.length, wanted, room) if self.max_query_tokens is None else self.max_query_tokens
         kept = min(len(query.ids), most)
-        return kept, min(len(document.ids), room - kept)
+        return kept, min(len(document.ids), wanted, room - kept)
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,16 @@ class PairTokenizer:
             **lengths,
         )
 
-    def limits(self, max_length: object = None, max_query_tokens: object = None) -> PairLimits:
+    def limits(
+        self, max_length: object = None, max_query_tokens: object = None, max_document_tokens: object = None
+    ) -> PairLimits:
         """Check one request's parameters against the model's bounds.
 
         Args:
             max_length: tokens a pair; None means the model's own.
             max_query_tokens: tokens kept of the query, the prompt's included; None means all where the pair fits,
                 and at least half of the room, as ``longest_first`` does.
+            max_document_tokens: tokens kept of a document; None means as many as have room.
 
         Raises:
             PairError: not a whole number, or outside the bounds.
@@ -141,10 +146,11 @@ class PairTokenizer:
         n_special = self.template.n_special
         length = self.max_length if max_length is None else max_length
         length = _whole("max_length", length, n_special + 2, self.max_length)
-        if max_query_tokens is None:
-            return PairLimits(length)
-        most = length - n_special - 1  # one token is left to the document
-        return PairLimits(length, _whole("max_query_tokens", max_query_tokens, 1, most))
+        most = length - n_special - 1  # one token is left to the other text
+        kept = {"max_query_tokens": max_query_tokens, "max_document_tokens": max_document_tokens}
+        return PairLimits(
+            length, **{name: _whole(name, value, 1, most) for name, value in kept.items() if value is not None}
+        )
 
     def prompted(self, query: str) -> str:
         """The text that is tokenised for a query."""
