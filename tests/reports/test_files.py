@@ -52,7 +52,14 @@ def test_odd_text_files_are_read(tmp_path: Path, content: bytes, documents: list
     assert read(tmp_path / "d.txt", content) == documents
 
 
-@pytest.mark.parametrize("content", ["one\ntwo".encode("utf-16"), b"one\xfftwo", b"PK\x03\x04\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("one\ntwo".encode(encoding) for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32-le")),
+        b"one\xfftwo",
+        b"PAR1\0",
+    ],
+)
 def test_what_is_no_utf8_text_is_refused_and_named(tmp_path: Path, content: bytes) -> None:
     """own: UTF-16, archives and other bytes."""
     with pytest.raises(InvalidRequestError, match=r"d\.txt"):

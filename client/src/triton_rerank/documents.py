@@ -63,7 +63,7 @@ def read_documents(
     """
     try:
         content, name = _unpacked(source, _read(source), say)
-        text = content.decode("utf-8-sig")
+        text = _decoded(content)
     except (OSError, ValueError, EOFError, zlib.error) as exc:
         raise InvalidRequestError(f"--documents {source}: cannot be read ({exc}); give a UTF-8 file, or -") from exc
     file = _File(source, text, text_key)
@@ -109,6 +109,12 @@ def _unpacked(source: str, content: bytes, say: Callable[[str], None]) -> tuple[
     if packed and not named:
         say(f"{source} is gzipped, and was unpacked")
     return gzip.decompress(content) if packed else content, name.removesuffix(".gz")
+
+
+def _decoded(content: bytes) -> str:
+    if b"\0" in content:  # the letters of UTF-16 are UTF-8 too, with a zero beside each
+        raise ValueError("it holds bytes that are 0: it is UTF-16, or no text")
+    return content.decode("utf-8-sig")
 
 
 def _form_of(file: _File, name: str, say: Callable[[str], None]) -> str:
@@ -193,7 +199,7 @@ def _table(file: _File, form: str, say: Callable[[str], None]) -> Iterator[dict[
 def _rows(file: _File, rows: Any) -> Iterator[dict[str, str]]:
     columns = [cell.strip() for cell in next(rows, [])]
     if columns.count(file.text_key) != 1:
-        found = ", ".join(map(repr, columns))
+        found = ", ".join(map(repr, columns)) or "none"
         raise file.refuse(
             f"its head line must have one column {file.text_key!r} and has {found:.200}: --text-key names another, "
             "--format text takes each line for a text"

@@ -68,7 +68,6 @@ class Facts:
         vocab_size: rows of the table of tokens.
         n_segments: rows of the table of segments.
         n_positions: rows of the table of positions.
-        padding_moves_positions: rows that are filled up on the left are scored as others.
     """
 
     architecture: str
@@ -84,7 +83,6 @@ class Facts:
     vocab_size: int
     n_segments: int
     n_positions: int
-    padding_moves_positions: bool
 
 
 def read_facts(folder: Path, label: str) -> Facts:
@@ -126,7 +124,6 @@ def read_facts(folder: Path, label: str) -> Facts:
         vocab_size=vocabulary,
         n_segments=_number(config, "type_vocab_size", label, default=2),
         n_positions=positions,
-        padding_moves_positions=not family.positions_after_padding,
     )
 
 

@@ -145,7 +145,8 @@ class Reference:
         """Logits of one query with n documents: float32 ``(n,)``.
 
         Raises:
-            ExportError: the weights cannot be read, do not cover the model, or do not fit the tokenizer.
+            ExportError: the weights cannot be read, do not cover the model, do not fit the tokenizer, or give a logit
+                that is not finite.
         """
         import torch
 
@@ -154,6 +155,12 @@ class Reference:
             rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
             inputs = [{name: row[name] for name in self._tensors if name in row} for row in rows]
             logits = [float(model(**row, return_dict=True).logits) for row in inputs]
+        odd = next((logit for logit in logits if not math.isfinite(logit)), None)
+        if odd is not None:
+            raise ExportError(
+                f"{self._label}: PyTorch itself gives the logit {odd} for {query[:40]!r}: its weights are damaged, or "
+                "its training diverged; get them anew, or train it again"
+            )
         return np.array(logits, dtype=np.float32)
 
     def tokens(self, query: str, document: str, *, width: int) -> dict[str, npt.NDArray[np.int64]]:

@@ -55,7 +55,7 @@ def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:
     content = read_object(folder / TOKENIZER, label)
     config = read_object_if_there(folder / TOKENIZER_CONFIG, label)
     check_no_code(config, TOKENIZER_CONFIG, label)
-    _check_sides(content, config, facts, label)
+    _check_sides(content, config, label)
     _check_lower_case(content, config, facts, label)
     if facts.token_type_ids:
         _check_inputs(config, label)
@@ -131,14 +131,17 @@ def _added(tokenizer: Tokenizer, *, special_are_text: bool) -> set[tuple[str, in
     }
 
 
-def _check_sides(content: Mapping[str, Any], config: Mapping[str, Any], facts: Facts, label: str) -> None:
-    """Transformers takes a side from tokenizer.json where tokenizer_config.json names none."""
+def _check_sides(content: Mapping[str, Any], config: Mapping[str, Any], label: str) -> None:
+    """Transformers takes a side from tokenizer.json where tokenizer_config.json names none.
+
+    Filled up on the left, the first token is a padding one, and it is what the classifier of each family reads: scores
+    would depend on the other pairs of a batch.
+    """
     for key, section in (("truncation_side", "truncation"), ("padding_side", "padding")):
         there = content.get(section)
         own = there.get("direction", "right") if isinstance(there, dict) else "right"
         file, side = (TOKENIZER_CONFIG, config[key]) if key in config else (TOKENIZER, own)
-        matters = key == "truncation_side" or facts.padding_moves_positions
-        if matters and str(side).lower() != "right":
+        if str(side).lower() != "right":
             raise ExportError(
                 f"{label}: {key} in {file} is {side!r:.80}; texts are cut and filled up on the right here. Set it to "
                 '"right" if the model was trained so'

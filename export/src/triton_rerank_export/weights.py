@@ -32,8 +32,9 @@ def pick_weights(names: Collection[str], *, label: str, allow_pickle: bool) -> s
         return usable
     pickle = _first(_PICKLES, names)
     if pickle is None:
-        found = ", ".join(sorted(name for name in names if name.endswith(_SUFFIXES))) or "no weights"
-        raise ExportError(f"{label}: no {_SAFETENSORS[0]}, but {found}; model.save_pretrained(folder) writes one")
+        others = ", ".join(sorted(name for name in names if name.endswith(_SUFFIXES)))
+        found = f"but {others}" if others else "and no other weights"
+        raise ExportError(f"{label}: no {_SAFETENSORS[0]}, {found}; model.save_pretrained(folder) writes one")
     if not allow_pickle:
         raise ExportError(
             f"{label}: its weights are {pickle}, a pickle, which can run code when it is read; convert it with "

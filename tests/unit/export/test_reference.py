@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support.tiny_models import write_fine_tuned
 
 from triton_rerank_export.errors import ExportError
@@ -102,3 +102,17 @@ def test_an_activation_that_is_not_a_number_is_the_largest(checkpoints: dict[str
     reference.peak.look("another.module", torch.tensor([1.0, float("nan")]))
     reference.peak.look("a.module", torch.tensor([5.0, float("inf")]))
     assert np.isnan(reference.peak.value) and reference.peak.module == "another.module"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_give_no_number_are_said_to_be_damaged(
+    checkpoints: dict[str, Path], tmp_path: Path, value: float
+) -> None:
+    folder = Path(shutil.copytree(checkpoints["tiny-bert"], tmp_path / "tiny-bert"))
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][:] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        ExportError, match=rf"PyTorch itself gives the logit {value} for 'binary heap': its weights are"
+    ):
+        logits(folder)

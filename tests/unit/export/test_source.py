@@ -119,7 +119,7 @@ def test_offline_without_a_copy_says_what_is_missing(hub: Hub, machine: Machine)
     (Path(found["folder"]) / "tokenizer.json").unlink()
     assert "lacks its tokenizer.json" in offline.refusal(PINNED)
     (Path(found["folder"]) / "model.safetensors").unlink()
-    assert "no model.safetensors, but no weights" in offline.refusal(PINNED)
+    assert "no model.safetensors, and no other weights" in offline.refusal(PINNED)
     assert {
         path for _, path, _ in hub.requests if "/api/" not in path
     }  # the copy came from the hub, not from a fixture
