@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from triton_rerank.contract import CONFIG_FILE
+from triton_rerank_server.errors import ServerStartError
 
 _CONTROL, _LOAD, _EXPLICIT = "--model-control-mode", "--load-model", "explicit"
+_SHOWN = 80  # characters of a list of names
 
 
 def model_names(model_repository: Path) -> list[str]:
@@ -23,6 +25,22 @@ def foreign_entries(model_repository: Path) -> list[str]:
 
 def _is_model(path: Path) -> bool:
     return not path.name.startswith(".") and os.path.isfile(path / CONFIG_FILE)  # noqa: PTH113 - False if not allowed
+
+
+def check_repository(model_repository: Path, extra_args: Sequence[str]) -> None:
+    """Refuse to serve nothing, unless the caller states how models come to be loaded.
+
+    Raises:
+        ServerStartError: no such folder, or no model in it; names what lies there instead.
+    """
+    if not model_repository.is_dir():
+        raise ServerStartError(f"{model_repository}: no such model repository; `make export` builds one")
+    if not model_names(model_repository) and not any(flag_values(extra_args, _CONTROL)):
+        found = ", ".join(foreign_entries(model_repository))[:_SHOWN] or "nothing"
+        raise ServerStartError(
+            f"{model_repository}: no model in it (a folder with {CONFIG_FILE}); it holds {found}; `make export` builds "
+            f"one, and -- {_CONTROL}={_EXPLICIT} starts without"
+        )
 
 
 def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from triton_rerank_server.drain import drain
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.installation import find_installation, lay_out_backends
-from triton_rerank_server.models import control_flags, flag_values
+from triton_rerank_server.models import check_repository, control_flags, flag_values
 from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
 from triton_rerank_server.runtime import link_repository, make_runtime
 from triton_rerank_server.triton_log import explanation
@@ -202,8 +202,7 @@ class TritonServer:
 
     def _launch(self) -> None:
         config = self.config
-        if not config.model_repository.is_dir():
-            raise ServerStartError(f"{config.model_repository}: no such model repository; `make export` builds one")
+        check_repository(config.model_repository, config.extra_args)
         if "false" in flag_values(config.extra_args, "--allow-http"):
             raise ServerStartError(
                 "--allow-http=false: Triton is asked over HTTP; give --http-address=127.0.0.1 instead"
