@@ -20,6 +20,7 @@ from triton_rerank_gateway.dialects.common import COMMON
 from triton_rerank_gateway.dialects.routes import ROUTES, Route
 from triton_rerank_gateway.failures import STATUSES, GatewayError, Kind
 from triton_rerank_gateway.gateway import Asked, CallerGoneError, Gateway
+from triton_rerank_gateway.page import add_page
 from triton_rerank_gateway.reads import VERSION, add_reads, json_response
 
 _ID = re.compile(r"[A-Za-z0-9_.:/+=-]{1,128}")
@@ -40,6 +41,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
     for route in ROUTES:
         app.add_api_route(route.path, _endpoint(gateway, route), methods=["POST"], **openapi.described(route))
     add_reads(app, gateway)
+    add_page(app)
     app.add_exception_handler(HTTPException, _not_routed)
     app.add_exception_handler(GatewayError, _refused)
     if gateway.settings.cors_origin:

@@ -31,7 +31,6 @@ def add_reads(app: FastAPI, gateway: Gateway) -> None:
         (("/v1/models/{model:path}",), reads.model),
         (("/info", "/tei/info"), reads.info),
         (("/metrics",), reads.metrics),
-        (("/",), reads.index),
     ):
         for path in paths:
             app.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
@@ -76,10 +75,6 @@ class _Reads:
         if not self._gateway.settings.open_metrics:
             self._key(request)
         return Response(self._gateway.metrics.text(), media_type="text/plain; version=0.0.4")
-
-    async def index(self) -> Response:
-        """What this is."""
-        return json_response({"name": "triton-rerank-gateway", "version": VERSION, "openapi": "/openapi.json"})
 
     def _key(self, request: Request) -> Key:
         return self._gateway.keys.check(request.headers.get("authorization"))
