@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from support.toy_collection import QUERIES, write_collection
 
 from triton_rerank import RerankError
 from triton_rerank_bench import load_command
@@ -92,7 +93,7 @@ def printed(*levels: LoadFigures) -> str:
         (["--duration", "nan"], r"the duration is nan s: it must be above 0"),
         (["--warm-up", "-1"], r"the warm-up is -1 s: it must be 0 or more"),
         (["--timeout", "0"], r"--timeout 0: it must be a number of seconds above 0"),
-        (["--data", "absent"], r"--data absent: looked for corpus.jsonl"),
+        (["--data", "absent"], r"--data absent: looked for .*/absent, which is not there; give one of: FOLDER in BEIR"),
         (["--model", "absent"], r"absent/config.pbtxt: no such file; the models of this repository are"),
     ],
 )
@@ -100,7 +101,7 @@ def test_bad_input_is_told_in_one_line_before_anything_starts(
     arguments: list[str], message: str, tiny_repository: Path
 ) -> None:
     options = parse("--model-repository", str(tiny_repository), *arguments)
-    with pytest.raises(BenchError, match=message) as caught:
+    with pytest.raises((BenchError, RerankError), match=message) as caught:
         load_command.run(options, Console())
     assert "\n" not in str(caught.value)
 
@@ -139,11 +140,11 @@ def test_levels_are_those_asked_for_and_both_kinds_by_default() -> None:
     assert levels("--rate", "2,50%", "--concurrency", "1,2") == (2, 2)
 
 
-def test_lists_are_of_the_word_list_or_of_a_collection(collection_folder: Path) -> None:
+def test_lists_are_of_the_word_list_or_of_a_collection(tmp_path: Path) -> None:
     generated = choose_lists(["single", "passages"], None, 1)
     assert {name: len(lists[0].documents) for name, lists in generated.items()} == {"single": 1, "passages": 100}
-    (real,) = choose_lists(["single"], collection_folder, 1).values()
-    assert real[0].query in ("how do I compress a file?", "sort an array")
+    (real,) = choose_lists(["single"], write_collection(tmp_path / "toy"), 1).values()
+    assert real[0].query in QUERIES.values()
 
 
 def test_tables_say_what_callers_saw_and_what_the_server_did() -> None:

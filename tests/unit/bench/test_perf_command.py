@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from triton_rerank import RerankError
 from triton_rerank_bench import perf_command, setting_servers
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.knobs import KNOBS
@@ -51,7 +52,7 @@ def test_wrong_values_are_told_in_one_line(
     arguments: list[str], message: str, tiny_repository: Path, tmp_path: Path
 ) -> None:
     given = ["--model-repository", str(tiny_repository), "--model", "tiny-bert", "--output", str(tmp_path / "perf")]
-    with pytest.raises(BenchError) as caught:
+    with pytest.raises((BenchError, RerankError)) as caught:
         perf_command.run(parse(*given, *arguments), Console(quiet=True))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
