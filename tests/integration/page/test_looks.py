@@ -72,7 +72,7 @@ SMALLER = (
 @pytest.mark.skipif("PAGE_PICTURES" not in os.environ, reason="pictures are taken where PAGE_PICTURES names a folder")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pictures_of_the_page(browser: Browser, server: TritonServer, scheme: Any) -> None:
-    """With the demo model, and beside it a count of shared words. Those in docs/pictures/ were made by this test."""
+    """With the demo model, and beside it a count of shared words."""
     folder = Path(os.environ["PAGE_PICTURES"])
     scorer = TritonScorer(server.grpc_target, model="minilm-l6-demo")
     counted = model(
