@@ -17,6 +17,7 @@ from triton_rerank import contract
 from triton_rerank_export import fp16
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.triton_config import SpecialTokensInText
+from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_text
 
 _COMPUTED_IN_FP16 = re.compile(r"\.encoder\.")  # fp16.py leaves the head in fp32, and matrices that do not fit
 
@@ -133,6 +134,13 @@ class Reference:
         self._max_length = max_length
         self._query_prompt = query_prompt
         self._split = special_tokens_in_text == "text"
+        if self._split:
+            self._let_no_text_name_a_special_token()
+
+    def _let_no_text_name_a_special_token(self) -> None:
+        """As served: transformers' own switch lets the pieces ``<s>`` and ``</s>`` of a Unigram vocabulary through."""
+        backend = self.tokenizer.backend_tokenizer
+        self.tokenizer._tokenizer = special_as_text(backend, backend.to_str())
 
     @cached_property
     def _model(self) -> Any:

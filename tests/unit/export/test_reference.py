@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_models import write_fine_tuned
 
+from triton_rerank.repository import read_artefacts
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.reference import Reference, load_model
+from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 QUERY, DOCUMENTS = "binary heap", ["keeps its largest element at the root", "Paris, France", ""]
 
@@ -88,6 +91,21 @@ def test_tokens_are_what_a_plain_call_of_transformers_gives(checkpoints: dict[st
         plain = tokenizer([QUERY], [document], truncation="only_second", max_length=64, padding="max_length")
         row = reference.tokens(QUERY, document, width=64)
         assert {key: [ids.tolist()] for key, ids in row.items()} == dict(plain)
+
+
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlmr"])
+@pytest.mark.parametrize("meaning", ["text", "special"])
+def test_special_tokens_in_a_text_mean_what_the_served_step_takes_them_for(
+    tiny_repository: Path, checkpoints: dict[str, Path], name: str, meaning: Literal["text", "special"]
+) -> None:
+    document = "one [SEP] two </s> three<s> <pad> [CLS] [MASK]"
+    reference = Reference(checkpoints[name], max_length=128, special_tokens_in_text=meaning)
+    parameters = {**read_artefacts(tiny_repository, name).tokenizer_parameters, "special_tokens_in_text": meaning}
+    served = PairTokenizer.of_parameters(read_artefacts(tiny_repository, name).tokenizer_file, parameters)
+    expected = served.encode("a [SEP] </s> query", [document]).input_ids[0]
+    assert (
+        reference.tokens("a [SEP] </s> query", document, width=len(expected))["input_ids"].tolist() == expected.tolist()
+    )
 
 
 def test_an_activation_that_is_not_a_number_is_the_largest(checkpoints: dict[str, Path]) -> None:
