@@ -19,18 +19,19 @@ def by_length(query: str, document: str) -> float:
     return -len(document) / 10
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """For a module, no longer: while it is there, the thread has a running event loop, and no test may start another."""
     with chromium() as found:
         yield found
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def words() -> FakeScorer:
     return fake(max_length=60)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def gateway(words: FakeScorer) -> Iterator[Running]:
     other = fake(logits=by_length, name="other", model="by-length")
     with running(QUIET, Models([model(words, "words"), model(other, "by-length", canary=None)])) as found:
