@@ -130,7 +130,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(server: TritonServer) -> N
     with pytest.raises(triton.InferenceServerException) as error:
         infer_raw(
             server.grpc_target,
-            f"{DEMO}-encoder",
+            "tiny-bert-encoder",  # the demo model may still compute what the deadlines above left to it
             {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)},
             ["logits"],
         )

@@ -21,7 +21,7 @@ def by_length(query: str, document: str) -> float:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """For a module, no longer: while it is there, the thread has a running event loop, and no test may start another."""
+    """For a module, no longer: while it is there, the thread has a running event loop, and can start no other."""
     with chromium() as found:
         yield found
 

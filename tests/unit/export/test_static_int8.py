@@ -8,11 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from support.graphs import batches, checkpoint_of, digests, export_stages, largest_difference, onnx_logits, with_weight
+from support.graphs import (
+    batches,
+    checkpoint_of,
+    digests,
+    export_stages,
+    largest_difference,
+    onnx_logits,
+    onnx_session,
+    with_weight,
+)
 
 from triton_rerank_export import graph, graph_file, static_int8
 from triton_rerank_export.calibration import Feed, calibration_feeds
@@ -106,7 +114,7 @@ def test_ranges_are_those_of_the_activations(stage: Stage, feeds: list[Feed]) ->
     )
     model = onnx.load(path)
     model.graph.output.add(name=name)
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnx_session(model.SerializeToString())
     values = np.concatenate([session.run([name], feed)[0][0] for feed in feeds])  # (tokens, k)
     np.testing.assert_allclose(ranges[name].low, values.min(axis=0), atol=1e-5)
     np.testing.assert_allclose(ranges[name].high, values.max(axis=0), atol=1e-5)
@@ -131,7 +139,7 @@ def test_an_outlying_channel_does_not_cost_the_others_their_steps(
     def error() -> float:
         model = onnx.load(path)
         static_int8.quantise(model, numpy_helper.to_array, ranges, reduce_range=False)
-        session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = onnx_session(model.SerializeToString(), exact=True)
         return float(np.abs(session.run(["y"], {"x": inputs})[0] - inputs @ matrix).max())
 
     smoothed = error()
