@@ -51,7 +51,7 @@ def pytorch_logits(checkpoint: Checkpoint) -> list[npt.NDArray[np.float32]]:
 
 
 def onnx_session(model: str | bytes, *, exact: bool = False) -> ort.InferenceSession:
-    """Of a file or of a model's bytes; ``exact``: int8 products do not saturate on CPUs without VNNI, as it is served."""
+    """Of a file or a model's bytes; ``exact``: int8 does not saturate on CPUs without VNNI either, as it is served."""
     options = ort.SessionOptions()
     if exact and int8_saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
