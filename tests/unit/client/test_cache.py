@@ -866,5 +866,6 @@ def test_another_bound_of_the_texts_is_another_pair(name: str) -> None:
     server = Server()
     cached = CachedScorer(server)
     for most in (None, 5, None, 6):
-        score_sync(cached, replace(ask(0), **{name: most}))
+        bounds: dict[str, Any] = {name: most}
+        score_sync(cached, replace(ask(0), **bounds))
     assert server.asked == ["0", "0", "0"]
