@@ -87,6 +87,17 @@ def test_the_int8_model_gives_the_served_logits_of_real_passages(
     np.testing.assert_allclose(here, there, atol=1e-4)  # one request, hence the same micro-batches and int8 scales
 
 
+def test_a_text_of_3_mb_takes_no_longer_than_what_is_read_of_it(model_repository: Path) -> None:
+    """Tokenised whole it would take seconds of processor time."""
+    scorer = LocalScorer(model_repository, DEMO)
+    scorer.load()
+    before = time.process_time()
+    scored = local(scorer, PairRequest(b"q", (b"words of a long document " * 120_000,)))
+    assert time.process_time() - before < 1.0
+    assert scored.logits is not None and len(scored.logits) == 1
+    scorer.close()
+
+
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_a_deadline_is_kept_on_what_takes_long(model_repository: Path, is_async: bool) -> None:
     documents = tuple(b"%d " % n + b"words of a long document " * 200 for n in range(400))
