@@ -33,11 +33,8 @@ from triton_rerank.documents import read_documents
 
 COMMAND = [sys.executable, "-m", "triton_rerank.cli"]
 NOBODY = "127.0.0.1:1"
-RAISED = [
-    error
-    for error in vars(errors).values()
-    if isinstance(error, type) and issubclass(error, errors.RerankError) and not error.__subclasses__()
-]
+CLASSES = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.RerankError)]
+RAISED = [error for error in CLASSES if sum(issubclass(other, error) for other in CLASSES) == 1]  # the leaves
 
 
 def result(*texts: str, **fields: Any) -> RerankResult[str]:
