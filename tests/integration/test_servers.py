@@ -22,11 +22,13 @@ from support.tritons import NAME, only_bert, received, start, wait_until
 from triton_rerank import (
     AsyncRerankClient,
     ConfigurationError,
+    FallbackScorer,
     RerankClient,
     RerankError,
     ServerUnavailableError,
     Tls,
     TritonOptions,
+    TritonScorer,
 )
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank_server import TritonServer
@@ -189,6 +191,27 @@ def test_certificates_that_do_not_fit_are_typed_errors(
         assert type(error.value) is expected, name
         assert took_s < 5.1
     assert "PRIVATE" not in str(error.value)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_a_chain_outlives_a_certificate_that_has_expired(
+    repository: Path, pair: list[TritonServer], scores: list[float], tmp_path: Path, mutual: bool
+) -> None:
+    """The server's, or (mutual) the client's as well: an attempt, and the next scorer answers."""
+    authority = Authority.write(tmp_path / "expired", "localhost", expired=True)
+    with TlsTriton(repository, authority, mutual=mutual) as server:
+        tls = authority.tls(mutual=mutual, server_name="localhost")  # localhost itself may be ::1 too, refused
+        first = TritonScorer(server.grpc_target, NAME, name="first", options=TritonOptions(tls=tls))
+        second = TritonScorer(pair[0].grpc_target, NAME, name="second")
+        with RerankClient(scorer=FallbackScorer([first, second]), timeout_s=20.0) as client:
+            result = client.rerank(QUERY, DOCUMENTS)
+        with secure(server.grpc_target, tls) as alone, pytest.raises(RerankError) as error:
+            alone.rerank(QUERY, DOCUMENTS)
+    assert result.served_by == "second"
+    assert [(attempt.scorer, attempt.error) for attempt in result.attempts] == [("first", "ConfigurationError")]
+    assert [document.score for document in result] == pytest.approx(sorted(scores, reverse=True), abs=1e-6)
+    assert type(error.value) is ConfigurationError
+    assert "certificate has expired" in str(error.value)
 
 
 @pytest.fixture

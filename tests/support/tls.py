@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import trustme
@@ -22,15 +23,16 @@ class Authority:
     client_chain: Path
 
     @classmethod
-    def write(cls, folder: Path, *names: str) -> Authority:
-        """For a server of these names; "localhost" must be among them."""
+    def write(cls, folder: Path, *names: str, expired: bool = False) -> Authority:
+        """For a server of these names; "localhost" must be among them. ``expired``: both certificates, an hour ago."""
         folder.mkdir()
         authority = trustme.CA()
+        end = datetime.now(timezone.utc) - timedelta(hours=1) if expired else None
         found = cls(*(folder / f"{name}.pem" for name in ("root", "server-key", "server", "client-key", "client")))
         authority.cert_pem.write_to_path(str(found.root))
         for certificate, key, chain in (
-            (authority.issue_cert(*names), found.server_key, found.server_chain),
-            (authority.issue_cert("client@example.test"), found.client_key, found.client_chain),
+            (authority.issue_cert(*names, not_after=end), found.server_key, found.server_chain),
+            (authority.issue_cert("client@example.test", not_after=end), found.client_key, found.client_chain),
         ):
             certificate.private_key_pem.write_to_path(str(key))
             certificate.cert_chain_pems[0].write_to_path(str(chain))
