@@ -27,10 +27,18 @@ def only_bert(repository: Path, folder: Path) -> Path:
     return folder
 
 
-def start(repository: Path, *arguments: str, address: str = "127.0.0.1", grpc_port: int = 0) -> TritonServer:
+def start(
+    repository: Path, *arguments: str, address: str = "127.0.0.1", grpc_port: int = 0, connection_age_s: float = 60.0
+) -> TritonServer:
     """Not started yet; a context manager."""
     config = ServerConfig(
-        repository, address=address, grpc_port=grpc_port, http_port=0, metrics_port=0, extra_args=arguments
+        repository,
+        address=address,
+        grpc_port=grpc_port,
+        http_port=0,
+        metrics_port=0,
+        connection_age_s=connection_age_s,
+        extra_args=arguments,
     )
     return TritonServer(config)
 

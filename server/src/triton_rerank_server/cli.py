@@ -115,6 +115,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         exit_timeout_s=int([options.exit_timeout_s, *flag_values(options.extra_args, "--exit-timeout-secs")][-1]),
         start_timeout_s=options.start_timeout_s,
         stall_timeout_s=options.stall_timeout_s,
+        connection_age_s=options.connection_age_s,
         log_file=options.log_file,
         extra_args=tuple(options.extra_args),
     )
@@ -142,6 +143,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=defaults.stall_timeout_s,
         help="seconds without a score and without anything that computes, after which it has failed",
+    )
+    parser.add_argument(
+        "--connection-age-s",
+        type=float,
+        default=defaults.connection_age_s,
+        help="after which a gRPC connection is made anew, so that clients find servers that were added (default "
+        "%(default)g; 0: never)",
     )
     parser.add_argument(
         "--restarts", type=int, default=0, help="how often to start Triton again after it died or failed (default 0)"

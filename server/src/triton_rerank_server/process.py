@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
 STANDARD_OUTPUT = Path("-")
 ENDING_S = 10.0  # that Triton gets to end when no request runs any more
+CONNECTION_GRACE_S = 600  # longer than any call: one that runs when its connection is old enough is not cut
 _FAULTY_DRAIN_S = 2.0  # that the requests of healthy models get when a backend has died
 
 
@@ -48,6 +49,8 @@ class ServerConfig:
         start_timeout_s: seconds until the canary must have been answered.
         stall_timeout_s: seconds without an answer to a canary, and without anything that computes, after which `watch`
             takes Triton for hung.
+        connection_age_s: seconds after which Triton asks a gRPC connection to be made anew, when its calls have ended,
+            so that a client looks names up again and finds servers that were added; 0 lets connections live.
         log_file: Triton's output; None keeps it in a temporary file that goes with the server, `STANDARD_OUTPUT` lets
             it pass.
         extra_args: passed to tritonserver as they are, last; its folder is a temporary one, so paths must be absolute.
@@ -62,6 +65,7 @@ class ServerConfig:
     exit_timeout_s: int = 30
     start_timeout_s: float = 180.0
     stall_timeout_s: float = 30.0
+    connection_age_s: float = 60.0
     log_file: Path | None = None
     extra_args: tuple[str, ...] = ()
 
@@ -246,6 +250,7 @@ class TritonServer:
             f"--http-port={self.http_port}",
             f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={config.exit_timeout_s}",
+            *_connection_flags(config.connection_age_s),
             *control_flags(config.model_repository, config.extra_args),
         ]
 
@@ -292,3 +297,11 @@ class TritonServer:
         if self._runtime is None:
             raise ServerStartError("the server is not running, so it has no log file of its own")
         return self._runtime
+
+
+def _connection_flags(age_s: float) -> list[str]:
+    """Milliseconds; Triton takes whole ones."""
+    if age_s <= 0:
+        return []
+    age_ms, grace_ms = max(1, round(1000 * age_s)), 1000 * CONNECTION_GRACE_S
+    return [f"--grpc-max-connection-age={age_ms}", f"--grpc-max-connection-age-grace={grace_ms}"]
