@@ -11,6 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SERVING, EXPORT, COMPOSE = DOCKER / "Dockerfile", DOCKER / "export.Dockerfile", DOCKER / "compose.yaml"
+GATEWAY, STACK = DOCKER / "gateway.Dockerfile", DOCKER / "stack.yaml"
 
 SERVE = ["python3", "-m", "triton_rerank_server.cli"]  # what the serving image's entry point runs
 NVIDIAS_ENTRYPOINT = "/opt/nvidia/nvidia_entrypoint.sh"  # checks the driver, then becomes its arguments
@@ -35,10 +36,10 @@ def default(dockerfile: Path, argument: str) -> str:
 
 
 def entrypoint(dockerfile: Path) -> list[str]:
-    """ENTRYPOINT without NVIDIA's script."""
+    """ENTRYPOINT without NVIDIA's script, which the images that are NVIDIA's begin with."""
     script, *rest = _words(of(dockerfile, "ENTRYPOINT")[-1])
-    assert script == NVIDIAS_ENTRYPOINT
-    return rest
+    assert (script == NVIDIAS_ENTRYPOINT) == (dockerfile != GATEWAY)
+    return rest if script == NVIDIAS_ENTRYPOINT else [script, *rest]
 
 
 def serve_flags() -> list[str]:
@@ -58,9 +59,9 @@ def healthcheck(dockerfile: Path) -> list[str]:
     return _words(of(dockerfile, "HEALTHCHECK")[-1].split(" CMD ", 1)[1])
 
 
-def compose() -> dict[str, Any]:
-    """compose.yaml as data."""
-    data: dict[str, Any] = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
+def compose(path: Path = COMPOSE) -> dict[str, Any]:
+    """A compose file as data."""
+    data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     return data
 
 

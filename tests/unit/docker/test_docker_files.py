@@ -9,13 +9,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+import yaml  # type: ignore[import-untyped]
 from support import image
 
 from triton_rerank_export.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
+from triton_rerank_gateway.cli import main as gateway_main
 from triton_rerank_server.cli import main
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.installation import OUR_BACKENDS, find_installation
@@ -34,7 +37,7 @@ def run_tool(name: str, *arguments: str, text: str | None = None) -> subprocess.
 # --- linters -------------------------------------------------------------------------------------------------------
 
 
-@DOCKERFILES
+@pytest.mark.parametrize("dockerfile", [image.SERVING, image.EXPORT, image.GATEWAY], ids=lambda path: path.name)
 def test_the_linter_finds_nothing(dockerfile: Path) -> None:
     done = run_tool("hadolint", str(dockerfile))
     assert (done.returncode, done.stdout) == (0, "")
@@ -46,8 +49,9 @@ def test_the_linter_would_find_something() -> None:
     assert "DL3007" in done.stdout
 
 
-def test_the_compose_file_is_valid() -> None:
-    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(image.COMPOSE))
+@pytest.mark.parametrize("path", [image.COMPOSE, image.STACK], ids=lambda path: path.name)
+def test_a_compose_file_is_valid(path: Path) -> None:
+    done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(path))
     assert done.returncode == 0, done.stdout
 
 
@@ -116,7 +120,7 @@ def test_what_the_image_copies_and_installs_is_all_that_the_serve_command_import
     assert found <= {*packages, "numpy", "triton_rerank", "triton_rerank_server"}
 
 
-@DOCKERFILES
+@pytest.mark.parametrize("dockerfile", [image.SERVING, image.EXPORT, image.GATEWAY], ids=lambda path: path.name)
 def test_it_does_not_run_as_root(dockerfile: Path) -> None:
     assert image.of(dockerfile, "USER") == ["1000:1000"]
 
@@ -137,7 +141,7 @@ def in_context(path: str) -> bool:
     return kept
 
 
-@DOCKERFILES
+@pytest.mark.parametrize("dockerfile", [image.SERVING, image.EXPORT, image.GATEWAY], ids=lambda path: path.name)
 def test_everything_copied_exists_and_is_in_the_build_context(dockerfile: Path) -> None:
     sources = [source for copy in image.of(dockerfile, "COPY") for source in copy.split()[:-1]]
     assert sources
@@ -208,6 +212,61 @@ def test_the_refusals_docker_command_fits_the_export_image() -> None:
     built_as = re.search(r"docker build -f docker/export\.Dockerfile -t (\S+) \.", text)
     assert built_as is not None
     assert f" {built_as[1]} export --model MODEL --engine tensorrt " in CONTAINER_COMMAND
+
+
+# --- the stack: three servers, gateway, Envoy, Prometheus, Grafana ---------------------------------------------------
+
+
+def published(service: dict[str, Any]) -> list[tuple[str, int, int]]:
+    """Address and port of the host, port of the container."""
+    found = [entry.rsplit(":", 2) for entry in service.get("ports", [])]
+    return [(address, int(outer), int(inner)) for address, outer, inner in found]
+
+
+def test_the_stack_opens_ports_to_this_machine_only() -> None:
+    services = image.compose(image.STACK)["services"]
+    assert {address for service in services.values() for address, _, _ in published(service)} == {"127.0.0.1"}
+
+
+def test_envoy_asks_the_servers_of_the_stack() -> None:
+    services = image.compose(image.STACK)["services"]
+    ports = [outer for name, each in services.items() if name.startswith("triton-") for _, outer, _ in published(each)]
+    assert len(ports) == 3
+    (resource,) = yaml.safe_load((ROOT / "deploy" / "envoy" / "endpoints.yaml").read_text())["resources"]
+    (group,) = resource["endpoints"]
+    asked = [each["endpoint"]["address"]["socket_address"] for each in group["lb_endpoints"]]
+    assert asked == [{"address": "127.0.0.1", "port_value": port} for port in ports]
+
+
+def test_what_the_stack_mounts_is_there() -> None:
+    services = image.compose(image.STACK)["services"]
+    mounts = [entry.split(":")[0] for each in services.values() for entry in each.get("volumes", [])]
+    files = [image.DOCKER / mount for mount in mounts if mount.startswith("../")]
+    assert len(files) >= 6
+    assert all(file.exists() for file in files), files
+
+
+def test_the_stacks_gateway_would_start(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its whole command line with what the two variables bring, in force."""
+    command = image.compose(image.STACK)["services"]["gateway"]["command"]
+    key = "team-a=sha256:" + "0" * 64
+    flags = [re.sub(r"\$\{MODEL.*\}", "m", re.sub(r"\$\{KEY.*\}", key, flag)) for flag in command]
+    assert gateway_main([*image.entrypoint(image.GATEWAY)[1:], *flags, "--print-config"]) == 0
+    shown = capsys.readouterr().out
+    assert 'target = "triton-1:8001,triton-2:8001,triton-3:8001"' in shown and 'model = ["m"]' in shown
+
+
+def test_prometheus_finds_every_server_of_the_stack_and_reads_both_rule_files() -> None:
+    services = image.compose(image.STACK)["services"]
+    config = yaml.safe_load((ROOT / "deploy" / "observability" / "prometheus.yaml").read_text())
+    asked = {job["job_name"]: job for job in config["scrape_configs"]}
+    ((lookup,),) = (job["dns_sd_configs"] for job in asked.values() if "dns_sd_configs" in job)
+    servers = [each for name, each in services.items() if name.startswith("triton-")]
+    assert all(lookup["names"][0] in each["networks"]["default"]["aliases"] for each in servers)
+    assert asked["rerank-gateway"]["static_configs"] == [{"targets": ["gateway:8080"]}]
+    (folder,) = {str(Path(pattern).parent) for pattern in config["rule_files"]}
+    rules = [entry for entry in services["prometheus"]["volumes"] if f":{folder}/" in entry]
+    assert len(rules) == 2
 
 
 # --- the healthcheck -----------------------------------------------------------------------------------------------
