@@ -18,12 +18,13 @@ from typing import Any
 
 import httpx
 import pytest
-from support.gateways import running, wait_for
+from support.gateways import process, running, wait_for
 from support.load import Load
 from support.slow_model import write_slow
 from support.stand_in import StandIn, serve
 from support.tritons import NAME, frozen, kill, only_bert, start
 
+from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_gateway import Settings
 from triton_rerank_server import TritonServer
 
@@ -35,25 +36,6 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def bert(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     with start(only_bert(tiny_repository, tmp_path_factory.mktemp("gateway") / "model_repository")) as server:
         yield server
-
-
-@contextlib.contextmanager
-def process(target: str, *flags: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The command, ready, and its URL."""
-    command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--target", target, "--model", NAME, "--port", "0"]
-    config = log.with_suffix(".toml")
-    config.write_text(f'[[models]]\nname = "{NAME}-public"\nscorer = {{ model = "{NAME}" }}\ncanary = false\n')
-    said = log.with_suffix(".out")
-    with log.open("wb") as errors, said.open("wb") as output:
-        flags = ("--config", str(config), "--default-model", f"{NAME}-public", *flags)
-        child = subprocess.Popen([*command, *flags], stdout=output, stderr=errors)
-        try:
-            wait_for(lambda: "http://" in said.read_text() or child.poll() is not None, 60)
-            assert child.poll() is None, log.read_text()
-            yield child, "http://" + said.read_text().split("http://")[1].split()[0]
-        finally:
-            child.kill()
-            child.wait(30)
 
 
 def test_sigterm_under_load_loses_no_request_that_was_taken(bert: TritonServer, tmp_path: Path) -> None:
@@ -91,18 +73,27 @@ def test_kill_9_of_one_of_two_tritons_fails_no_request(
     assert {sample.result.status_code for sample in load.samples} == {200}
 
 
-def test_a_frozen_triton_is_504_within_the_deadline(bert: TritonServer) -> None:
+def test_a_frozen_triton_is_504_within_the_deadline_and_a_tenth_of_a_second(bert: TritonServer) -> None:
+    """The best of some attempts counts: other work on the machine makes them later, never earlier."""
     settings = Settings(port=0, target=bert.grpc_target, model=(NAME,), canary_interval_s=3600.0)
-    with running(settings) as gateway:
-        assert gateway.post("/v1/rerank", BODY).status_code == 200
-        with frozen(bert):
-            began_s = time.monotonic()
-            found = gateway.post("/v1/rerank", {**BODY, "timeout_ms": 1000})
-            took_s = time.monotonic() - began_s
-        print(f"a deadline of 1 s was answered after {took_s:.3f} s")
-        assert found.status_code == 504 and found.json()["error"]["type"] == "deadline"
-        assert 0.9 < took_s < 5  # a loaded machine; the figure is printed
-        wait_for(lambda: gateway.post("/v1/rerank", BODY).status_code == 200, 60)
+    took_s = []
+    with running(settings) as gateway, OtherLoad() as other:
+        for _ in range(5):
+            wait_for(lambda: gateway.post("/v1/rerank", BODY).status_code == 200, 60)
+            with frozen(bert):
+                began_s = time.monotonic()
+                found = gateway.post("/v1/rerank", {**BODY, "timeout_ms": 1000})
+                took_s.append(time.monotonic() - began_s)
+            assert found.status_code == 504 and found.json()["error"]["type"] == "deadline"
+            if took_s[-1] <= 1.1:
+                break
+    print(f"a deadline of 1 s was answered after {', '.join(f'{each:.3f}' for each in took_s)} s")
+    assert min(took_s) > 0.9
+    if min(took_s) > 1.1 and other.share() > 0.2:
+        pytest.skip(
+            f"504 after {min(took_s):.3f} s; others used {other.share():.0%} of all cores, so that says nothing"
+        )
+    assert min(took_s) <= 1.1
 
 
 def test_what_is_left_of_the_deadline_travels_to_triton(tiny_repository: Path, tmp_path: Path) -> None:

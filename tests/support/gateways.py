@@ -1,18 +1,22 @@
-"""Gateways in this process, on free ports, in an event loop of their own thread."""
+"""Gateways on free ports: in this process, in an event loop of their own thread, or as the command."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import uvicorn
 import uvloop
+from support.tritons import NAME
 
 from triton_rerank import AsyncRerankClient, Scorer
 from triton_rerank.testing import FakeScorer
@@ -96,3 +100,22 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def process(target: str, *flags: str, log: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The command in a process of its own, listening, and its URL; its log goes to a file."""
+    command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--target", target, "--model", NAME, "--port", "0"]
+    config = log.with_suffix(".toml")
+    config.write_text(f'[[models]]\nname = "{NAME}-public"\nscorer = {{ model = "{NAME}" }}\ncanary = false\n')
+    said = log.with_suffix(".out")
+    with log.open("wb") as errors, said.open("wb") as output:
+        flags = ("--config", str(config), "--default-model", f"{NAME}-public", *flags)
+        child = subprocess.Popen([*command, *flags], stdout=output, stderr=errors)
+        try:
+            wait_for(lambda: "http://" in said.read_text() or child.poll() is not None, 60)
+            assert child.poll() is None, log.read_text()
+            yield child, "http://" + said.read_text().split("http://")[1].split()[0]
+        finally:
+            child.kill()
+            child.wait(30)
