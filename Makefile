@@ -123,6 +123,10 @@ perf-peers: $(VENV)/.test .cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cach
 	  -c requirements/peers-$*-constraints.txt -r requirements/peers-$*.in && touch $@ \
 	  || echo "$(@D) could not be installed: the report lists its peers as not measured"
 
+.PHONY: perf-gateway
+perf-gateway: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json .venv-peers/infinity/.installed ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
+	$(BIN)/triton-rerank-bench gateway --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
+
 .PHONY: load
 load: $(VENV)/.test $(DEMO_MANIFEST) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
 	$(BIN)/triton-rerank-bench load --model-repository $(REPOSITORY) $(ARGS)

@@ -10,7 +10,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from triton_rerank import RerankError
-from triton_rerank_bench import client_report, gpu_command, load_command, peers_command, perf_command, report
+from triton_rerank_bench import (
+    client_report,
+    gateway_command,
+    gpu_command,
+    load_command,
+    peers_command,
+    perf_command,
+    report,
+)
 from triton_rerank_bench.client_cost import measure_client_cost
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.rerankers import name_rerankers
@@ -93,6 +101,7 @@ _COMMANDS = {
     "perf": perf_command.run,
     "peers": peers_command.run,
     "gpu": gpu_command.run,
+    "gateway": gateway_command.run,
 }
 
 
@@ -124,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     load_command.add_arguments(commands.add_parser("load", help="pairs a second and latency under load"))
     perf_command.add_arguments(commands.add_parser("perf", help="find the setting that serves most on this machine"))
     peers_command.add_arguments(commands.add_parser("peers", help="other rerankers beside ours, in one run"))
+    gateway_command.add_arguments(commands.add_parser("gateway", help="HTTP over the client, and beside Infinity's"))
     gpu_command.add_arguments(commands.add_parser("gpu", help="served on a GPU, beside sentence-transformers on it"))
     return parser
 

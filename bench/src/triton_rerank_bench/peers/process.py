@@ -51,7 +51,7 @@ class PeerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._stderr,
-                env=_environment(n_threads),
+                env=environment(n_threads),
                 start_new_session=True,  # Ctrl-C is for the one who measures
             )
         except OSError as exc:
@@ -179,7 +179,7 @@ class PeerProcess:
         return f"it said last: {' / '.join(lines[-_TAIL_LINES:])}" if lines else "it said nothing"
 
 
-def _environment(n_threads: int) -> dict[str, str]:
+def environment(n_threads: int) -> dict[str, str]:
     """Of a worker: as many threads as the others. How threads wait is left to the libraries, as their users have it."""
     return os.environ | {
         "OMP_NUM_THREADS": str(n_threads),

@@ -144,10 +144,19 @@ def _flashrank(arguments: Options) -> tuple[Score, Notes]:
     return score, {}
 
 
-def _infinity(arguments: Options) -> tuple[Score, Notes]:
-    """Arguments: folder, flags. No options: all its settings are flags of its server."""
+def infinity_server(program: Path, arguments: Options, **popen: Any) -> tuple[subprocess.Popen[bytes], int]:
+    """Its HTTP server with a model, and its port; it ends with the thread that starts it.
+
+    Args:
+        program: infinity_emb.
+        arguments: folder, flags.
+        popen: of `subprocess.Popen`.
+
+    Raises:
+        RuntimeError: it does not start; with its last error.
+    """
     port = _free_port()
-    command = [str(Path(sys.executable).with_name("infinity_emb")), "v2", "--model-id", ".", "--served-model-name", "m"]
+    command = [str(program), "v2", "--model-id", ".", "--served-model-name", "m"]
     command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port), *arguments["flags"]]
     # in the model's folder: its optimum engine finds ONNX files of a local model by relative path only
     log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
@@ -158,13 +167,21 @@ def _infinity(arguments: Options) -> tuple[Score, Notes]:
         stdout=log,
         stderr=log,
         preexec_fn=_die_with_parent,
+        **popen,
     )
     try:
-        connection = _connect(server, port)
+        _connect(server, port).close()
     except RuntimeError as exc:
         words = [line.strip() for line in os.pread(log.fileno(), 1 << 24, 0).decode(errors="replace").splitlines()]
         errors = [line for line in words if re.match(r"\w+(Error|Exception):", line)]
         raise RuntimeError(f"{exc}; {errors[-1] if errors else words[-1:]}") from exc
+    return server, port
+
+
+def _infinity(arguments: Options) -> tuple[Score, Notes]:
+    """Arguments: folder, flags. No options: all its settings are flags of its server."""
+    _, port = infinity_server(Path(sys.executable).with_name("infinity_emb"), arguments)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_S)
     headers = {"Content-Type": "application/json"}
 
     def score(query: str, documents: list[str], options: Options) -> Sequence[float]:

@@ -1,0 +1,318 @@
+"""``triton-rerank-bench gateway``: what HTTP costs over the client, and how it stands beside Infinity's own server.
+
+The gateway is asked as its users ask it, by the command, with its log on. Everything is measured in one run on one
+Triton: turns of the client and of the gateway in pairs, then callers that wait for their answers, ours and Infinity's
+level by level, each while the other is idle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from http import HTTPStatus
+from pathlib import Path
+
+from rich.console import Console
+
+from triton_rerank import InferenceError, TritonScorer
+from triton_rerank_bench import report, workloads
+from triton_rerank_bench.contestants import CALL_TIMEOUT_S, Contestant, Served, n_threads
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.http_calls import HttpCalls
+from triton_rerank_bench.load import Latency, latency
+from triton_rerank_bench.load_loops import Answer, Window, closed_loop
+from triton_rerank_bench.machine import OtherLoad
+from triton_rerank_bench.peers.catalogue import INFINITY, PEERS, PLAIN
+from triton_rerank_bench.peers.model_folders import ModelFolders
+from triton_rerank_bench.peers.process import environment
+from triton_rerank_bench.peers.worker import infinity_server
+from triton_rerank_bench.repository import read_model
+from triton_rerank_bench.rounds import Ratio, ratio, run_rounds
+from triton_rerank_bench.served import serve
+from triton_rerank_bench.speed import Target
+from triton_rerank_bench.time_left import OnStep, showing_time_left
+from triton_rerank_bench.workloads import Workload
+
+GATEWAY, PEER = "gateway", "Infinity torch"
+CALLERS = (1, 8, 32)
+NAMES = ("passages", "single")
+MOST_RATIO = 1.05  # seconds through the gateway over those through the client, 100 passages
+MOST_ADDED_MS = 1.5  # for one pair
+LEAST_PAIRS = 1.5  # pairs a second over Infinity's
+# 32 callers of 100 pairs wait for minutes on a small machine; nobody is refused, and Triton's own queue stays short.
+WAITING = ("--timeout-s=600", "--max-timeout-s=600", "--max-wait-s=600", "--pairs-in-flight=400")
+_NAME = "m"  # of the model, to both
+_SECONDS_TO_END = 60.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Over:
+    """The gateway over the client: seconds, paired within rounds; the difference in milliseconds."""
+
+    workload: str
+    client_s: float
+    gateway_s: float
+    ratio: Ratio
+    added_ms: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """One server under so many callers who wait for their answers."""
+
+    server: str
+    workload: str
+    callers: int
+    calls: int
+    errors: int
+    pairs_per_s: float
+    latency: Latency
+
+
+@dataclasses.dataclass
+class GatewayReport:
+    """Everything that one run measured."""
+
+    model: str
+    precision: str
+    n_threads: int
+    triton_version: str
+    other_load: float
+    over: list[Over]
+    levels: list[Level]
+    targets: list[Target]
+    not_measured: str | None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    parser.add_argument("--model-repository", type=Path, required=True, metavar="PATH", help="serve the model in it")
+    parser.add_argument("--model", help="public model name, if the repository holds more than one")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
+    parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="default %(default)s")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="of Infinity's files")
+    parser.add_argument("--rounds", type=int, default=15, help="of the turns (default %(default)s)")
+    parser.add_argument("--duration", type=float, default=8.0, help="seconds a level (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the texts and of the turns (default %(default)s)")
+    parser.add_argument("--output", type=Path, help="write the report there as JSON")
+
+
+def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int]:
+    """Measure and print.
+
+    Raises:
+        BenchError: the model or the gateway cannot be measured.
+        ServerStartError: Triton did not start.
+    """
+    files = read_model(options.model_repository, options.model)
+    threads, load = n_threads(files), OtherLoad()
+    texts = [workloads.BY_NAME[name](options.seed)[0] for name in NAMES]
+    with (
+        showing_time_left() as on_step,
+        serve(options.model_repository, files.info.name, on_progress=lambda text: on_step(text)) as served,
+    ):
+        assert isinstance(served.client.scorer, TritonScorer)
+        with gateway(served.client.scorer.target, files.info.name) as port, load:
+            over = measure_over(Served(served.client), port, texts, rounds=options.rounds, seed=options.seed)
+            servers, not_measured = {GATEWAY: port}, None
+            try:
+                servers[PEER] = _infinity(options, files.info.max_length, threads, on_step)
+            except (BenchError, RuntimeError, OSError) as exc:
+                not_measured = f"{PEER}: {exc}"
+            levels = measure_levels(servers, texts, options.duration, on_step)
+    found = GatewayReport(
+        files.info.name, files.info.precision, threads, served.triton_version, load.share(), over, levels,
+        judge(over, levels), not_measured,
+    )  # fmt: skip
+    _print(console, found)
+    settings: report.Json = {"seed": options.seed, "rounds": options.rounds, "duration_s": options.duration}
+    return {**report.header("gateway", served.triton_version, settings), **dataclasses.asdict(found)}, 0
+
+
+@contextmanager
+def gateway(target: str, model: str) -> Iterator[int]:
+    """The port of a gateway in front of a running Triton.
+
+    Raises:
+        BenchError: it is not installed, or does not start.
+    """
+    command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--target", target, "--model", model, "--port", "0"]
+    flags = (*WAITING, f"--alias={_NAME}={model}")
+    with subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline().decode()  # empty if it ended
+            if "http://" not in said:
+                raise BenchError(f"the gateway did not start ({' '.join(command)}); run that to see why")
+            yield int(said.partition("http://")[2].split()[0].rpartition(":")[2])
+        finally:
+            process.terminate()
+            process.wait(_SECONDS_TO_END)
+
+
+class OverHttp:
+    """A server that is asked one call after the other.
+
+    Args:
+        port: on 127.0.0.1.
+    """
+
+    name = GATEWAY
+
+    def __init__(self, port: int) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._calls = HttpCalls(port)
+
+    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
+        """In the caller's order.
+
+        Raises:
+            BenchError: it refused.
+        """
+        content = _body(query, documents)
+        reply = self._loop.run_until_complete(asyncio.wait_for(self._calls.post("/rerank", content), CALL_TIMEOUT_S))
+        if reply.status != HTTPStatus.OK:
+            raise BenchError(f"the gateway answered {reply.status}: {reply.body.decode():.200}")
+        scores = [0.0] * len(documents)
+        for row in json.loads(reply.body)["results"]:
+            scores[row["index"]] = row["relevance_score"]
+        return scores
+
+    def close(self) -> None:
+        """Close its connection."""
+        self._calls.close()
+        self._loop.run_until_complete(asyncio.sleep(0))
+        self._loop.close()
+
+
+def measure_over(client: Contestant, port: int, texts: Sequence[Workload], *, rounds: int, seed: int) -> list[Over]:
+    """Turns of both, in seeded order within each round.
+
+    Raises:
+        BenchError: they do not give the same scores.
+    """
+    with closing(OverHttp(port)) as http:
+        found = run_rounds(
+            [client, http], texts, n_rounds=rounds, seed=seed, on_call=lambda _: None, during=OtherLoad()
+        )
+    rows = []
+    for text in texts:
+        seconds, scores = found.seconds[text.name], found.scores[text.name]
+        if (
+            max(abs(a - b) for a, b in zip(scores[client.name], scores[GATEWAY], strict=True)) > 0.02
+        ):  # int8's own spread
+            raise BenchError(f"{text.name}: the gateway's scores are not the client's")
+        added = [high - low for high, low in zip(seconds[GATEWAY], seconds[client.name], strict=True)]
+        middle = {name: statistics.median(each) for name, each in seconds.items()}
+        both = ratio(GATEWAY, client.name, seconds)
+        rows.append(Over(text.name, middle[client.name], middle[GATEWAY], both, 1e3 * statistics.median(added)))
+    return rows
+
+
+def measure_levels(
+    servers: dict[str, int], texts: Sequence[Workload], duration_s: float, on_step: OnStep
+) -> list[Level]:
+    """Every number of callers with every workload, the servers by turns."""
+    found = []
+    for text in texts:
+        for callers in CALLERS:
+            for server, port in servers.items():
+                on_step(f"{server}, {text.name}, {callers} callers")
+                found.append(asyncio.run(_level(server, port, text, callers, duration_s)))
+    return found
+
+
+async def _level(server: str, port: int, text: Workload, callers: int, duration_s: float) -> Level:
+    calls, content = HttpCalls(port), _body(text.query, text.documents)
+
+    async def ask(_: int) -> Answer:
+        try:
+            reply = await calls.post("/rerank", content)
+        except (OSError, asyncio.IncompleteReadError) as exc:
+            raise InferenceError(str(exc)) from exc
+        if reply.status != HTTPStatus.OK or len(json.loads(reply.body)["results"]) != len(text.documents):
+            raise InferenceError(f"status {reply.status}")
+        return Answer(len(text.documents), 0, None)
+
+    now_s = time.monotonic()
+    window = Window(now_s + duration_s / 4, now_s + duration_s * 1.25)
+    by_caller = await closed_loop(ask, callers, window)
+    calls.close()
+    pairs_per_s = sum(
+        sum(sample.answer.pairs for sample in samples if sample.answer) / (samples[-1].ended_s - samples[0].sent_s)
+        for samples in by_caller
+    )
+    counted = [sample for samples in by_caller for sample in samples]
+    answered = [sample.ended_s - sample.sent_s for sample in counted if sample.answer]
+    errors = len(counted) - len(answered)
+    return Level(server, text.name, callers, len(counted), errors, pairs_per_s, latency(answered))
+
+
+def judge(over: Sequence[Over], levels: Sequence[Level]) -> list[Target]:
+    """Hold the figures against the targets."""
+    targets = []
+    for each in over:
+        if each.workload == "single":
+            text = f"gateway − client, one pair, ms: at most {MOST_ADDED_MS:g}"
+            targets.append(Target(text, each.added_ms, each.added_ms <= MOST_ADDED_MS))
+        else:
+            text = f"gateway / client, 100 passages, seconds: at most {MOST_RATIO:g}"
+            targets.append(Target(text, each.ratio.median, each.ratio.median <= MOST_RATIO))
+    of = {(each.server, each.workload, each.callers): each for each in levels}
+    for (server, workload, callers), peer in of.items():
+        if server == PEER:
+            ours, of_whom = of[GATEWAY, workload, callers], f"{workload}, {callers} callers: gateway / {PEER}"
+            pairs = ours.pairs_per_s / peer.pairs_per_s
+            targets.append(Target(f"{of_whom}, pairs/s: at least {LEAST_PAIRS:g}", pairs, pairs >= LEAST_PAIRS))
+            p99 = ours.latency.p99_ms / peer.latency.p99_ms
+            targets.append(Target(f"{of_whom}, p99: at most 1", p99, p99 <= 1))
+    return targets
+
+
+def _infinity(options: argparse.Namespace, max_length: int, threads: int, on_step: OnStep) -> int:
+    """The port of its server, at its default setting; it ends with this process."""
+    (peer,) = [each for each in PEERS if each.name == PEER]
+    tell = lambda text: on_step(text)  # noqa: E731
+    folders = ModelFolders(options.checkpoint, options.cache, options.environments, max_length=max_length, on_step=tell)
+    arguments = {"folder": str(folders.get(PLAIN)), **peer.settings[0].load}
+    on_step(f"starting {PEER}")
+    program = (options.environments / INFINITY / "bin" / "infinity_emb").absolute()
+    if not program.exists():
+        raise BenchError(f"{program} is not there; `make perf-gateway` installs it")
+    return infinity_server(program, arguments, env=environment(threads))[1]
+
+
+def _body(query: str, documents: Sequence[str]) -> bytes:
+    return json.dumps({"model": _NAME, "query": query, "documents": documents}).encode()
+
+
+def _print(console: Console, found: GatewayReport) -> None:
+    console.print(
+        f"{found.model} {found.precision}, Triton {found.triton_version}, {found.n_threads} threads; other processes "
+        f"used {found.other_load:.0%} of the cores"
+    )
+    rows: list[list[str]] = [
+        [each.workload]
+        + [f"{value:.2f}" for value in (1e3 * each.client_s, 1e3 * each.gateway_s, each.added_ms)]
+        + [f"{each.ratio.median:.3f} ({each.ratio.min:.3f} to {each.ratio.max:.3f})"]
+        for each in found.over
+    ]
+    console.print(report.table("one caller", ["workload", "client ms", "gateway ms", "added ms", "ratio"], rows))
+    rows = [
+        [f"{each.workload}, {each.callers}", each.server, str(each.calls), str(each.errors), f"{each.pairs_per_s:,.1f}"]
+        + [f"{ms:,.1f}" for ms in (each.latency.p50_ms, each.latency.p99_ms)]
+        for each in found.levels
+    ]
+    columns = ["workload, callers", "server", "calls", "errors", "pairs/s", "p50 ms", "p99 ms"]
+    console.print(report.table("callers who wait", columns, rows))
+    if found.not_measured:
+        console.print(f"not measured: {found.not_measured}", highlight=False)
+    console.print(report.targets_table(found.targets))
