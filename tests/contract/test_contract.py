@@ -141,7 +141,40 @@ def test_the_encoder_runs_where_its_graph_is_made_for(settings: dict[str, Any], 
     config = model.configs()["m-encoder"]
     assert [group.kind for group in config.instance_group] == [kind]
     assert config.default_model_filename == ("model.plan" if model.engine == "tensorrt" else "model.onnx")
-    assert config.backend == model.engine
+    assert config.backend == (model.engine if kind == pb.ModelInstanceGroup.KIND_GPU else contract.ENCODER_BACKEND)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_our_encoder_has_a_name_that_no_native_backend_has_and_merges_any_widths(engine: Any) -> None:
+    config = ServedModel(**{**MODEL, "engine": engine}).configs()["m-encoder"]
+    assert config.backend == "rerank_encoder"
+    assert config.parameters["engine"].string_value == engine
+    assert [tensor.allow_ragged_batch for tensor in config.input] == [True] * 3
+    assert all(not tensor.allow_ragged_batch for tensor in ServedModel(**MODEL).configs()["m"].input)
+
+
+# Of NVIDIA's onnxruntime backend, 24.10 to 26.06: what it reads of `parameters`; it passes over everything else.
+NATIVE_PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena"}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
+def test_a_native_config_keeps_to_what_the_native_backend_takes(precision: Any) -> None:
+    """A graph of two dimensions cannot be ragged there, a parameter is known or has no effect, instances are said."""
+    model = ServedModel(**{**MODEL, "precision": precision, "native": True})
+    config = model.configs()["m-encoder"]
+    assert config.backend == "onnxruntime"
+    assert not config.HasField("optimization")
+    assert set(config.parameters) <= NATIVE_PARAMETERS
+    assert not any(tensor.allow_ragged_batch for tensor in config.input)
+    assert not config.batch_input
+    assert [group.count for group in config.instance_group] == [
+        1
+    ]  # without a group it makes two, each with the weights
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.input] == [
+        (name, pb.TYPE_INT64, [-1]) for name in model.tensors
+    ]  # it refuses other names, types and an input more
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", pb.TYPE_FP32, [1])]
+    assert config.default_model_filename == "model.onnx"
 
 
 def test_tensorrt_lists_a_profile_for_each_length() -> None:

@@ -130,7 +130,7 @@ def load_cross_encoder(checkpoint: Path, *, max_length: int, n_threads: int) -> 
 
 def engine_options(model: Artefacts) -> OnnxRuntimeOptions | OpenVinoOptions:
     """Session settings that Triton gives the encoder, read from the same config.pbtxt."""
-    return options_of(model.backend, model.parameters)
+    return options_of(model.engine, model.parameters)
 
 
 def n_threads(model: Artefacts) -> int:

@@ -1,8 +1,8 @@
 """Ways to serve one exported model on a GPU, as changes of its configs.
 
-The configs hold for both backends called "onnxruntime". What only ours knows stands in the encoder's ``parameters``,
-which NVIDIA's passes over: ``micro_batch_tokens`` and ``cuda_graph_shapes``. What both know stands in the accelerator
-called "cuda", whose keys are the CUDA provider's own.
+What only our backend knows stands in the encoder's ``parameters``, which NVIDIA's passes over:
+``micro_batch_tokens`` and ``cuda_graph_shapes``. What both know stands in the accelerator called "cuda", whose keys are
+the CUDA provider's own.
 """
 
 from __future__ import annotations

@@ -9,10 +9,11 @@ from typing import Any
 
 from triton_rerank import TritonOptions
 from triton_rerank.contract import LENGTH_LADDER
+from triton_rerank.repository import encoder_engine
 from triton_rerank.scorers.channel import Split
 from triton_rerank_bench.variants import Configs, clear_queue_bounds
 
-THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}  # backend -> its parameter
+THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}  # engine -> its parameter
 BOUNDED, UNBOUNDED = "as exported", "none"
 _MOST_PAIRS = 4096  # a request or an execution larger than that is tried by nobody
 _MOST_CORES_APART = 4  # instances or thread counts that are tried
@@ -66,7 +67,7 @@ class Setting:
         _set_parameter(configs.tokenizer, LENGTH_LADDER, ",".join(map(str, self.length_ladder)))
         _set_instances(configs.encoder, self.instances)
         if self.threads != _threads(configs.encoder):
-            _set_parameter(configs.encoder, THREADS[configs.encoder.backend], str(self.threads))
+            _set_parameter(configs.encoder, THREADS[encoder_engine(configs.encoder)], str(self.threads))
         if self.queue_delay_us != configs.encoder.dynamic_batching.max_queue_delay_microseconds:
             configs.encoder.dynamic_batching.max_queue_delay_microseconds = self.queue_delay_us
         if self.queue_bounds == UNBOUNDED:
@@ -240,7 +241,7 @@ def _set_instances(encoder: Any, count: int) -> None:
 
 
 def _threads(encoder: Any) -> int:
-    key = THREADS.get(encoder.backend, "")
+    key = THREADS.get(encoder_engine(encoder), "")
     value = encoder.parameters[key].string_value if key in encoder.parameters else ""
     return int(value) if value.isdecimal() else 0
 

@@ -88,7 +88,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
         about = About(
             model=model,
             precisions={label: each.info.precision for label, each in files.items()},
-            engines={label: each.backend for label, each in files.items()},
+            engines={label: each.engine for label, each in files.items()},
             workload=options.workload,
             pairs_per_call=pairs_per_call,
             triton_version=servers.triton_version,

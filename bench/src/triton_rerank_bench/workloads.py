@@ -29,7 +29,9 @@ CHUNK_WORDS = 219  # with the query and special tokens about 260 tokens a pair
 CHUNK_SPREAD = 0.27  # the longest of 100 has about 490 tokens: just under the 512 of most models
 N_DOCUMENTS = 100
 MIXED_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)  # documents of each list
-N_LISTS = 8  # that a name stands for, but for "mixed", which has one of each size
+SHORT_SIZES = (*range(1, 11), *range(1, 11))  # documents of each list
+SHORT_SPREAD = 0.8  # the longest of ten is nine times the shortest
+N_LISTS = 8  # that a name stands for, but for "mixed" and "short", which have one of each size
 QUERY_WORDS = 12
 SENTENCE_WORDS = 16
 SINGLE_WORDS = 60  # about 80 tokens with the query
@@ -128,6 +130,12 @@ def mixed(seed: int) -> list[Workload]:
     return [_lognormal_list("mixed", size, MEAN_WORDS, SPREAD, seed + i) for i, size in enumerate(sizes)]
 
 
+def short(seed: int) -> list[Workload]:
+    """Lists of 1 to 10 documents of very different lengths, in seeded order, each with a query of its own."""
+    sizes = TextMaker(seed).shuffled(SHORT_SIZES)
+    return [_lognormal_list("short", size, MEAN_WORDS, SHORT_SPREAD, seed + i) for i, size in enumerate(sizes)]
+
+
 def _several(make: Callable[[int], Workload]) -> Callable[[int], list[Workload]]:
     return lambda seed: [make(seed + i) for i in range(N_LISTS)]
 
@@ -138,6 +146,7 @@ BY_NAME: Mapping[str, Callable[[int], list[Workload]]] = {
     "chunks": _several(chunks),
     "single": _several(single),
     "mixed": mixed,
+    "short": short,
 }
 
 
@@ -171,6 +180,7 @@ def from_collection(folder: Path) -> Mapping[str, Callable[[int], list[Workload]
         "chunks": lambda seed: lists("chunks", [N_DOCUMENTS] * N_LISTS, list(_joined(texts)), seed),
         "single": lambda seed: lists("single", [1] * N_LISTS, texts, seed),
         "mixed": lambda seed: lists("mixed", TextMaker(seed).shuffled(MIXED_SIZES), texts, seed),
+        "short": lambda seed: lists("short", TextMaker(seed).shuffled(SHORT_SIZES), texts, seed),
     }
 
 

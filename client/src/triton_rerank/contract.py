@@ -23,6 +23,10 @@ TOKEN_TYPE_IDS: Final = "token_type_ids"  # INT64, only where the model has them
 TOKENIZER_SUFFIX: Final = "-tokenizer"  # the ensemble's first step is <model>-tokenizer
 ENCODER_SUFFIX: Final = "-encoder"  # and its second <model>-encoder
 
+# The encoder's backend in config.pbtxt: ours, which no image of NVIDIA's replaces; ENGINE is its parameter.
+ENCODER_BACKEND: Final = "rerank_encoder"
+ENGINE: Final = "engine"  # the library that computes: "onnxruntime" or "openvino"
+
 # Request parameters. Never optional inputs: requests with different sets of inputs do not batch together.
 MAX_LENGTH: Final = "max_length"  # tokens a pair, at most the model's own
 MAX_DOCUMENT_TOKENS: Final = "max_document_tokens"  # kept of the document; absent: as many as have room

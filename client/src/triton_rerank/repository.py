@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
+from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, ENGINE, MANIFEST_FILE, TOKENIZER_SUFFIX
 from triton_rerank.errors import ConfigurationError
 from triton_rerank.scorers.model_config import parse_model_info, with_step
 from triton_rerank.types import ModelInfo
@@ -27,7 +27,7 @@ class Artefacts:
         info: as a server would state it.
         tokenizer_file: ``tokenizer.json``.
         encoder_file: the graph, such as ``model.onnx``.
-        backend: Triton's, of the encoder: "onnxruntime", "openvino" or "tensorrt".
+        engine: the encoder's: "onnxruntime", "openvino" or "tensorrt".
         parameters: of the encoder's config: its engine's settings.
         inputs: names of the graph's inputs.
         tokenizer_parameters: of the tokenizer step's config.
@@ -36,7 +36,7 @@ class Artefacts:
     info: ModelInfo
     tokenizer_file: Path
     encoder_file: Path
-    backend: str
+    engine: str
     parameters: Mapping[str, str]
     inputs: tuple[str, ...]
     tokenizer_parameters: Mapping[str, str]
@@ -123,6 +123,15 @@ def read_artefacts(repository: Path, model: str) -> Artefacts:
         ) from exc
 
 
+def encoder_engine(encoder: Any) -> str:
+    """The library that computes an encoder: our backend's parameter, or a native backend's own name.
+
+    Args:
+        encoder: its ``ModelConfig``.
+    """
+    return (encoder.parameters[ENGINE].string_value if ENGINE in encoder.parameters else "") or str(encoder.backend)
+
+
 def _active(ensemble: Any, repository: Path) -> int:
     versions = list(ensemble.version_policy.specific.versions)
     if len(versions) != 1:
@@ -146,7 +155,7 @@ def _artefacts(info: ModelInfo, tokenizer: Any, encoder: Any, versions: Mapping[
         info=with_step(info, tokenizer),
         tokenizer_file=versions[tokenizer.name] / "tokenizer.json",
         encoder_file=versions[encoder.name] / (encoder.default_model_filename or _GRAPH_FILE),
-        backend=encoder.backend,
+        engine=encoder_engine(encoder),
         parameters={key: value.string_value for key, value in encoder.parameters.items()},
         inputs=tuple(tensor.name for tensor in encoder.input),
         tokenizer_parameters={key: value.string_value for key, value in tokenizer.parameters.items()},

@@ -43,6 +43,9 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
         help="default: openvino for bf16, else onnxruntime; openvino makes int8 static, which is faster with VNNI",
     )
     _add(parser, "accelerator", "tensorrt: ONNX Runtime runs the graph through it", choices=ACCELERATORS)
+    parser.add_argument(
+        "--native", action="store_true", help="serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"
+    )
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
     parser.add_argument(

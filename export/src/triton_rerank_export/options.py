@@ -36,9 +36,10 @@ class ExportOptions:
 
     Attributes:
         precision: of the encoder: bf16 and int8 for CPUs, fp16 for GPUs, fp32 for both.
-        engine: Triton's backend for the encoder; None means OpenVINO for bf16, else ONNX Runtime. int8 is dynamic in
-            ONNX Runtime and static in OpenVINO.
+        engine: the library that computes the encoder; None means OpenVINO for bf16, else ONNX Runtime. int8 is dynamic
+            in ONNX Runtime and static in OpenVINO.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
+        native: let Triton's own ONNX Runtime backend serve the graph, instead of ours.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
         special_tokens_in_text: special tokens written inside a text are "text", so that no document forges the border
@@ -59,6 +60,7 @@ class ExportOptions:
     precision: Precision = "int8"
     engine: Engine | None = None
     accelerator: Accelerator = "none"
+    native: bool = False
     name: str | None = None
     max_length: int | None = None
     special_tokens_in_text: SpecialTokensInText = "text"
@@ -94,6 +96,11 @@ class ExportOptions:
             raise ExportError(f"--engine openvino is for {' and '.join(_IN_OPENVINO)}; --precision is {self.precision}")
         if self.precision == "bf16" and engine != "openvino":
             raise ExportError(f"--precision bf16 is served by OpenVINO only; --engine is {engine}")
+        if self.native and engine == "openvino":
+            raise ExportError(
+                "--native cannot serve OpenVINO: Triton's own backend of it takes executions of exactly max_batch_size "
+                "pairs; leave --native out"
+            )
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import shutil
 import tempfile
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_export import graph, parity, repository, staging
 from triton_rerank_export.calibration import Feed, calibration_feeds
 from triton_rerank_export.checkpoint import Checkpoint, resolve
@@ -17,7 +19,7 @@ from triton_rerank_export.gate import run_gate
 from triton_rerank_export.manifest import Manifest, build_manifest
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository_check import version_is_whole
-from triton_rerank_export.triton_config import ServedModel
+from triton_rerank_export.triton_config import EXECUTION_TOKENS, ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
@@ -91,7 +93,18 @@ def export_model(
 
 
 def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
-    """What the configs of a checkpoint are made from."""
+    """What the configs of a checkpoint are made from.
+
+    Native backends compute a request in one piece, so there a batch of the longest pairs is bounded in tokens too.
+    """
+    model = _served_model(checkpoint, options)
+    if model.backend == ENCODER_BACKEND:
+        return model
+    most = max(1, EXECUTION_TOKENS // model.max_length)
+    return dataclasses.replace(model, max_batch_size=min(model.max_batch_size, most))
+
+
+def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
     return ServedModel(
         name=checkpoint.name,
         activation=checkpoint.activation,
@@ -106,6 +119,7 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
         licence=checkpoint.licence,
         engine=options.effective_engine,
         accelerator=options.accelerator,
+        native=options.native,
         max_batch_size=options.max_batch_size,
         queue_delay_us=options.queue_delay_us,
         max_queue_size=options.max_queue_size,

@@ -96,8 +96,9 @@ def check_compatible(repository: Path, model: ServedModel) -> None:
         )
 
 
-# What may differ between versions. Not the activation: a client reads it once, when it begins.
-_FREE_FIELDS = {"version", "source", "revision", "licence"}
+# What may differ between versions. Not the activation: a client reads it once, when it begins. The graphs of both kinds
+# of backend are alike, so the active version's config serves those beside it too.
+_FREE_FIELDS = {"version", "source", "revision", "licence", "native"}
 
 
 def lay_out(staged: Path, model: ServedModel, tokenizer: Path, graph_files: Sequence[Path]) -> None:

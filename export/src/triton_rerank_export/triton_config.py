@@ -28,6 +28,7 @@ _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
 _FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 
 DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
+EXECUTION_TOKENS = 65_536  # padded tokens that are computed at once at the most; our backend's GPU_TOKENS
 DEFAULT_QUEUE_DELAY_US = 0  # requests merge while the instance is busy; waiting would only add latency on a CPU
 # In front of a bounded queue Triton 2.51 pauses for half a second now and then; without bounds it crashed (LOG.md).
 DEFAULT_MAX_QUEUE_SIZE = 128  # requests that wait; the next one is refused at once
@@ -49,9 +50,11 @@ class ServedModel:
         revision: commit of the source, 40 hex digits; empty where it has none.
         licence: SPDX name of the weights' licence; empty where it is not known.
         version: version folder of the tokenizer, the encoder and the ensemble.
-        engine: Triton's backend for the encoder; "onnxruntime" and "openvino" serve model.onnx, "tensorrt"
+        engine: the library that computes the encoder; "onnxruntime" and "openvino" serve model.onnx, "tensorrt"
             model.plan.
         accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
+        native: Triton's own ONNX Runtime backend computes the encoder, on rectangles of one width; else ours does, on
+            requests of any widths together.
         max_batch_size: most pairs in a request and in an execution.
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
         max_queue_size: requests that may wait in front of a step; one more is refused. 0 means no bound.
@@ -75,6 +78,7 @@ class ServedModel:
     version: int = 1
     engine: Engine = "onnxruntime"
     accelerator: Accelerator = "none"
+    native: bool = False
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
     max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
@@ -116,11 +120,19 @@ class ServedModel:
         }
 
     @property
+    def backend(self) -> str:
+        """Triton's backend for the encoder; TensorRT, in either form, is there in native ones only."""
+        native = self.native or self.engine == "tensorrt" or self.accelerator == "tensorrt"
+        return self.engine if native else contract.ENCODER_BACKEND
+
+    @property
     def parameters(self) -> dict[str, str]:
         """Settings of the encoder's engine, as its backend calls them."""
+        named: dict[str, str] = {contract.ENGINE: self.engine} if self.backend == contract.ENCODER_BACKEND else {}
         if self.engine != "openvino":
-            return {}
+            return named
         return {
+            **named,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             **({"HINT_BF16": "YES"} if self.precision == "bf16" else {}),
@@ -176,13 +188,14 @@ def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
 
 
 def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
+    ours = model.backend == contract.ENCODER_BACKEND
     return pb.ModelConfig(
         name=model.encoder_name,
-        backend=model.engine,
+        backend=model.backend,
         default_model_filename=model.graph_file,
         max_batch_size=model.max_batch_size,
         version_policy=_versions(versions),
-        input=[_io(name, pb.TYPE_INT64, -1) for name in model.tensors],
+        input=[_io(name, pb.TYPE_INT64, -1, ragged=ours) for name in model.tensors],
         output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1))],
         dynamic_batching=_batching(model, queue_delay_us=model.queue_delay_us),
         instance_group=[_encoder_instances(model)],
@@ -190,7 +203,11 @@ def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
         response_cache=_cache(model),
         parameters=_parameters(model.parameters),
         model_warmup=warmups(
-            model.warmup, tensors=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
+            model.warmup,
+            tensors=model.tensors,
+            ladder=model.ladder,
+            max_batch_size=model.max_batch_size,
+            most_tokens=EXECUTION_TOKENS if ours else model.max_batch_size * model.max_length,
         ),
     )
 
@@ -282,8 +299,9 @@ def _pair_outputs() -> list[Any]:
     return [_output(_io(contract.TOKEN_COUNT, pb.TYPE_INT32, 1)), _output(_io(contract.TRUNCATED, pb.TYPE_BOOL, 1))]
 
 
-def _io(name: str, data_type: int, dim: int) -> Any:
-    return pb.ModelInput(name=name, data_type=data_type, dims=[dim])
+def _io(name: str, data_type: int, dim: int, *, ragged: bool = False) -> Any:
+    """Ragged: Triton merges requests whatever their widths; native backends want a graph of flat tensors for that."""
+    return pb.ModelInput(name=name, data_type=data_type, dims=[dim], allow_ragged_batch=ragged)
 
 
 def _output(tensor: Any) -> Any:

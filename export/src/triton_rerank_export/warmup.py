@@ -16,21 +16,22 @@ LIGHT_TOKENS = 1024  # what the CPU engine computes at once, whatever a request 
 _INT64_BYTES = 8
 
 
-def warmups(kind: Warmup, *, tensors: Sequence[str], ladder: Sequence[int], max_batch_size: int) -> list[Any]:
+def warmups(
+    kind: Warmup, *, tensors: Sequence[str], ladder: Sequence[int], max_batch_size: int, most_tokens: int
+) -> list[Any]:
     """One ``ModelWarmup`` for each padded length with one pair, and one with a full batch.
 
     Args:
-        kind: "full" runs ``max_batch_size`` pairs, "light" as many as the CPU engine computes at once.
+        kind: "full" runs as many pairs as are ever computed at once, "light" as many as a CPU computes at once.
         tensors: names of the encoder's inputs.
         ladder: padded lengths.
         max_batch_size: pairs.
+        most_tokens: padded tokens of a sample; one of a single pair may pass it.
     """
     if kind == "none":
         return []
-    sizes = {
-        rung: sorted({1, max_batch_size if kind == "full" else min(max_batch_size, max(1, LIGHT_TOKENS // rung))})
-        for rung in ladder
-    }
+    tokens = most_tokens if kind == "full" else LIGHT_TOKENS
+    sizes = {rung: sorted({1, min(max_batch_size, max(1, tokens // rung))}) for rung in ladder}
     return [_warmup(tensors, rung, size) for rung in ladder for size in sizes[rung]]
 
 

@@ -8,10 +8,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_server.errors import ServerStartError
 
 OUR_BACKENDS = Path(__file__).parent / "backends"
-ENGINES = ("onnxruntime", "openvino")  # backends that ours stands in for
+NATIVE_ENCODERS = ("onnxruntime", "openvino")  # backends that ours stands in for, in older and --native exports
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ def _wheel_stub(root: Path) -> Path:
 def lay_out_backends(installation: Installation, directory: Path) -> Path:
     """Fill ``directory`` with Triton's backends and ours.
 
-    Native backends of ONNX Runtime and OpenVINO are kept where they exist; ours stands in where they do not. An
-    installation that has our tokenizer, as our image, is used as it is.
+    Native backends of ONNX Runtime and OpenVINO are kept where they exist; our encoder stands in where they do not. An
+    installation that has our backends, as our image, is used as it is.
 
     Returns:
         The backend directory to start Triton with.
@@ -82,7 +83,8 @@ def lay_out_backends(installation: Installation, directory: Path) -> Path:
             (directory / backend.name).symlink_to(backend)
     _lay_out_python(installation, directory / "python")
     _copy("tokenizer", directory / "tokenizer")
-    for name in ENGINES:
+    _copy("encoder", directory / ENCODER_BACKEND)
+    for name in NATIVE_ENCODERS:
         if not (directory / name / f"libtriton_{name}.so").exists():
             _copy("encoder", directory / name)
     return directory

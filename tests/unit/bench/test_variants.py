@@ -118,7 +118,7 @@ def test_a_changed_setting_is_what_the_configs_then_say(configs: Configs, field:
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_threads_are_set_by_the_name_that_the_backend_reads(configs: Configs, backend: str) -> None:
-    configs.encoder.backend = backend
+    configs.encoder.parameters["engine"].string_value = backend
     replace(exported_setting("fp32", configs), threads=2).change(configs)
     parameters = {key: value.string_value for key, value in configs.encoder.parameters.items()}
     options = options_of(backend, parameters)

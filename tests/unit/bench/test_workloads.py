@@ -73,6 +73,7 @@ def test_chunks_nearly_fill_512_tokens_whatever_the_seed(tokenizer: PairTokenize
         ("chunks", "ac7e31213ffb1378"),
         ("single", "e63a4a6d281c983a"),
         ("mixed", "3d0e311f6eeffdf5"),
+        ("short", "e91dbedf8f8458da"),
     ],
 )
 def test_one_seed_gives_the_same_lists_on_every_machine(name: str, expected: str) -> None:
@@ -101,6 +102,15 @@ def test_mixed_has_every_size_in_an_order_of_its_own() -> None:
     assert sorted(sizes) == sorted(MIXED_SIZES) == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]
     assert sizes != sorted(sizes)
     assert sizes != [len(workload.documents) for workload in BY_NAME["mixed"](2)]
+
+
+def test_short_lists_have_one_to_ten_documents_of_very_different_lengths() -> None:
+    lists = BY_NAME["short"](1)
+    sizes = [len(workload.documents) for workload in lists]
+    assert sorted(sizes) == sorted([*range(1, 11), *range(1, 11)])
+    ten = next(workload for workload in lists if len(workload.documents) == 10)
+    lengths = [len(document.split()) for document in ten.documents]
+    assert max(lengths) > 9 * min(lengths)
 
 
 def test_a_collections_lists_have_the_same_sizes_and_its_own_texts(large_collection: Path) -> None:

@@ -225,7 +225,7 @@ def broken_tokenizer(repository: Path) -> None:
         (no_ladder, "not as triton-rerank-export writes them .*length_ladder"),
         (no_activation, "has no parameter activation"),
         (foreign_steps, "not as triton-rerank-export writes them .*tiny-bert-encoder"),
-        (plan, "tiny-bert-encoder is made for Triton's backend 'tensorrt', and only ONNX models can be scored"),
+        (plan, "tiny-bert-encoder is made for 'tensorrt', and only ONNX models can be scored"),
         (missing_graph, r"model\.onnx: no such file; export the model again"),
         (half_a_graph, r"model\.onnx: ONNX Runtime cannot load it"),
         (graph_of_another_model, "the config belongs to another model, export it again"),

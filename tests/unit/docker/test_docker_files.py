@@ -16,6 +16,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 from support import image
 
+from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_export.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
 from triton_rerank_gateway.cli import main as gateway_main
@@ -87,27 +88,43 @@ def test_packages_come_from_the_constraints_of_the_images_python(dockerfile: Pat
     assert any("constraints-3.12.txt" in copy for copy in image.of(dockerfile, "COPY"))
 
 
+def installed_packages() -> list[str]:
+    """Of the serving image, on a CPU."""
+    (install,) = [run for run in image.of(image.SERVING, "RUN") if "-m pip " in run]
+    listed = install.split("&&", 1)[0].split("/tmp/constraints.txt", 1)[1]
+    assert "${ENGINES}" in listed
+    return listed.replace("${ENGINES}", image.default(image.SERVING, "ENGINES").strip('"')).split()
+
+
+def test_on_gpus_the_image_has_the_onnxruntime_that_is_measured_there() -> None:
+    (engine,) = re.findall(
+        r"^onnxruntime-gpu(?:\[.*\])?(==\S+)", (ROOT / "requirements/gpu.in").read_text(), re.MULTILINE
+    )
+    assert image.service()["build"]["args"] == {"ENGINES": f"onnxruntime-gpu{engine}"}
+    for text in (image.SERVING.read_text(encoding="utf-8"), (image.DOCKER / "README.md").read_text(encoding="utf-8")):
+        assert f"--build-arg ENGINES=onnxruntime-gpu{engine}" in text
+
+
 def test_what_the_serving_image_installs_is_pinned() -> None:
     pinned = (ROOT / "requirements" / "constraints-3.12.txt").read_text(encoding="utf-8")
-    (install,) = [run for run in image.of(image.SERVING, "RUN") if "-m pip " in run]
-    packages = install.split("&&", 1)[0].split("/tmp/constraints.txt", 1)[1].split()
-    assert {"tokenizers", "grpcio", "tritonclient", "protobuf"} <= set(packages)
+    packages = installed_packages()
+    assert {"tokenizers", "onnxruntime", "openvino", "grpcio", "tritonclient", "protobuf"} <= set(packages)
     for package in packages:
         assert re.search(rf"^{package.replace('_', '[-_]')}==", pinned, flags=re.MULTILINE | re.IGNORECASE), package
 
 
-def test_the_image_has_the_whole_tokenizer_backend_and_no_other() -> None:
+def test_the_image_has_both_backends_whole_and_takes_no_native_ones_place() -> None:
     """Laid out as `lay_out_backends` does: the package, and beside it the model.py that imports it."""
-    folder, target = str((OUR_BACKENDS / "tokenizer").relative_to(ROOT)), "/opt/tritonserver/backends/tokenizer"
-    copies = [text.split() for text in image.of(image.SERVING, "COPY") if "backends" in text]
-    assert copies == [[f"{folder}/model.py", f"{target}/"], [folder, f"{target}/tokenizer"]]
-    assert not [text for text in image.of(image.SERVING, "COPY") if "onnxruntime" in text]
+    expected = []
+    for package, backend in (("tokenizer", "tokenizer"), ("encoder", ENCODER_BACKEND)):
+        folder, target = str((OUR_BACKENDS / package).relative_to(ROOT)), f"/opt/tritonserver/backends/{backend}"
+        expected += [[f"{folder}/model.py", f"{target}/"], [folder, f"{target}/{package}"]]
+    assert [text.split() for text in image.of(image.SERVING, "COPY") if "backends" in text] == expected
 
 
 def test_what_the_image_copies_and_installs_is_all_that_the_serve_command_imports(tmp_path: Path) -> None:
     """Modules of ours and of the packages that are installed, beside NumPy and Python's own; nothing else is there."""
-    (install,) = [run for run in image.of(image.SERVING, "RUN") if "-m pip " in run]
-    packages = install.split("&&", 1)[0].split("/tmp/constraints.txt", 1)[1].split()
+    packages = installed_packages()
     code = (
         "import sys, triton_rerank_server.cli\n"
         "print(*sorted({name.partition('.')[0] for name, module in sys.modules.items()"

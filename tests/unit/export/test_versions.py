@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.folders import fingerprint
 from support.tiny_models import BOUNDED, write_fine_tuned
 
+from triton_rerank.contract import ENCODER_BACKEND, MANIFEST_FILE
 from triton_rerank.repository import read_config
 from triton_rerank_export import replacement, repository, staging
 from triton_rerank_export.cli import main
@@ -88,6 +91,36 @@ def test_a_third_export_keeps_the_active_version_and_drops_the_other(
     for folder in (NAME, *STEPS):
         assert sorted(path.name for path in (copy / folder).glob("[0-9]*")) == ["1", "3"]
     assert check_repository(copy) == [NAME, "tiny-xlmr"]
+
+
+def as_before_our_backend_had_a_name(target: Path) -> None:
+    """What an older export left: a manifest that does not say `native`, and configs for Triton's own backends."""
+    for file in sorted((target / NAME).glob(f"[0-9]*/{MANIFEST_FILE}")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        del content["model"]["native"]
+        file.write_text(json.dumps(content), encoding="utf-8")
+    activate(target, NAME)
+
+
+def test_a_repository_from_before_our_backend_had_a_name_is_in_order_and_takes_a_new_version(
+    copy: Path, fine_tuned: Path, tmp_path: Path
+) -> None:
+    as_before_our_backend_had_a_name(copy)
+    encoder = read_config(copy, "tiny-bert-encoder")
+    assert encoder.backend == "onnxruntime"
+    assert not encoder.parameters
+    assert not any(tensor.allow_ragged_batch for tensor in encoder.input)
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
+    assert export(write_fine_tuned(fine_tuned, tmp_path / "third" / NAME), copy).versions == [2, 3]
+    assert read_config(copy, "tiny-bert-encoder").backend == ENCODER_BACKEND
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
+    activate(copy, NAME, 2)
+    assert read_config(copy, "tiny-bert-encoder") == encoder_with_versions(encoder, [2, 3])
+
+
+def encoder_with_versions(encoder: Any, versions: list[int]) -> Any:
+    encoder.version_policy.specific.versions[:] = versions
+    return encoder
 
 
 def test_replace_begins_again_at_version_1(copy: Path, fine_tuned: Path) -> None:

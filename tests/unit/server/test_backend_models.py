@@ -17,6 +17,7 @@ import pytest
 from google.protobuf import json_format
 
 from triton_rerank import contract
+from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank.repository import read_config
 from triton_rerank_server.installation import find_installation, lay_out_backends
 
@@ -223,7 +224,7 @@ def encoder_request(vocabulary_id: int = 7) -> Request:
 
 
 def test_the_encoder_gives_a_bad_request_its_error_and_the_others_their_logits(load: Loader) -> None:
-    shell = load("onnxruntime", "tiny-bert-encoder")
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder")
     first, bad, last = shell.execute([encoder_request(), encoder_request(10**8), encoder_request()])
     assert first.output_tensors[0].value.shape == (2, 1)
     assert np.allclose(first.output_tensors[0].value, last.output_tensors[0].value)
@@ -244,10 +245,10 @@ WRONG_TENSORS: dict[str, Callable[[dict[str, npt.NDArray[Any]]], None]] = {
 }
 
 
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("wrong", WRONG_TENSORS)
-def test_tensors_that_nothing_could_score_are_the_callers_fault(load: Loader, backend: str, wrong: str) -> None:
-    shell = load(backend, "tiny-bert-encoder", lambda config: set_backend(config, backend))
+def test_tensors_that_nothing_could_score_are_the_callers_fault(load: Loader, engine: str, wrong: str) -> None:
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder", lambda config: set_engine(config, engine))
     request = encoder_request()
     WRONG_TENSORS[wrong](request.tensors)
     good, bad = shell.execute([encoder_request(), request])
@@ -256,8 +257,8 @@ def test_tensors_that_nothing_could_score_are_the_callers_fault(load: Loader, ba
     assert "cannot score these tensors" in str(bad.error)
 
 
-def set_backend(config: Any, backend: str) -> None:
-    config.backend = backend
+def set_engine(config: Any, engine: str) -> None:
+    config.parameters["engine"].string_value = engine
 
 
 class FailingLibrary:
@@ -284,16 +285,16 @@ def onnxruntime_error(name: str) -> Exception:
 
 @pytest.mark.parametrize("name", ["RuntimeException", "EPFail", "Fail", "NotImplemented", "NoSuchFile"])
 def test_an_onnx_runtime_that_fails_is_not_the_callers_fault(load: Loader, name: str) -> None:
-    shell = load("onnxruntime", "tiny-bert-encoder")
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder")
     shell._engine._session._session = FailingLibrary(onnxruntime_error(name))
     check_internal(shell, "CUDA error 719")
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("Exception from src/x.cpp:1:\nout of memory")])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_an_engine_that_is_out_of_memory_is_not_the_callers_fault(load: Loader, backend: str, error: Exception) -> None:
-    shell = load(backend, "tiny-bert-encoder", lambda config: set_backend(config, backend))
-    attribute = "_request" if backend == "openvino" else "_session"
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_an_engine_that_is_out_of_memory_is_not_the_callers_fault(load: Loader, engine: str, error: Exception) -> None:
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder", lambda config: set_engine(config, engine))
+    attribute = "_request" if engine == "openvino" else "_session"
     setattr(shell._engine._session, attribute, FailingLibrary(error))
     check_internal(shell, "out of memory" if str(error) else "MemoryError")
 
@@ -306,7 +307,7 @@ def check_internal(shell: Any, fragment: str) -> None:
 
 def test_requests_that_fail_together_only_are_answered_one_by_one(load: Loader) -> None:
     """Out of memory on four rows, and not on two."""
-    shell = load("onnxruntime", "tiny-bert-encoder")
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder")
     shell._engine._session._session = FailingLibrary(onnxruntime_error("RuntimeException"), rows=2)
     assert [response.error for response in shell.execute([encoder_request(), encoder_request()])] == [None, None]
 
@@ -318,7 +319,7 @@ def test_the_encoder_reads_the_keys_of_nvidias_backend(load: Loader, monkeypatch
             config.parameters[key].string_value = value
         config.optimization.graph.level = -1
 
-    shell = load("onnxruntime", "tiny-bert-encoder", edit)
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder", edit)
     options = shell._engine._session._session.get_session_options()
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (1, 1)
     assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, True)
@@ -330,12 +331,17 @@ def test_a_setting_that_is_not_a_number_is_refused(load: Loader) -> None:
         config.parameters["intra_op_thread_count"].string_value = "many"
 
     with pytest.raises(ValueError, match="intra_op_thread_count is 'many': it must be a whole number"):
-        load("onnxruntime", "tiny-bert-encoder", edit)
+        load(ENCODER_BACKEND, "tiny-bert-encoder", edit)
 
 
 def test_a_gpu_that_this_onnxruntime_cannot_use_is_refused(load: Loader) -> None:
     with pytest.raises(ValueError, match="no CUDA provider; install onnxruntime-gpu, or set the kind to KIND_CPU"):
-        load("onnxruntime", "tiny-bert-encoder", kind="GPU")
+        load(ENCODER_BACKEND, "tiny-bert-encoder", kind="GPU")
+
+
+def test_an_engine_that_is_not_known_is_refused_with_those_that_are(load: Loader) -> None:
+    with pytest.raises(ValueError, match="the encoder's engine is 'tensorrt': it must be one of onnxruntime, openvino"):
+        load(ENCODER_BACKEND, "tiny-bert-encoder", lambda config: set_engine(config, "tensorrt"))
 
 
 def test_a_config_of_another_family_is_refused_with_both_lists_of_names(load: Loader) -> None:
@@ -343,4 +349,4 @@ def test_a_config_of_another_family_is_refused_with_both_lists_of_names(load: Lo
         del config.input[2]
 
     with pytest.raises(ValueError, match=r"the graph's inputs are .*token_type_ids.*config.pbtxt declares"):
-        load("onnxruntime", "tiny-bert-encoder", edit)
+        load(ENCODER_BACKEND, "tiny-bert-encoder", edit)

@@ -95,7 +95,7 @@ def measure_peers(plan: Plan, *, on_step: OnStep) -> PeersReport:
         Workers(plan.environments, folders, max_length=files.info.max_length, n_threads=threads) as workers,
     ):
         report = PeersReport(
-            files.info.name, files.info.precision, files.backend, files.info.max_length, threads, server.triton_version
+            files.info.name, files.info.precision, files.engine, files.info.max_length, threads, server.triton_version
         )
         ours: list[Contestant] = [Served(server.client), in_process]
         try:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_IN_PROCESS = ("onnxruntime", "openvino")  # backends whose models can be scored without Triton
+_IN_PROCESS = ("onnxruntime", "openvino")  # engines whose models can be scored without Triton
 _WORKERS = 4  # calls that compute at a time; more would only slow each other down
 _BLOCK_BYTES = 64 * 1024  # of documents tokenised together: some 30 ms, and tensors of a few MiB
 
@@ -255,9 +255,9 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
 
 def _artefacts(repository: Path, model: str) -> Artefacts:
     artefacts = read_artefacts(repository, model)
-    if artefacts.backend not in _IN_PROCESS:
+    if artefacts.engine not in _IN_PROCESS:
         raise ConfigurationError(
-            f"{repository}: {model}{ENCODER_SUFFIX} is made for Triton's backend {artefacts.backend!r}, and only ONNX "
+            f"{repository}: {model}{ENCODER_SUFFIX} is made for {artefacts.engine!r}, and only ONNX "
             "models can be scored in process; export the model with --engine onnxruntime --name ANOTHER_NAME"
         )
     return artefacts
@@ -272,7 +272,7 @@ def _open(artefacts: Artefacts, threads: int) -> _Model:
         raise _not_installed(str(exc)) from exc
     try:
         tokenizer = PairTokenizer.of_parameters(artefacts.tokenizer_file, artefacts.tokenizer_parameters)
-        engine = Engine(artefacts.encoder_file, options_of(artefacts.backend, artefacts.parameters, threads=threads))
+        engine = Engine(artefacts.encoder_file, options_of(artefacts.engine, artefacts.parameters, threads=threads))
     except (PairError, EngineError) as exc:
         raise ConfigurationError(str(exc)) from exc
     if sorted(engine.input_names) != sorted(artefacts.inputs) or LOGITS not in engine.output_names:

@@ -20,6 +20,7 @@ from .openvino_session import OpenVinoOptions
 from .session import EngineError, Ids, SessionOptions, TensorError
 
 OPENVINO = "openvino"
+ENGINES = ("onnxruntime", OPENVINO)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def options_of(
     """Settings of an encoder's config.pbtxt.
 
     Args:
-        backend: "openvino", or ONNX Runtime's.
+        backend: of the config; where its parameters name an ``engine``, that one counts: "openvino" or "onnxruntime".
         parameters: of the config.
         threads: that one inference computes with; 0 means what the parameters say, or one a physical core.
         graph_level: its ``optimization.graph.level``.
@@ -107,9 +108,12 @@ def options_of(
         cuda_options: of its accelerator called "cuda".
 
     Raises:
-        EngineError: a value is out of its bounds.
+        EngineError: a value is out of its bounds, or the engine is not known.
     """
-    if backend == OPENVINO:
+    engine = parameters.get("engine", backend)
+    if engine not in ENGINES:
+        raise EngineError(f"the encoder's engine is {engine!r}: it must be one of {', '.join(ENGINES)}")
+    if engine == OPENVINO:
         openvino = OpenVinoOptions.of_parameters(parameters)
         return replace(openvino, inference_num_threads=threads or openvino.inference_num_threads)
     onnxruntime = OnnxRuntimeOptions.of_parameters(

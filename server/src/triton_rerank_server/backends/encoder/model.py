@@ -1,7 +1,7 @@
-"""Triton backend ``onnxruntime`` or ``openvino`` where the native one is absent: same config.pbtxt, same keys.
+"""Triton backend ``rerank_encoder``: all requests of an execution together, in micro-batches (engine.py).
 
-Triton prefers ``libtriton_<backend>.so`` where it exists; this file is used only without it. It takes all requests
-of an execution together and computes them in micro-batches (engine.py).
+The parameter ``engine`` names the library. The same files stand in for the backends ``onnxruntime`` and ``openvino``
+where the native one is absent, with the same config.pbtxt and keys; Triton prefers ``libtriton_<backend>.so``.
 """
 
 from __future__ import annotations

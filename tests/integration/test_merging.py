@@ -1,0 +1,117 @@
+"""Requests of any widths are computed together, and what is wrong with one of them is told to that one only."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from google.protobuf import text_format
+from support.tritons import NAME, computed, only_bert, start
+from tritonclient.grpc import model_config_pb2
+
+from triton_rerank.contract import CONFIG_FILE, ENCODER_BACKEND, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
+from triton_rerank_server import TritonServer
+
+ENCODER = NAME + ENCODER_SUFFIX
+ROWS = 8  # an execution begins when so many are there
+LONG_DELAY_US = 30_000_000  # and not before
+
+
+def configured(repository: Path, folder: Path, backend: str = ENCODER_BACKEND) -> Path:
+    """tiny-bert, whose encoder waits until its batch is full: what is sent together is executed together."""
+    only_bert(repository, folder)
+    (folder / NAME / "1" / MANIFEST_FILE).unlink()  # its canary is no full batch
+    for name in (NAME, NAME + TOKENIZER_SUFFIX, ENCODER):
+        path = folder / name / CONFIG_FILE
+        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+        config.max_batch_size = ROWS
+        if name == ENCODER:
+            config.backend = backend
+            config.dynamic_batching.max_queue_delay_microseconds = LONG_DELAY_US
+            config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
+            del config.model_warmup[:]
+            if backend != ENCODER_BACKEND:  # as it was exported before our backend had a name
+                del config.parameters["engine"]
+                for tensor in config.input:
+                    tensor.allow_ragged_batch = False
+        path.write_text(text_format.MessageToString(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+    with start(configured(tiny_repository, tmp_path_factory.mktemp("merging") / "model_repository")) as running:
+        yield running
+
+
+def request(width: int, seed: int, rows: int = 2, wrong_id: int | None = None) -> list[Any]:
+    """Tensors as the tokenizer step makes them: a rectangle, right-padded."""
+    mask = np.zeros((rows, width), np.int64)
+    for row, length in enumerate(np.random.default_rng(seed).integers(width // 2, width + 1, size=rows)):
+        mask[row, :length] = 1
+    ids = np.random.default_rng(seed).integers(5, 200, size=mask.shape) * mask
+    if wrong_id is not None:
+        ids[0, 1] = wrong_id
+    tensors = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(mask)}
+    inputs = []
+    for name, array in tensors.items():
+        inputs.append(triton.InferInput(name, list(array.shape), "INT64"))
+        inputs[-1].set_data_from_numpy(array)
+    return inputs
+
+
+def together(server: TritonServer, requests: list[list[Any]]) -> list[Any]:
+    """Answers, logits or the error, in the order of the requests."""
+    came: queue.Queue[tuple[int, Any]] = queue.Queue()
+    with triton.InferenceServerClient(server.grpc_target) as client:
+        for number, inputs in enumerate(requests):
+
+            def answered(result: Any, error: Any, number: int = number) -> None:
+                came.put((number, error or result.as_numpy("logits")))
+
+            client.async_infer(ENCODER, inputs, answered, client_timeout=60.0)
+        found = dict(came.get(timeout=60) for _ in requests)
+    return [found[number] for number in range(len(requests))]
+
+
+def alone(server: TritonServer, inputs: list[Any]) -> Any:
+    """The same rows, beside others that fill the batch up."""
+    return together(server, [inputs, *(request(16, seed) for seed in range(3))])[0]
+
+
+def test_requests_of_different_widths_are_one_execution_and_each_gets_its_own_logits(server: TritonServer) -> None:
+    requests = [request(width, seed) for seed, width in enumerate((16, 32, 48, 64))]
+    before = computed(server.grpc_target, ENCODER)
+    answers = together(server, requests)
+    assert computed(server.grpc_target, ENCODER) == before + 1
+    for inputs, logits in zip(requests, answers, strict=True):
+        np.testing.assert_allclose(logits, alone(server, inputs), atol=1e-5)
+    assert len({round(float(logit), 4) for logits in answers for logit in logits[:, 0]}) > 4
+
+
+@pytest.mark.parametrize("wrong_id", [10**8, -1])
+def test_a_bad_id_fails_its_own_request_as_its_callers_fault_and_the_merged_ones_are_answered(
+    server: TritonServer, wrong_id: int
+) -> None:
+    good = [request(width, seed) for seed, width in enumerate((16, 32, 64))]
+    before = computed(server.grpc_target, ENCODER)
+    first, bad, *others = together(server, [good[0], request(48, 9, wrong_id=wrong_id), *good[1:]])
+    assert computed(server.grpc_target, ENCODER) == before + 1
+    assert isinstance(bad, triton.InferenceServerException)
+    assert bad.status() == "StatusCode.INVALID_ARGUMENT"
+    assert "cannot score these tensors" in bad.message()
+    for inputs, logits in zip(good, [first, *others], strict=True):
+        np.testing.assert_allclose(logits, alone(server, inputs), atol=1e-5)
+
+
+def test_a_repository_from_before_the_backend_had_a_name_is_served(tiny_repository: Path, tmp_path: Path) -> None:
+    """Its encoder names onnxruntime and its inputs are not ragged; requests of one width merge, as they did."""
+    with start(configured(tiny_repository, tmp_path / "model_repository", backend="onnxruntime")) as old:
+        answers = together(old, [request(32, seed) for seed in range(4)])
+        assert computed(old.grpc_target, ENCODER) == 1
+    assert all(isinstance(logits, np.ndarray) for logits in answers)
