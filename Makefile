@@ -18,13 +18,13 @@ SHARED ?= ../shared
 DATA ?= $(SHARED)/data/cisi $(SHARED)/data/cacm
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
 DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
-DISTRIBUTIONS := client server export retrieval bench gateway
+DISTRIBUTIONS := client server export retrieval bench gateway bulk
 # The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8.
 FASTEST ?= $(if $(shell grep -Em1 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),bf16,int8-openvino)
 TUNED := int8-openvino bf16 fp32
 PEERS := sentence-transformers onnx infinity
 TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_retrieval -p triton_rerank_bench \
-  -p triton_rerank_gateway
+  -p triton_rerank_gateway -p triton_rerank_bulk
 
 .PHONY: help
 help: ## list the commands
