@@ -259,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_from(1),
         default=4096,
         metavar="N",
-        help="pairs of a file, which is what a crash costs; default %(default)s",
+        help="pairs of a file: what a crash costs, and how often progress is told; default %(default)s",
     )
     add(
         "--max-errors",
