@@ -29,6 +29,7 @@ from triton_rerank.scorers.chain import FallbackScorer, FirstStageOrder, ScorerC
 from triton_rerank.scorers.channel import Tls, TritonOptions
 from triton_rerank.scorers.hosted import CohereScorer, JinaScorer, VoyageScorer
 from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.scorers.observed import MeteredScorer, TracedScorer
 from triton_rerank.scorers.triton import TritonScorer
 from triton_rerank.types import Attempt, ModelInfo, RankedDocument, RerankResult, StageScore, Timings, Usage
 
@@ -62,6 +63,7 @@ __all__ = [
     "InvalidResponseError",
     "JinaScorer",
     "LocalScorer",
+    "MeteredScorer",
     "ModelInfo",
     "ModelNotReadyError",
     "OverloadedError",
@@ -78,6 +80,7 @@ __all__ = [
     "Thresholds",
     "Timings",
     "Tls",
+    "TracedScorer",
     "TransportError",
     "TritonOptions",
     "TritonScorer",
