@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from triton_rerank_bench import gateway_command
 from triton_rerank_bench.cli import main
 from triton_rerank_bench.gateway_command import GATEWAY, PEER, Level, judge
 from triton_rerank_bench.load import Latency
@@ -18,15 +17,15 @@ def test_the_gateway_is_measured_and_a_peer_that_is_not_there_is_named(
     checkpoints: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gateway_command, "CALLERS", (1, 2))
     command = ["gateway", "--model-repository", str(tiny_repository), "--model", "tiny-bert", "--rounds", "2"]
     command += ["--checkpoint", str(checkpoints["tiny-bert"]), "--environments", str(tmp_path / "none")]
-    assert main([*command, "--cache", str(tmp_path), "--duration", "0.5"]) == 0
+    assert main([*command, "--cache", str(tmp_path), "--duration", "0.5", "--callers", "1", "2"]) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["kind"], found["model"]) == ("gateway", "tiny-bert")
-    assert [each["workload"] for each in found["over"]] == ["passages", "single"]
+    assert [(each["server"], each["workload"]) for each in found["over"]] == [
+        (server, workload) for server in ("Triton", "stand-in") for workload in ("passages", "single")
+    ]
     assert all(each["gateway_s"] > 0 for each in found["over"])
     assert [(each["server"], each["workload"], each["callers"]) for each in found["levels"]] == [
         (GATEWAY, workload, callers) for workload in ("passages", "single") for callers in (1, 2)

@@ -19,12 +19,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from http import HTTPStatus
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
-from triton_rerank import InferenceError, TritonScorer
+from triton_rerank import InferenceError, RerankClient, TritonScorer
 from triton_rerank_bench import report, workloads
-from triton_rerank_bench.contestants import CALL_TIMEOUT_S, Contestant, Served, n_threads
+from triton_rerank_bench.contestants import CALL_TIMEOUT_S, Served, n_threads
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.http_calls import HttpCalls
 from triton_rerank_bench.load import Latency, latency
@@ -38,6 +39,7 @@ from triton_rerank_bench.repository import read_model
 from triton_rerank_bench.rounds import Ratio, ratio, run_rounds
 from triton_rerank_bench.served import serve
 from triton_rerank_bench.speed import Target
+from triton_rerank_bench.stand_in import stand_in
 from triton_rerank_bench.time_left import OnStep, showing_time_left
 from triton_rerank_bench.workloads import Workload
 
@@ -55,8 +57,12 @@ _SECONDS_TO_END = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Over:
-    """The gateway over the client: seconds, paired within rounds; the difference in milliseconds."""
+    """The gateway over the client: seconds, paired within rounds; the difference in milliseconds.
 
+    Behind the stand-in, which answers at once, the difference is precise; a real Triton's own time varies by more.
+    """
+
+    server: Literal["Triton", "stand-in"]
     workload: str
     client_s: float
     gateway_s: float
@@ -99,6 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
     parser.add_argument("--environments", type=Path, default=Path(".venv-peers"), help="default %(default)s")
     parser.add_argument("--cache", type=Path, default=Path(".cache/peers"), help="of Infinity's files")
+    parser.add_argument("--workload", nargs="+", choices=NAMES, default=NAMES, help="default both")
+    parser.add_argument(
+        "--callers", nargs="+", type=int, default=CALLERS, metavar="N", help="who wait (default 1 8 32)"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="of the turns (default %(default)s)")
     parser.add_argument("--duration", type=float, default=8.0, help="seconds a level (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the texts and of the turns (default %(default)s)")
@@ -114,20 +124,21 @@ def run(options: argparse.Namespace, console: Console) -> tuple[report.Json, int
     """
     files = read_model(options.model_repository, options.model)
     threads, load = n_threads(files), OtherLoad()
-    texts = [workloads.BY_NAME[name](options.seed)[0] for name in NAMES]
+    texts = [workloads.BY_NAME[name](options.seed)[0] for name in options.workload]
     with (
         showing_time_left() as on_step,
         serve(options.model_repository, files.info.name, on_progress=lambda text: on_step(text)) as served,
     ):
         assert isinstance(served.client.scorer, TritonScorer)
         with gateway(served.client.scorer.target, files.info.name) as port, load:
-            over = measure_over(Served(served.client), port, texts, rounds=options.rounds, seed=options.seed)
+            over = measure_over("Triton", served.client, port, texts, rounds=options.rounds, seed=options.seed)
+            over += _over_stand_in(options, files.info.name, texts)
             servers, not_measured = {GATEWAY: port}, None
             try:
                 servers[PEER] = _infinity(options, files.info.max_length, threads, on_step)
             except (BenchError, RuntimeError, OSError) as exc:
                 not_measured = f"{PEER}: {exc}"
-            levels = measure_levels(servers, texts, options.duration, on_step)
+            levels = measure_levels(servers, texts, options.callers, options.duration, on_step)
     found = GatewayReport(
         files.info.name, files.info.precision, threads, served.triton_version, load.share(), over, levels,
         judge(over, levels), not_measured,
@@ -193,12 +204,30 @@ class OverHttp:
         self._loop.close()
 
 
-def measure_over(client: Contestant, port: int, texts: Sequence[Workload], *, rounds: int, seed: int) -> list[Over]:
+def _over_stand_in(options: argparse.Namespace, model: str, texts: Sequence[Workload]) -> list[Over]:
+    with (
+        stand_in(options.model_repository) as target,
+        gateway(target, model) as port,
+        RerankClient(target, model=model, timeout_s=CALL_TIMEOUT_S) as client,
+    ):
+        return measure_over("stand-in", client, port, texts, rounds=options.rounds, seed=options.seed)
+
+
+def measure_over(
+    server: Literal["Triton", "stand-in"],
+    rerank_client: RerankClient,
+    port: int,
+    texts: Sequence[Workload],
+    *,
+    rounds: int,
+    seed: int,
+) -> list[Over]:
     """Turns of both, in seeded order within each round.
 
     Raises:
         BenchError: they do not give the same scores.
     """
+    client = Served(rerank_client)
     with closing(OverHttp(port)) as http:
         found = run_rounds(
             [client, http], texts, n_rounds=rounds, seed=seed, on_call=lambda _: None, during=OtherLoad()
@@ -213,20 +242,20 @@ def measure_over(client: Contestant, port: int, texts: Sequence[Workload], *, ro
         added = [high - low for high, low in zip(seconds[GATEWAY], seconds[client.name], strict=True)]
         middle = {name: statistics.median(each) for name, each in seconds.items()}
         both = ratio(GATEWAY, client.name, seconds)
-        rows.append(Over(text.name, middle[client.name], middle[GATEWAY], both, 1e3 * statistics.median(added)))
+        rows.append(Over(server, text.name, middle[client.name], middle[GATEWAY], both, 1e3 * statistics.median(added)))
     return rows
 
 
 def measure_levels(
-    servers: dict[str, int], texts: Sequence[Workload], duration_s: float, on_step: OnStep
+    servers: dict[str, int], texts: Sequence[Workload], callers: Sequence[int], duration_s: float, on_step: OnStep
 ) -> list[Level]:
     """Every number of callers with every workload, the servers by turns."""
     found = []
     for text in texts:
-        for callers in CALLERS:
+        for number in callers:
             for server, port in servers.items():
-                on_step(f"{server}, {text.name}, {callers} callers")
-                found.append(asyncio.run(_level(server, port, text, callers, duration_s)))
+                on_step(f"{server}, {text.name}, {number} callers")
+                found.append(asyncio.run(_level(server, port, text, number, duration_s)))
     return found
 
 
@@ -260,6 +289,8 @@ def judge(over: Sequence[Over], levels: Sequence[Level]) -> list[Target]:
     """Hold the figures against the targets."""
     targets = []
     for each in over:
+        if each.server != "Triton":
+            continue
         if each.workload == "single":
             text = f"gateway − client, one pair, ms: at most {MOST_ADDED_MS:g}"
             targets.append(Target(text, each.added_ms, each.added_ms <= MOST_ADDED_MS))
@@ -300,12 +331,14 @@ def _print(console: Console, found: GatewayReport) -> None:
         f"used {found.other_load:.0%} of the cores"
     )
     rows: list[list[str]] = [
-        [each.workload]
+        [f"{each.server}, {each.workload}"]
         + [f"{value:.2f}" for value in (1e3 * each.client_s, 1e3 * each.gateway_s, each.added_ms)]
         + [f"{each.ratio.median:.3f} ({each.ratio.min:.3f} to {each.ratio.max:.3f})"]
         for each in found.over
     ]
-    console.print(report.table("one caller", ["workload", "client ms", "gateway ms", "added ms", "ratio"], rows))
+    console.print(
+        report.table("one caller", ["server, workload", "client ms", "gateway ms", "added ms", "ratio"], rows)
+    )
     rows = [
         [f"{each.workload}, {each.callers}", each.server, str(each.calls), str(each.errors), f"{each.pairs_per_s:,.1f}"]
         + [f"{ms:,.1f}" for ms in (each.latency.p50_ms, each.latency.p99_ms)]

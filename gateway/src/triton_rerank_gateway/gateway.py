@@ -95,7 +95,7 @@ class Gateway:
         """Answer one request; whatever goes wrong is answered too. Cancelling it cancels its work."""
         told = Record(asked.request_id, asked.route.dialect.name, status=record.CLIENT_GONE)
         dialect = [asked.route.dialect]  # known better once the body is read
-        with tracing.tracer.start_as_current_span("rerank", tracing.context_of(asked.headers)) as span:
+        with tracing.span("rerank", asked.headers) as span:
             try:
                 reply = await self._answer(asked, told, dialect)
             except CallerGoneError:
@@ -155,10 +155,10 @@ class Gateway:
         deadline_s = asked.began_s + self._timeout_s(question, asked)
         ticket = Ticket(key.name, key.weight, asking.cost(question, model.max_length), question.priority)
         async with AsyncExitStack() as stack:
-            with tracing.tracer.start_as_current_span("wait"):
+            with tracing.span("wait"):
                 turn = self.admission.turn(ticket, deadline_s - time.monotonic())
                 told.waited_s = await stack.enter_async_context(turn)
-            with tracing.tracer.start_as_current_span("score"):
+            with tracing.span("score"):
                 results = await asking.ask(question, model, asked.headers, deadline_s - time.monotonic())
         told.total_s = time.monotonic() - asked.began_s
         return Answered(question, results, model.name, asked.request_id, int(time.time()), told.waited_s, told.total_s)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from triton_rerank_gateway.admission import Admission
@@ -118,7 +118,9 @@ class Metrics:
 def log(record: Record) -> None:
     """One line for a request that is done."""
     told = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(record).items()}
-    _log.log(logging.ERROR if record.status >= 500 else logging.INFO, "request", extra=told)
+    level = logging.ERROR if record.status >= 500 else logging.INFO
+    if _log.isEnabledFor(level):  # as _log.log does, without the search for the line that called it
+        _log.handle(_log.makeRecord(_log.name, level, "", 0, "request", (), None, extra=told))
 
 
 class JsonLines(logging.Formatter):
@@ -130,7 +132,7 @@ class JsonLines(logging.Formatter):
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return orjson.dumps(line, default=str).decode()
 
     @staticmethod
     def _time(record: logging.LogRecord) -> str:
