@@ -154,13 +154,18 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 # --- development ------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint types imports deploy-tools browser ## lint, types, import rules and every test, against a real Triton; installs what it needs
+test: lint types imports deploy-tools browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest $(ARGS)
 
-.PHONY: browser
+.PHONY: browser prometheus
 browser: # Debian's Chromium, for the tests of the gateway's page; without it they are skipped, and say so
-	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 && grep -qs '^ID=debian' /etc/os-release \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1 || true
+	@$(call debian,chromium chromium-browser google-chrome,chromium)
+
+prometheus: # Debian's Prometheus and promtool, for the tests of rules and dashboard; likewise
+	@$(call debian,prometheus,prometheus)
+
+debian = command -v $(1) >/dev/null || { test "$$(id -u)" = 0 && grep -qs '^ID=debian' /etc/os-release \
+	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2); } >/dev/null 2>&1 || true
 
 .PHONY: perf-smoke
 perf-smoke: $(VENV)/.test ## has anything become slower than it must be? ratios only, and regressions that must be seen
