@@ -235,6 +235,22 @@ def test_a_restricted_protocol_wants_its_header(restricted: TritonServer, scores
             assert "open-sesame" not in str(error.value)
 
 
+def test_pings_of_a_client_that_waits_long_do_not_end_its_connection(pair: list[TritonServer]) -> None:
+    """By default Triton ends a connection, with every call on it, at the third ping that it finds too early."""
+    settings, ping = bytes(3) + b"\x04" + bytes(5), bytes([0, 0, 8, 6]) + bytes(5 + 8)
+    with socket.create_connection(("127.0.0.1", pair[0].grpc_port), timeout=20) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+        with connection.makefile("rb") as frames:
+            for _ in range(8):
+                connection.sendall(ping)
+                kind = 0
+                while kind != ping[3]:
+                    head = frames.read(9)
+                    kind = head[3]
+                    assert kind != 7, "GOAWAY"
+                    frames.read(int.from_bytes(head[:3], "big"))
+
+
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
 def test_compressed_requests(
     pair: list[TritonServer], scores: list[float], compression: Literal["gzip", "deflate"]

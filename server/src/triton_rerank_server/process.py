@@ -300,8 +300,9 @@ class TritonServer:
 
 
 def _connection_flags(age_s: float) -> list[str]:
-    """Milliseconds; Triton takes whole ones."""
+    """Milliseconds; Triton takes whole ones. Pings of clients that wait for long calls are no abuse (default: two)."""
+    pings = "--grpc-http2-max-ping-strikes=0"
     if age_s <= 0:
-        return []
+        return [pings]
     age_ms, grace_ms = max(1, round(1000 * age_s)), 1000 * CONNECTION_GRACE_S
-    return [f"--grpc-max-connection-age={age_ms}", f"--grpc-max-connection-age-grace={grace_ms}"]
+    return [pings, f"--grpc-max-connection-age={age_ms}", f"--grpc-max-connection-age-grace={grace_ms}"]
