@@ -18,6 +18,7 @@ from support.mounts import own_mounts
 from support.tritons import NAME, again, kill, only_bert, start, wait_until
 
 from triton_rerank import RerankClient
+from triton_rerank.contract import MAX_TEXT_BYTES
 from triton_rerank_export.cli import main
 from triton_rerank_server import TritonServer
 
@@ -235,6 +236,20 @@ def test_pairs_that_always_fail_get_rows_with_their_error(served: TritonServer, 
     done = run(source, tmp_path / "strict", *arguments, "--max-errors", "39", "--block-pairs", "160")
     assert done.returncode == 1
     assert "40 pairs have an error, and --max-errors is 39: InvalidRequestError" in last_line(done)
+
+
+def test_a_document_that_cannot_be_sent_is_found_among_others(served: TritonServer, tmp_path: Path) -> None:
+    """One of 41 is too large: the other forty of its call are scored."""
+    source = write_collection(tmp_path / "toy", queries=2)
+    with (source / "corpus.jsonl").open("a", encoding="utf-8") as corpus, (source / "run.trec").open("a") as pairs:
+        corpus.write(json.dumps({"_id": "huge", "text": "x" * (MAX_TEXT_BYTES + 1)}) + "\n")
+        pairs.write("q1 Q0 huge 41 -41 bm25\n")
+    done = run(source, tmp_path / "output", "--target", served.grpc_target)
+    assert done.returncode == 0, done.stderr
+    (failed,) = [row for row in rows(tmp_path / "output") if row["error"]]
+    assert (failed["query_id"], failed["document_id"], failed["score"]) == ("q1", "huge", None)
+    assert failed["error"].startswith("RequestTooLargeError: ")
+    assert audited(done)["pairs"] == 81
 
 
 def test_two_jobs_on_one_output(collection: Path, served: TritonServer, tmp_path: Path) -> None:
