@@ -153,6 +153,12 @@ def test_our_encoder_has_a_name_that_no_native_backend_has_and_merges_any_widths
     assert all(not tensor.allow_ragged_batch for tensor in ServedModel(**MODEL).configs()["m"].input)
 
 
+def test_continuous_scheduling_is_a_parameter_that_is_absent_by_default() -> None:
+    assert "scheduling" not in ServedModel(**MODEL).configs()["m-encoder"].parameters
+    config = ServedModel(**MODEL, scheduling="continuous").configs()["m-encoder"]
+    assert config.parameters["scheduling"].string_value == "continuous"
+
+
 # Of NVIDIA's onnxruntime backend, 24.10 to 26.06: what it reads of `parameters`; it passes over everything else.
 NATIVE_PARAMETERS = {"intra_op_thread_count", "inter_op_thread_count", "execution_mode", "enable_mem_arena"}
 

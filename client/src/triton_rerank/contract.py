@@ -26,6 +26,7 @@ ENCODER_SUFFIX: Final = "-encoder"  # and its second <model>-encoder
 # The encoder's backend in config.pbtxt: ours, which no image of NVIDIA's replaces; ENGINE is its parameter.
 ENCODER_BACKEND: Final = "rerank_encoder"
 ENGINE: Final = "engine"  # the library that computes: "onnxruntime" or "openvino"
+SCHEDULING: Final = "scheduling"  # "continuous", or absent for executions that Triton makes
 
 # Request parameters. Never optional inputs: requests with different sets of inputs do not batch together.
 MAX_LENGTH: Final = "max_length"  # tokens a pair, at most the model's own

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS, SPECIAL_TOKENS_IN_TEXT
+from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS, SCHEDULINGS, SPECIAL_TOKENS_IN_TEXT
 from triton_rerank_export.warmup import WARMUPS
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--native", action="store_true", help="serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"
     )
+    _add(parser, "scheduling", "continuous: short requests are not kept waiting by long ones", choices=SCHEDULINGS)
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
     parser.add_argument(

@@ -15,6 +15,7 @@ from triton_rerank_export.triton_config import (
     Accelerator,
     Engine,
     Precision,
+    Scheduling,
     SpecialTokensInText,
 )
 from triton_rerank_export.warmup import Warmup
@@ -40,6 +41,8 @@ class ExportOptions:
             in ONNX Runtime and static in OpenVINO.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
         native: let Triton's own ONNX Runtime backend serve the graph, instead of ours.
+        scheduling: our encoder computes Triton's "executions", or "continuous": micro-batches over all requests that
+            wait.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
         special_tokens_in_text: special tokens written inside a text are "text", so that no document forges the border
@@ -61,6 +64,7 @@ class ExportOptions:
     engine: Engine | None = None
     accelerator: Accelerator = "none"
     native: bool = False
+    scheduling: Scheduling = "executions"
     name: str | None = None
     max_length: int | None = None
     special_tokens_in_text: SpecialTokensInText = "text"
@@ -96,6 +100,10 @@ class ExportOptions:
             raise ExportError(f"--engine openvino is for {' and '.join(_IN_OPENVINO)}; --precision is {self.precision}")
         if self.precision == "bf16" and engine != "openvino":
             raise ExportError(f"--precision bf16 is served by OpenVINO only; --engine is {engine}")
+        if self.scheduling == "continuous" and (self.native or tensorrt):
+            raise ExportError(
+                "--scheduling continuous is our encoder's, and TensorRT and --native are served by others"
+            )
         if self.native and engine == "openvino":
             raise ExportError(
                 "--native cannot serve OpenVINO: Triton's own backend of it takes executions of exactly max_batch_size "

@@ -120,6 +120,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
         engine=options.effective_engine,
         accelerator=options.accelerator,
         native=options.native,
+        scheduling=options.scheduling,
         max_batch_size=options.max_batch_size,
         queue_delay_us=options.queue_delay_us,
         max_queue_size=options.max_queue_size,

@@ -20,6 +20,8 @@ Engine = Literal["onnxruntime", "tensorrt", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 Accelerator = Literal["none", "tensorrt"]
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
+Scheduling = Literal["executions", "continuous"]
+SCHEDULINGS: tuple[Scheduling, ...] = get_args(Scheduling)
 SpecialTokensInText = Literal["text", "special"]
 SPECIAL_TOKENS_IN_TEXT: tuple[SpecialTokensInText, ...] = get_args(SpecialTokensInText)
 
@@ -55,6 +57,8 @@ class ServedModel:
         accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
         native: Triton's own ONNX Runtime backend computes the encoder, on rectangles of one width; else ours does, on
             requests of any widths together.
+        scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
+            all requests that wait, short ones first.
         max_batch_size: most pairs in a request and in an execution.
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
         max_queue_size: requests that may wait in front of a step; one more is refused. 0 means no bound.
@@ -79,6 +83,7 @@ class ServedModel:
     engine: Engine = "onnxruntime"
     accelerator: Accelerator = "none"
     native: bool = False
+    scheduling: Scheduling = "executions"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
     max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
@@ -129,6 +134,8 @@ class ServedModel:
     def parameters(self) -> dict[str, str]:
         """Settings of the encoder's engine, as its backend calls them."""
         named: dict[str, str] = {contract.ENGINE: self.engine} if self.backend == contract.ENCODER_BACKEND else {}
+        if self.scheduling == "continuous":
+            named[contract.SCHEDULING] = self.scheduling
         if self.engine != "openvino":
             return named
         return {

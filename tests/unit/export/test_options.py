@@ -30,6 +30,8 @@ from triton_rerank_export.options import ExportOptions
             "--engine openvino is for bf16 and int8; --precision is fp32",
         ),
         (["--engine", "onnxruntime", "--precision", "bf16"], "--precision bf16 is served by OpenVINO only"),
+        (["--scheduling", "continuous", "--native"], "--scheduling continuous is our encoder's"),
+        (["--native", "--engine", "openvino"], "--native cannot serve OpenVINO"),
         (
             ["--engine", "tensorrt", "--accelerator", "tensorrt", "--precision", "fp16"],
             "--accelerator is for ONNX Runtime",

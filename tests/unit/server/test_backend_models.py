@@ -344,6 +344,14 @@ def test_an_engine_that_is_not_known_is_refused_with_those_that_are(load: Loader
         load(ENCODER_BACKEND, "tiny-bert-encoder", lambda config: set_engine(config, "tensorrt"))
 
 
+def test_a_scheduling_that_is_not_known_is_refused(load: Loader) -> None:
+    def edit(config: Any) -> None:
+        config.parameters["scheduling"].string_value = "random"
+
+    with pytest.raises(ValueError, match="parameter scheduling is 'random': it must be 'continuous', or be left out"):
+        load(ENCODER_BACKEND, "tiny-bert-encoder", edit)
+
+
 def test_a_config_of_another_family_is_refused_with_both_lists_of_names(load: Loader) -> None:
     def edit(config: Any) -> None:
         del config.input[2]

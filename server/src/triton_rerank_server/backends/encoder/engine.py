@@ -60,6 +60,8 @@ class Engine:
         self.output_names = self._session.output_names
         self.micro_batch_tokens = self._session.micro_batch_tokens
         self.batch_cost_tokens: float = self._session.batch_cost_tokens
+        self.length_step = self._session.length_step
+        self.run = self._session.run
 
     def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
         """Score the pairs of several requests together.
@@ -76,7 +78,7 @@ class Engine:
             EngineError: the library failed.
         """
         for request in requests:
-            _check(request, self.input_names)
+            check(request, self.input_names)
         rows = Rows(_stack(requests, self.input_names))
         lengths = rows.padded(self._session.length_step)
         out = np.empty((len(lengths), 1), dtype=np.float32)
@@ -147,7 +149,12 @@ def micro_batches(
     return np.split(order, edges[1:]) if len(order) else []
 
 
-def _check(request: Mapping[str, Ids], names: Sequence[str]) -> None:
+def check(request: Mapping[str, Ids], names: Sequence[str]) -> None:
+    """Hold the tensors of a request together.
+
+    Raises:
+        TensorError: their shapes differ, none or no token is there, or a number is below 0.
+    """
     shapes = {name: request[name].shape for name in names}
     shape = shapes["attention_mask"]
     if len(set(shapes.values())) > 1 or len(shape) != 2 or 0 in shape:

@@ -7,6 +7,7 @@ where the native one is absent, with the same config.pbtxt and keys; Triton pref
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -17,10 +18,12 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, 
 import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
+from encoder.continuous import CancelledError, Continuous, OverloadError
 from encoder.engine import Engine, options_of
 from encoder.onnxruntime_session import OnnxRuntimeOptions, cuda_available
 from encoder.openvino_session import OpenVinoOptions
-from encoder.session import EngineError, TensorError
+from encoder.schedule import MOST_WAITING_TOKENS
+from encoder.session import EngineError, TensorError, whole
 
 
 class TritonPythonModel:
@@ -34,10 +37,26 @@ class TritonPythonModel:
         self._engine = Engine(path, _options(config, args))
         _check_names(path, "inputs", self._engine.input_names, config["input"])
         _check_names(path, "outputs", self._engine.output_names, config["output"])
+        policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+        self._timeout_us = int(policy.get("default_timeout_microseconds", 0))
+        self._continuous: Continuous | None = None
+        if _is_continuous(config):
+            parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+            most = whole("max_waiting_tokens", parameters.get("max_waiting_tokens", str(MOST_WAITING_TOKENS)))
+            self._continuous = Continuous(self._engine, most_tokens=most)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def finalize(self) -> None:
+        """Answer what waits, and end."""
+        if self._continuous:
+            self._continuous.close()
+
+    def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer every request of one execution, in order."""
         names = self._engine.input_names
+        if self._continuous:
+            for request in requests:
+                self._put(self._continuous, request)
+            return None  # each is answered through its response sender
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
             for request in requests
@@ -47,6 +66,15 @@ class TritonPythonModel:
         except Exception:  # noqa: BLE001 - each request tells its own
             return [self._alone(request) for request in inputs]  # the bad one gets its error, the others their answers
 
+    def _put(self, continuous: Continuous, request: Any) -> None:
+        inputs = {  # Triton takes its memory back when execute returns
+            name: np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
+            for name in self._engine.input_names
+        }
+        waits_us = [us for us in (request.timeout(), self._timeout_us) if us]
+        ticket = _Ticket(request.get_response_sender())
+        continuous.put(inputs, ticket, timeout_s=min(waits_us, default=math.inf) / 1e6)
+
     def _alone(self, inputs: dict[str, npt.NDArray[np.int64]]) -> Any:
         try:
             return _response(self._engine.logits([inputs])[0])
@@ -54,6 +82,28 @@ class TritonPythonModel:
             return _refusal(str(exc), pb_utils.TritonError.INVALID_ARG)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the caller is not to blame
             return _refusal(str(exc) or repr(exc), pb_utils.TritonError.INTERNAL)
+
+
+class _Ticket:
+    """One request of Triton's, answered through its response sender."""
+
+    def __init__(self, sender: Any) -> None:
+        self._sender = sender
+
+    def done(self, logits: npt.NDArray[np.float32]) -> None:
+        self._send(_response(logits))
+
+    def failed(self, error: Exception) -> None:
+        codes = pb_utils.TritonError
+        kinds = {TensorError: codes.INVALID_ARG, OverloadError: codes.UNAVAILABLE, CancelledError: codes.CANCELLED}
+        code = next((code for kind, code in kinds.items() if isinstance(error, kind)), codes.INTERNAL)
+        self._send(_refusal(str(error) or repr(error), code))
+
+    def is_cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+    def _send(self, response: Any) -> None:
+        self._sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
 def _refusal(message: str, code: int) -> Any:
@@ -78,6 +128,13 @@ def _options(config: dict[str, Any], args: dict[str, str]) -> OnnxRuntimeOptions
         device_id=int(args["model_instance_device_id"]) if on_gpu else None,
         cuda_options=_cuda_options(config),
     )
+
+
+def _is_continuous(config: dict[str, Any]) -> bool:
+    value = config.get("parameters", {}).get("scheduling", {"string_value": "continuous"})["string_value"]
+    if value != "continuous":
+        raise EngineError(f"parameter scheduling is {value!r}: it must be 'continuous', or be left out")
+    return "scheduling" in config.get("parameters", {})
 
 
 def _cuda_options(config: dict[str, Any]) -> dict[str, str]:

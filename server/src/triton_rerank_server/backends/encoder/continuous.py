@@ -1,0 +1,183 @@
+"""Computes micro-batches over the rows of all requests that wait, and answers each when its last row is done.
+
+Knows nothing of Triton: a request brings a `Ticket`. One thread computes; any may put.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .engine import Engine, Rows, check
+from .schedule import MOST_WAITING_TOKENS, Schedule, ScheduleFullError, Waiting
+from .session import EngineError, Ids
+
+
+class OverloadError(EngineError):
+    """Too much waits, or a request waited too long; the server answers UNAVAILABLE, and clients come again."""
+
+
+class CancelledError(EngineError):
+    """The caller went away before its rows were computed."""
+
+
+class Ticket(Protocol):
+    """Where the answer goes; exactly one of `done` and `failed` is called, once."""
+
+    def done(self, logits: npt.NDArray[np.float32]) -> None:
+        """Give logits ``(n, 1)``."""
+        ...
+
+    def failed(self, error: Exception) -> None:
+        """Give the error of this request."""
+        ...
+
+    def is_cancelled(self) -> bool:
+        """The caller is gone."""
+        ...
+
+
+@dataclass(eq=False)
+class _Request:
+    rows: Rows
+    ticket: Ticket
+    expires_s: float
+    logits: npt.NDArray[np.float32] = field(init=False)
+    left: int = field(init=False)  # rows without a logit
+
+    def __post_init__(self) -> None:
+        self.left = len(self.rows.lengths)
+        self.logits = np.empty((self.left, 1), dtype=np.float32)
+
+
+class Continuous:
+    """One engine, one thread, and the requests that wait for them.
+
+    Args:
+        engine: computes.
+        most_tokens: that may wait.
+    """
+
+    def __init__(self, engine: Engine, *, most_tokens: int = MOST_WAITING_TOKENS) -> None:
+        self._engine = engine
+        self._schedule = Schedule(engine.micro_batch_tokens, engine.batch_cost_tokens, most_tokens)
+        self._requests: dict[Waiting, _Request] = {}
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self._thread.start()
+
+    def put(self, inputs: Mapping[str, Ids], ticket: Ticket, *, timeout_s: float = math.inf) -> None:
+        """Let a request wait; its ticket gets the answer, from another thread as a rule.
+
+        Args:
+            inputs: as `Engine.logits` takes them; kept, not copied.
+            ticket: for the answer.
+            timeout_s: seconds until it is refused if none of its rows was begun.
+        """
+        try:
+            check(inputs, self._engine.input_names)
+            request = _Request(Rows(inputs), ticket, time.monotonic() + timeout_s)
+            lengths = request.rows.padded(self._engine.length_step).tolist()
+            with self._changed:
+                try:
+                    self._requests[self._schedule.add(lengths)] = request
+                except ScheduleFullError as exc:
+                    raise OverloadError(f"Exceeds maximum queue size: {exc}") from exc
+                self._changed.notify()
+        except Exception as exc:  # noqa: BLE001 - the one request gets it, whatever it is
+            ticket.failed(exc)
+
+    def close(self) -> None:
+        """Answer what waits, then end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not len(self._schedule) and not self._closing:
+                    self._changed.wait()
+                if not len(self._schedule):
+                    return
+                leaving = self._drop_leaving()
+                batch = [(self._requests[waiting], waiting, row) for waiting, row in self._schedule.take()]
+            for request, error in leaving:
+                request.ticket.failed(error)
+            if batch:
+                self._compute(batch)
+
+    def _drop_leaving(self) -> list[tuple[_Request, Exception]]:
+        now_s = time.monotonic()
+        leaving: list[tuple[_Request, Exception]] = []
+        for waiting in list(self._schedule):
+            request = self._requests[waiting]
+            if request.ticket.is_cancelled():
+                leaving.append((request, CancelledError("cancelled by its caller")))
+            elif not waiting.begun and now_s > request.expires_s:
+                leaving.append((request, OverloadError("Request timeout expired")))
+            else:
+                continue
+            self._forget(waiting)
+        return leaving
+
+    def _forget(self, waiting: Waiting) -> None:
+        self._schedule.drop(waiting)
+        del self._requests[waiting]
+
+    def _compute(self, batch: Sequence[tuple[_Request, Waiting, int]]) -> None:
+        places: dict[Waiting, tuple[_Request, list[int]]] = {}
+        for request, waiting, row in batch:
+            places.setdefault(waiting, (request, []))[1].append(row)
+        try:
+            self._score(list(places.values()))
+        except Exception:  # noqa: BLE001 - each request tells its own
+            self._one_by_one(places)
+        self._answer(places)
+
+    def _one_by_one(self, places: Mapping[Waiting, tuple[_Request, list[int]]]) -> None:
+        for waiting, (request, rows) in places.items():
+            try:
+                self._score([(request, rows)])
+            except Exception as exc:  # noqa: BLE001 - the one request gets it, whatever it is
+                with self._changed:
+                    self._forget(waiting)
+                request.ticket.failed(exc)
+
+    def _score(self, parts: Sequence[tuple[_Request, list[int]]]) -> None:
+        width = max(int(request.rows.lengths[rows].max()) for request, rows in parts)
+        width = -(-width // self._engine.length_step) * self._engine.length_step
+        feed = {
+            name: np.concatenate([_cut(request.rows.inputs[name], rows, width) for request, rows in parts])
+            for name in self._engine.input_names
+        }
+        logits = self._engine.run(feed)
+        start = 0
+        for request, rows in parts:
+            request.logits[rows] = logits[start : start + len(rows)]
+            start += len(rows)
+
+    def _answer(self, places: Mapping[Waiting, tuple[_Request, list[int]]]) -> None:
+        for waiting, (request, rows) in places.items():
+            if waiting not in self._requests:
+                continue  # it failed
+            request.left -= len(rows)
+            if not request.left:
+                with self._changed:
+                    del self._requests[waiting]
+                request.ticket.done(request.logits)
+
+
+def _cut(array: Ids, rows: list[int], width: int) -> Ids:
+    cut = array[rows, :width]
+    missing = width - cut.shape[1]
+    return np.pad(cut, ((0, 0), (0, missing))) if missing else cut
