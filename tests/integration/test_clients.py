@@ -128,7 +128,7 @@ def test_a_text_key_names_the_key_or_is_a_function(server: TritonServer) -> None
 def test_duplicates_are_scored_once_and_keep_their_places(sync_client: RerankClient) -> None:
     once = sync_client.rerank(QUERY, ["a b c", "d e f"])
     result = sync_client.rerank(QUERY, ["a b c", "d e f"] * 50)
-    assert result.usage.token_count == once.usage.token_count
+    assert result.usage.token_count == once.usage.token_count == sum(ranked.token_count or 0 for ranked in once)
     assert result.usage.pairs == 100
     best = once[0].index
     assert [ranked.index for ranked in result][:50] == list(range(best, 100, 2))

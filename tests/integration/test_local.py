@@ -62,6 +62,7 @@ def test_logits_tokens_and_cuts_equal_the_served_model(
     )
     np.testing.assert_array_equal(here.truncated, there["truncated"][:, 0])
     assert here.token_count == int(there["token_count"].sum())
+    assert here.token_counts is not None and here.token_counts.tolist() == there["token_count"][:, 0].tolist()
 
 
 @pytest.mark.parametrize("max_length", [4, 129])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from triton_rerank._scored import PairRequest, Scored
 from triton_rerank.scorers.base import Call, ModelScorer, Scorer
 
 LongDocuments = Literal["truncate", "chunk"]
+T = TypeVar("T", bound=np.generic)
 DEFAULT_MAX_CHUNKS = 16
 DEFAULT_OVERLAP_TOKENS = 32
 _BYTES_PER_TOKEN = 3.0  # fewer than texts have on average, so that a chunk is seldom cut
@@ -127,12 +128,12 @@ def _compare(one: Scored, other: Scored) -> bool:
 
 def _joined(one: Scored, other: Scored) -> Scored:
     assert one.scores is not None and other.scores is not None
-    logits = None if one.logits is None or other.logits is None else np.concatenate([one.logits, other.logits])
     return replace(
         one,
-        logits=logits,
+        logits=_both(one.logits, other.logits),
         scores=np.concatenate([one.scores, other.scores]),
         truncated=np.concatenate([one.truncated, other.truncated]),
+        token_counts=_both(one.token_counts, other.token_counts),
         token_count=one.token_count + other.token_count,
         requests=one.requests + other.requests,
         cached_pairs=one.cached_pairs + other.cached_pairs,
@@ -140,6 +141,10 @@ def _joined(one: Scored, other: Scored) -> Scored:
         reason=one.reason or other.reason,
         attempts=(*one.attempts, *other.attempts),
     )
+
+
+def _both(one: npt.NDArray[T] | None, other: npt.NDArray[T] | None) -> npt.NDArray[T] | None:
+    return None if one is None or other is None else np.concatenate([one, other])
 
 
 def _chosen(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -86,12 +87,14 @@ def rank(
     scores, logits = _values(judged.scores, rows, tiers), _values(judged.logits, rows, tiers)
     truncated, indexes = judged.truncated[rows].tolist(), rows.tolist()
     found = map(documents.__getitem__, indexes)
+    counts = [None] * len(indexes) if judged.token_counts is None else judged.token_counts[rows].tolist()
     if bands is None and not judged.stages and chunks is None:
-        return tuple(map(RankedDocument, indexes, found, scores, logits, truncated))
+        plain = repeat(None), repeat(()), repeat(None)
+        return tuple(map(RankedDocument, indexes, found, scores, logits, truncated, *plain, counts))
     confidence = [None if bands is None else bands.band(judged.model, score) for score in scores]
     stages = [_stage_scores(judged, row) for row in indexes]
     best = [None if chunks is None else chunks[places[row]] for row in indexes]
-    return tuple(map(RankedDocument, indexes, found, scores, logits, truncated, confidence, stages, best))
+    return tuple(map(RankedDocument, indexes, found, scores, logits, truncated, confidence, stages, best, counts))
 
 
 def at_rows(judged: Scored, rows: npt.NDArray[np.intp]) -> Scored:
@@ -101,6 +104,7 @@ def at_rows(judged: Scored, rows: npt.NDArray[np.intp]) -> Scored:
         logits=_at(judged.logits, rows),
         scores=_at(judged.scores, rows),
         truncated=judged.truncated[rows],
+        token_counts=_at(judged.token_counts, rows),
         tiers=_at(judged.tiers, rows),
         stages=tuple(Stage(stage.model, stage.scores[rows], _at(stage.logits, rows)) for stage in judged.stages),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,7 @@ class Scored:
         degraded: another than the first choice answered.
         reason: why.
         attempts: who failed before.
+        token_counts: int ``(n,)``, tokens of each pair as the model read it; None where it is not known.
     """
 
     model: str
@@ -81,3 +83,4 @@ class Scored:
     degraded: bool = False
     reason: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    token_counts: npt.NDArray[np.integer[Any]] | None = None

@@ -129,6 +129,7 @@ class FakeScorer(Remade):
             scores=activate(logits, self._activation),
             truncated=(words > max_length) | (kept_of_each < lengths) | (kept < len(query.split())),
             token_count=int(np.minimum(words, max_length).sum()),
+            token_counts=np.minimum(words, max_length),
             model_version=self.model_version,
         )
 

@@ -42,6 +42,9 @@ class RankedDocument(Generic[D]):
         stages: in a cascade, what each stage said of this document, first stage first.
         best_chunk: start and end, in characters, of the part that the score is of, where a long document was scored as
             chunks; None for one that was scored whole.
+        token_count: tokens of the pair as the model read it, after the cut, special tokens included, padding not; of
+            the pair with the best chunk where the document was scored as chunks. None from hosted models and from no
+            model.
     """
 
     index: int
@@ -52,6 +55,7 @@ class RankedDocument(Generic[D]):
     confidence: Confidence | None = None
     stages: tuple[StageScore, ...] = ()
     best_chunk: tuple[int, int] | None = None
+    token_count: int | None = None
 
     def __init__(
         self,
@@ -63,6 +67,7 @@ class RankedDocument(Generic[D]):
         confidence: Confidence | None = None,
         stages: tuple[StageScore, ...] = (),
         best_chunk: tuple[int, int] | None = None,
+        token_count: int | None = None,
     ) -> None:
         _set_index(self, index)
         _set_document(self, document)
@@ -72,6 +77,7 @@ class RankedDocument(Generic[D]):
         _set_confidence(self, confidence)
         _set_stages(self, stages)
         _set_best_chunk(self, best_chunk)
+        _set_token_count(self, token_count)
 
 
 # The constructor that dataclasses makes for a frozen class takes twice the time, and a result has many of these.
@@ -84,6 +90,7 @@ class RankedDocument(Generic[D]):
     _set_confidence,
     _set_stages,
     _set_best_chunk,
+    _set_token_count,
 ) = (getattr(RankedDocument, field.name).__set__ for field in fields(RankedDocument))
 
 

@@ -20,6 +20,7 @@ class Row:
         logit: the model's raw output, None where the model tells none.
         truncated: query or document was cut.
         best_chunk: start and end character of the chunk that the score is of, None for a document scored whole.
+        token_count: that the model read of the pair, None where it tells none.
     """
 
     index: int
@@ -27,6 +28,7 @@ class Row:
     logit: float | None
     truncated: bool
     best_chunk: tuple[int, int] | None = None
+    token_count: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def visible(result: RerankResult[str], *, raw: bool) -> Iterator[Row]:
         if len(ranked.stages) != stages:
             ceiling, stages = last, len(ranked.stages)
         last = min(last, _raw(ranked) if raw else ceiling * _share(ranked))
-        yield Row(ranked.index, last, ranked.logit, ranked.truncated, ranked.best_chunk)
+        yield Row(ranked.index, last, ranked.logit, ranked.truncated, ranked.best_chunk, ranked.token_count)
 
 
 def _share(ranked: RankedDocument[str]) -> float:

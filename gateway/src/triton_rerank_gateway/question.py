@@ -30,7 +30,7 @@ class Extras:
         min_score: leave out results below it, on the scale of the answer's scores.
         timeout_s: of the whole request, seconds; None for the configured one.
         return_logits: tell the model's raw output beside each score.
-        return_details: tell logit, truncated and best_chunk of each result.
+        return_details: tell logit, truncated, best_chunk and token_count of each result.
         max_chunks: score a document that is longer than the model reads as so many chunks at most; None cuts it.
         overlap_tokens: that neighbouring chunks have in common, None for the client's own.
     """

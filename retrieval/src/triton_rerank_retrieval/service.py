@@ -86,6 +86,4 @@ def _apart(
 
 
 def _moved(one: RankedDocument[Any], begin: int) -> RankedDocument[Any]:
-    return RankedDocument(
-        one.index - begin, one.document, one.score, one.logit, one.truncated, one.confidence, one.stages
-    )
+    return replace(one, index=one.index - begin)

@@ -122,6 +122,8 @@ def assert_is_of(scored: Scored, version: str, request: PairRequest) -> None:
     assert scored.logits.tolist() == logits
     assert scored.scores.tolist() == activate(np.array(logits, np.float32), "sigmoid").tolist()
     assert scored.truncated.tolist() == [(request.max_length or 512) < 2] * len(logits)
+    assert scored.token_counts is not None
+    assert scored.token_counts.tolist() == [min(2, request.max_length or 512)] * len(logits)
 
 
 @both

@@ -227,6 +227,7 @@ def test_costs_are_added_up_and_truncation_is_heavys_where_it_scored(score: Scor
     scored = score(CascadeScorer(light, heavy, keep=2), PairRequest(b"q", texts, None))
     assert scored.truncated.tolist() == [False, False, True]  # light cut the second too, heavy did not
     assert (scored.token_count, scored.requests) == (2 + 3 + 3 + 4 + 4, 2)
+    assert scored.token_counts is not None and scored.token_counts.tolist() == [2, 4, 4]  # heavy's where it scored
 
 
 def test_cached_pairs_are_added_up() -> None:

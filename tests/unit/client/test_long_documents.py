@@ -72,6 +72,7 @@ def test_a_long_document_gets_the_score_of_its_best_chunk_and_says_where_it_is()
     start, end = best.best_chunk
     assert "cats sleep all day." in LONG[start:end] and end - start < 500
     assert (found[1].best_chunk, found[1].truncated) == (None, False)
+    assert [ranked.token_count for ranked in found] == [2 + len(LONG[start:end].split()), 4]
     assert [ranked.truncated for ranked in cut if ranked.index == 0] == [True]
     assert best.document is LONG
 

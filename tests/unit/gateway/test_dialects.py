@@ -284,7 +284,9 @@ def test_rank_fields_choose_what_is_ranked() -> None:
 
 def test_logits_and_details_come_only_when_asked_for() -> None:
     found = answer(COMMON, {**BODY, "return_details": True, "top_n": 1})["results"]
-    assert found == [{"index": 1, "relevance_score": TWO, "logit": 2.0, "truncated": False, "best_chunk": None}]
+    details = {"logit": 2.0, "truncated": False, "best_chunk": None, "token_count": 4}  # words of query and document
+    assert found == [{**ORDER[0], **details}]
+    assert answer(TEI, {"query": QUERY, "texts": DOCUMENTS, "return_details": True})[1]["token_count"] == 4
     assert answer(VOYAGE, {**BODY, "return_logits": True, "top_k": 1})["data"] == [{**ORDER[0], "logit": 2.0}]
 
 

@@ -32,10 +32,10 @@ logger = logging.getLogger("triton_rerank")
 class CachedScorer:
     """Answers pairs from memory, and asks ``scorer`` for the others only.
 
-    Keeps a float32 logit and the truncated flag of each pair, under a digest of the three ``max_`` lengths,
-    query and document, of one version of the model at a time; no text is kept. A pair goes ``ttl_s`` after it was
-    scored, or when ``max_pairs`` are there and it is the one least recently used. A pair takes under 400 bytes
-    (measured), so the default takes 40 MB at most.
+    Keeps a float32 logit, the truncated flag and the number of tokens of each pair, under a digest of the three
+    ``max_`` lengths, query and document, of one version of the model at a time; no text is kept. A pair goes
+    ``ttl_s`` after it was scored, or when ``max_pairs`` are there and it is the one least recently used. A pair takes
+    under 400 bytes (measured), so the default takes 40 MB at most.
 
     - **One answer, one version.** What was asked for is merged with what was here only if the same version gave both.
       Else everything is dropped and the whole request is asked anew, within its deadline.
@@ -218,6 +218,7 @@ class CachedScorer:
             scores=activate(found.logits, generation.info.activation),
             truncated=found.truncated,
             token_count=0,
+            token_counts=_known(found.token_counts),
             model_version=version,
             requests=0,
             cached_pairs=found.hit.size,
@@ -228,14 +229,20 @@ class CachedScorer:
         self._memory.count(hits=hits)
         found.logits[missing] = answer.logits
         found.truncated[missing] = answer.truncated
+        found.token_counts[missing] = -1 if answer.token_counts is None else answer.token_counts
         return replace(
             answer,
             served_by=self.name,
             logits=found.logits,
             scores=activate(found.logits, generation.info.activation),
             truncated=found.truncated,
+            token_counts=_known(found.token_counts),
             cached_pairs=hits,
         )
+
+
+def _known(counts: npt.NDArray[np.intp]) -> npt.NDArray[np.intp] | None:
+    return None if (counts < 0).any() else counts
 
 
 def _missing(request: PairRequest, found: Found) -> PairRequest:

@@ -110,10 +110,14 @@ def _on_top(light: Scored, heavy: Scored, best: Rows) -> Scored:
     scores[best] = heavy.scores
     truncated = light.truncated.copy()
     truncated[best] = heavy.truncated
+    counts = None
+    if light.token_counts is not None and heavy.token_counts is not None:
+        counts = light.token_counts.copy()
+        counts[best] = heavy.token_counts
     upper, lower = _tiers(heavy), _tiers(light)
     tiers = lower + upper.max() + 1
     tiers[best] = upper
-    return replace(heavy, logits=logits, scores=scores, truncated=truncated, tiers=tiers)
+    return replace(heavy, logits=logits, scores=scores, truncated=truncated, tiers=tiers, token_counts=counts)
 
 
 def _keys(scored: Scored) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:

@@ -193,35 +193,35 @@ class LocalScorer(Remade):
     def _answer(self, request: PairRequest, stop: threading.Event) -> Scored:
         model = self._model()
         info = model.artefacts.info
-        logits, token_count, truncated = _score(model, request, stop)
+        logits, token_counts, truncated = _score(model, request, stop)
         return Scored(
             model=self.model,
             served_by=self.name,
             logits=logits,
             scores=activate(logits, info.activation),
             truncated=truncated,
-            token_count=token_count,
+            token_count=int(token_counts.sum()),
+            token_counts=token_counts,
             model_version=info.version,
         )
 
 
 def _score(
     model: _Model, request: PairRequest, stop: threading.Event
-) -> tuple[npt.NDArray[np.float32], int, npt.NDArray[np.bool_]]:
-    """Logits ``(n,)``, tokens of all pairs together, truncated ``(n,)``."""
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Logits, tokens and truncated of each pair, ``(n,)``."""
     from triton_rerank_server.backends.encoder.engine import micro_batches
     from triton_rerank_server.backends.tokenizer.pairs import PairError
 
     n = len(request.documents)
-    logits, truncated, token_count = np.empty((n, 1), np.float32), np.empty(n, np.bool_), 0
+    logits, truncated, token_counts = np.empty((n, 1), np.float32), np.empty(n, np.bool_), np.empty(n, np.intp)
     sizes = np.fromiter(map(len, request.documents), np.intp, n)  # (n,) bytes
     try:
         encode = _encoder(model.tokenizer, request)
         for block in micro_batches(sizes, _BLOCK_BYTES):
             tensors = encode(block)
             truncated[block] = tensors.truncated[:, 0]
-            token_count += int(tensors.token_count.sum())
-            lengths = tensors.token_count[:, 0].astype(np.intp)
+            lengths = token_counts[block] = tensors.token_count[:, 0].astype(np.intp)
             for batch in micro_batches(lengths, model.engine.micro_batch_tokens, model.engine.batch_cost_tokens):
                 if stop.is_set():
                     raise CancelledError  # nobody hears it
@@ -233,7 +233,7 @@ def _score(
         raise
     except BaseException as exc:  # out of memory, a panic of Rust: nothing that the caller could change
         raise InferenceError(f"{model.artefacts.encoder_file}: {str(exc) or repr(exc)}") from exc
-    return decode_logits(logits, n_documents=n), token_count, truncated
+    return decode_logits(logits, n_documents=n), token_counts, truncated
 
 
 def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.NDArray[np.intp]], PairTensors]:

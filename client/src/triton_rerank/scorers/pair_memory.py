@@ -62,11 +62,13 @@ class Found:
         hit: bool ``(n,)``.
         logits: float32 ``(n,)``, 0 where not hit.
         truncated: bool ``(n,)``, False where not hit.
+        token_counts: int ``(n,)``, -1 where not hit, and where the scorer told none.
     """
 
     hit: npt.NDArray[np.bool_]
     logits: npt.NDArray[np.float32]
     truncated: npt.NDArray[np.bool_]
+    token_counts: npt.NDArray[np.intp]
 
 
 @dataclass(eq=False, slots=True)
@@ -95,7 +97,7 @@ class PairMemory:
         self._max_pairs = max_pairs
         self._clock = clock
         self._lock = threading.Lock()
-        self._pairs: TTLCache[bytes, tuple[float, bool]] = TTLCache(max_pairs, ttl_s, timer=clock)
+        self._pairs: TTLCache[bytes, tuple[float, bool, int]] = TTLCache(max_pairs, ttl_s, timer=clock)
         self._checked_at = -math.inf
         self._away = False
         self._flights: dict[bytes, Flight] = {}
@@ -114,7 +116,7 @@ class PairMemory:
     def find(self, generation: Generation, request: PairRequest) -> Found:
         """What is here of a request; nothing if another generation has begun."""
         n = len(request.documents)
-        found = Found(np.zeros(n, np.bool_), np.zeros(n, np.float32), np.zeros(n, np.bool_))
+        found = Found(np.zeros(n, np.bool_), np.zeros(n, np.float32), np.zeros(n, np.bool_), np.full(n, -1))
         if generation.answered is None:
             return found
         keys = list(_keys(request))
@@ -123,7 +125,7 @@ class PairMemory:
         for row, pair in enumerate(pairs):
             if pair is not None:
                 found.hit[row] = True
-                found.logits[row], found.truncated[row] = pair
+                found.logits[row], found.truncated[row], found.token_counts[row] = pair
         return found
 
     def keep(self, generation: Generation, request: PairRequest, answer: Scored) -> bool:
@@ -136,7 +138,8 @@ class PairMemory:
             return False
         assert answer.logits is not None
         answered = (answer.model, answer.model_version)
-        pairs = zip(answer.logits.tolist(), answer.truncated.tolist(), strict=True)
+        counts = np.full(len(answer.logits), -1) if answer.token_counts is None else answer.token_counts
+        pairs = zip(answer.logits.tolist(), answer.truncated.tolist(), counts.tolist(), strict=True)
         entries = list(zip(_keys(request), pairs, strict=True))
         with self._lock:
             if self.generation is not generation:

@@ -154,6 +154,7 @@ class TritonScorer(Remade):
             scores=_ranking.activate(scores.logits, info.activation),
             truncated=scores.truncated,
             token_count=sum(scores.token_count.tolist()),
+            token_counts=scores.token_count,
             model_version=version,
             requests=len(groups),
         )

@@ -54,7 +54,7 @@ def result_extras(answered: Answered, row: Row) -> Json:
     if extras.return_logits or extras.return_details:
         found["logit"] = row.logit
     if extras.return_details:
-        found["truncated"], found["best_chunk"] = row.truncated, row.best_chunk
+        found |= {"truncated": row.truncated, "best_chunk": row.best_chunk, "token_count": row.token_count}
     return found
 
 
