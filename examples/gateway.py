@@ -48,7 +48,10 @@ def main() -> int:
 def serve(target: str, model: str, port: int, further: list[str]) -> int:
     """Run the gateway until it ends; a signal to this process ends it, and running requests with an answer."""
     command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--target", target, "--model", model]
-    gateway = subprocess.Popen([*command, "--port", str(port), "--log-level", "warning", *further])
+    # Ctrl-C reaches the whole group of processes: in it, the gateway would get it twice, which ends it at once.
+    gateway = subprocess.Popen(
+        [*command, "--port", str(port), "--log-level", "warning", *further], start_new_session=True
+    )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, _: gateway.send_signal(number) if gateway.poll() is None else None)
     if is_ready(f"http://127.0.0.1:{port}", gateway):

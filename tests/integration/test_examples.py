@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from triton_rerank.cli import main
@@ -49,6 +55,44 @@ def test_the_demo_ranks_every_answer_first_and_ends_with_0(
         assert (rank, before) == ("1", str(example["answer"]))
         assert passages[example["answer"]].startswith(table[2].split(maxsplit=3)[3].rstrip("…"))
     assert " ms (1 request to minilm-l6-demo)" in done.stdout
+
+
+@pytest.mark.timeout(300)
+def test_the_gateways_lines_get_rankings_and_ctrl_c_answers_what_it_took(root: Path, model_repository: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = [sys.executable, str(root / "examples" / "gateway.py"), "--model-repository", str(model_repository)]
+    slow = ["--", "--timeout-s", "120", "--max-timeout-s", "120", "--drain-s", "120"]  # machines
+    terminal = subprocess.Popen(
+        [*program, "--port", str(port), *slow], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert terminal.stdout is not None
+        lines = [""]
+        while "/openapi.json" not in lines[-1]:
+            lines.append(terminal.stdout.readline())
+            assert lines[-1], "it ended"
+        asked = [line for line in lines if line.startswith("curl")]
+        assert len(asked) == 7
+        for line in asked:
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=True)
+            assert re.search(r'"(relevance_score|score|logit)":', done.stdout), done.stdout
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as http:
+            assert http.get("/").status_code == 200
+            body = {"query": "a b c", "documents": [f"{n} " * 100 for n in range(100)]}
+            long = pool.submit(http.post, "/v1/rerank", json=body)
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as other:
+                while not long.done() and "in_flight_pairs 100.0" not in other.get("/metrics").text:
+                    time.sleep(0.01)
+            os.killpg(terminal.pid, signal.SIGINT)  # as a terminal does
+            assert len(long.result().json()["results"]) == 100
+        assert terminal.wait(60) == 0
+        with socket.socket() as gone:
+            assert gone.connect_ex(("127.0.0.1", port)) != 0
+    finally:
+        terminal.terminate()  # it ends the gateway and Triton
+        terminal.wait(60)
 
 
 def test_the_demo_without_a_repository_says_what_to_do(root: Path, tmp_path: Path) -> None:

@@ -496,6 +496,32 @@ def test_https_is_served_by_certificate_flags(tmp_path: Path) -> None:
     assert found.status_code == 200
 
 
+LONG = "cats sleep " * 10
+PASSAGES = {"query": {"text": QUERY}, "passages": [{"text": "cats"}, {"text": LONG}]}
+WHOLE: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [
+    ("/v1/rerank", {"query": QUERY, "documents": ["cats", LONG], "top_k": 2}, {"truncation": False}, 400),
+    ("/rerank", {"query": QUERY, "texts": ["cats", LONG]}, {"truncate": False}, 422),
+    ("/rerank", {"query": QUERY, "texts": ["cats", LONG]}, {"truncation_direction": "Left"}, 422),
+    ("/predict", {"inputs": [[QUERY, "cats"], [QUERY, LONG]]}, {"truncate": False}, 422),
+    ("/v1/ranking", PASSAGES, {"truncate": "NONE"}, 400),
+    ("/v1/rerank", {"query": QUERY, "documents": ["cats", LONG]}, {"truncation_side": "left"}, 400),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "wish", "status"), WHOLE)
+def test_a_request_that_forbids_cutting_is_refused_where_something_would_be_cut(
+    path: str, body: dict[str, Any], wish: dict[str, Any], status: int
+) -> None:
+    with running(models=fake(max_length=10)) as short:
+        wait_for(lambda: short.get("/health").status_code == 200)
+        assert short.post(path, body).status_code == 200
+        found = short.post(path, {**body, **wish})
+    assert found.status_code == status
+    assert "text 1 does not fit with the query into the 10 tokens that 'fake-model' reads" in found.text
+    with running(models=fake()) as long:
+        assert long.post(path, {**body, **wish}).status_code == 200
+
+
 LENGTHS = [
     ({}, (None, None)),
     ({"max_tokens_per_query": 3, "max_tokens_per_doc": 2}, (3, 2)),
