@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +153,22 @@ def _words(prefix: str) -> list[str]:
     return list(dict.fromkeys([*characters, *frequent]))
 
 
+def wordpiece_words(special: Iterable[str]) -> list[str]:
+    """A vocabulary of BERT's kind, after its special tokens."""
+    words = _words("")
+    return list(dict.fromkeys([*special, *words, *(f"##{word}" for word in words if len(word) < 4)]))
+
+
+def unigram_words(special: Iterable[str]) -> list[tuple[str, float]]:
+    """A scored vocabulary of SentencePiece's kind, after its special tokens."""
+    pieces = dict.fromkeys([*special, *_words("▁")])
+    return [(piece, -float(index) / VOCABULARY - 1.0) for index, piece in enumerate(pieces)]
+
+
 def wordpiece() -> Tokenizer:
     """BERT's kind."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = _words("")
-    pieces = dict.fromkeys([*special, *words, *(f"##{word}" for word in words if len(word) < 4)])
+    pieces = wordpiece_words(special)
     tokenizer = Tokenizer(models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -170,9 +181,7 @@ def wordpiece() -> Tokenizer:
 def unigram() -> Tokenizer:
     """XLM-R's kind."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = dict.fromkeys([*special, *_words("▁")])
-    scored = [(piece, -float(index) / VOCABULARY - 1.0) for index, piece in enumerate(pieces)]
-    tokenizer = Tokenizer(models.Unigram(scored, unk_id=special.index("<unk>")))
+    tokenizer = Tokenizer(models.Unigram(unigram_words(special), unk_id=special.index("<unk>")))
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.add_special_tokens(special)

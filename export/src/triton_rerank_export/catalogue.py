@@ -11,9 +11,11 @@ from triton_rerank_export import demo_model
 
 FP32_TOLERANCE = 0.01  # between logits of two fp32 engines, as cards print them
 FP16_TOLERANCE = 0.05  # where either side ran in fp16
+BF16_TOLERANCE = 0.1  # where the published side ran in bf16, whose steps are 0.03 to 0.06 at 4 to 16
 
 _BERT = "BertForSequenceClassification"
 _XLM_R = "XLMRobertaForSequenceClassification"
+_ELECTRA = "ElectraForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,27 @@ def _berlin(population: float, museums: float) -> tuple[PublishedScore, ...]:
     )
 
 
+def _paris(paris: float, berlin: float) -> tuple[PublishedScore, ...]:
+    """The pairs of fastembed's tests, which ran the fp32 ONNX."""
+    query = "What is the capital of France?"
+    return (
+        PublishedScore(query, "Paris is the capital of France.", paris),
+        PublishedScore(query, "Berlin is the capital of Germany.", berlin),
+    )
+
+
+def _red_planet(venus: float, mars: float, jupiter: float, saturn: float) -> tuple[PublishedScore, ...]:
+    """The pairs of sentence-transformers' own tests of pretrained models, which ran in bf16."""
+    documents = {
+        "Venus is often called Earth's twin because of its similar size and proximity.": venus,
+        "Mars, known for its reddish appearance, is often referred to as the Red Planet.": mars,
+        "Jupiter, the largest planet in our solar system, has a prominent red spot.": jupiter,
+        "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.": saturn,
+    }
+    query = "Which planet is known as the Red Planet?"
+    return tuple(PublishedScore(query, document, logit, BF16_TOLERANCE) for document, logit in documents.items())
+
+
 _PANDA = (
     "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
     "endemic to China."
@@ -120,6 +143,79 @@ _ENTRIES = (
         scores=_berlin(9.218911, -4.0780287),
     ),
     CatalogueEntry(
+        name="ms-marco-minilm-l4-v2",
+        source="cross-encoder/ms-marco-MiniLM-L4-v2",
+        revision="777b2f369bc1c2f850df8bd367ed1654bda4497b",
+        architecture=_BERT,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="19.2 M",
+        description="English, smaller and faster than l6",
+        older_ids=("cross-encoder/ms-marco-MiniLM-L-4-v2",),
+        scores=_red_planet(-7.875, 9.0, 5.6875, 6.65625),
+    ),
+    CatalogueEntry(
+        name="ms-marco-minilm-l2-v2",
+        source="cross-encoder/ms-marco-MiniLM-L2-v2",
+        revision="1b5cd67b15209f24824c50370e0397743aa9b787",
+        architecture=_BERT,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="15.6 M",
+        description="English, two layers",
+        older_ids=("cross-encoder/ms-marco-MiniLM-L-2-v2",),
+        scores=_red_planet(-10.25, 9.8125, 7.9375, 8.3125),
+    ),
+    CatalogueEntry(
+        name="ms-marco-tinybert-l2-v2",
+        source="cross-encoder/ms-marco-TinyBERT-L2-v2",
+        revision="81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc",
+        architecture=_BERT,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="4.4 M",
+        description="English, the smallest",
+        older_ids=("cross-encoder/ms-marco-TinyBERT-L-2-v2",),
+        scores=_red_planet(-10.875, 7.0, 5.875, 5.6875),
+    ),
+    CatalogueEntry(
+        name="ms-marco-electra-base",
+        source="cross-encoder/ms-marco-electra-base",
+        revision="f876dccd180e7bb441073e835feb4dc782a2c7de",
+        architecture=_ELECTRA,
+        max_length=512,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="109 M",
+        description="English, twelve layers of BERT's width",
+    ),
+    CatalogueEntry(
+        name="mmarco-mminilmv2-l12-h384-v1",
+        source="cross-encoder/mmarco-mMiniLMv2-L12-H384-v1",
+        revision="1427fd652930e4ba29e8149678df786c240d8825",
+        architecture=_XLM_R,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="118 M",
+        description="multilingual, small and fast",
+        scores=_red_planet(-3.28125, 10.1875, 3.4375, 7.46875),
+    ),
+    CatalogueEntry(
+        name="bce-reranker-base_v1",
+        source="maidalun1020/bce-reranker-base_v1",
+        revision="eaa31a577a0574e87a08959bd229ca14ce1b5496",
+        architecture=_XLM_R,
+        max_length=512,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="278 M",
+        description="Chinese, English, Japanese, Korean; its weights may be a pickle only (--allow-pickle)",
+    ),
+    CatalogueEntry(
         name="bge-reranker-base",
         source="BAAI/bge-reranker-base",
         revision="2cfc18c9415c912f9d8155881c133215df768a70",
@@ -129,6 +225,7 @@ _ENTRIES = (
         licence="MIT",
         params="278 M",
         description="Chinese and English",
+        scores=_paris(6.15733337, -3.65939403),
     ),
     CatalogueEntry(
         name="bge-reranker-large",
@@ -140,6 +237,11 @@ _ENTRIES = (
         licence="MIT",
         params="560 M",
         description="Chinese and English, twice the layers of base",
+        scores=(  # the card ran in fp16
+            PublishedScore("query", "passage", -1.5263671875, FP16_TOLERANCE),
+            PublishedScore("what is panda?", "hi", -5.60546875, FP16_TOLERANCE),
+            PublishedScore("what is panda?", _PANDA, 5.76171875, FP16_TOLERANCE),
+        ),
     ),
     CatalogueEntry(
         name="bge-reranker-v2-m3",

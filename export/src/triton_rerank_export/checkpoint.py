@@ -12,8 +12,10 @@ from triton_rerank.types import Activation
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import SHORTEST, Facts, read_facts
+from triton_rerank_export.families import Family, check_precision
 from triton_rerank_export.source import HubModel, fetch
 from triton_rerank_export.tokenizer_files import check_tokenizer
+from triton_rerank_export.triton_config import Precision
 from triton_rerank_export.weights import check_weights
 
 _DEFAULT_LONGEST = 1024  # tokens; a longer model is served up to here unless told otherwise
@@ -32,6 +34,7 @@ class Checkpoint:
         source: where it came from, for the config: a Hugging Face id, or words.
         revision: commit of the hub, 40 hex digits; "" for a local folder or a model built here.
         licence: SPDX name; "" if unknown.
+        family: what its architecture leaves unsaid.
         token_type_ids: the model reads segment ids.
         max_length: longest pair in tokens.
         pad_token_id: id that fills a row up.
@@ -48,6 +51,7 @@ class Checkpoint:
     source: str
     revision: str
     licence: str
+    family: Family
     token_type_ids: bool
     max_length: int
     pad_token_id: int
@@ -83,6 +87,7 @@ def resolve(
     *,
     name: str | None = None,
     max_length: int | None = None,
+    precision: Precision = "fp32",
     allow_pickle: bool = False,
     on_step: Callable[[str], object] = lambda _: None,
 ) -> Checkpoint:
@@ -93,6 +98,7 @@ def resolve(
         work: scratch folder for a checkpoint that is built here.
         name: public name; by default the catalogue's, the folder's, or the last part of the id.
         max_length: tokens of the longest pair; None means the model's own limit, but at most 1024.
+        precision: that it will be exported in.
         allow_pickle: take pickled weights where there are no safetensors.
         on_step: called with what is being done, if it takes long.
 
@@ -104,7 +110,7 @@ def resolve(
     _check_name(name)
 
     def check(folder: Path) -> None:
-        facts = _read_files(folder, origin.source)
+        facts = _read_files(folder, origin.source, precision)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision:
             _check_entry(origin.entry, facts)
@@ -121,6 +127,7 @@ def resolve(
         licence=origin.entry.licence if origin.entry else "",
         max_length=max_length,
         allow_pickle=allow_pickle,
+        precision=precision,
         label=origin.source if origin.entry and origin.entry.build else "",
     )
 
@@ -133,6 +140,7 @@ def read_checkpoint(
     revision: str = "",
     licence: str = "",
     max_length: int | None = None,
+    precision: Precision = "fp32",
     allow_pickle: bool = False,
     label: str = "",
 ) -> Checkpoint:
@@ -145,6 +153,7 @@ def read_checkpoint(
         revision: commit of the hub; "" if it is not from there.
         licence: SPDX name; "" if unknown.
         max_length: as for `resolve`.
+        precision: as for `resolve`.
         allow_pickle: as for `resolve`.
         label: what it is called in a message; by default its source and revision, or its folder.
 
@@ -154,7 +163,7 @@ def read_checkpoint(
     """
     _check_name(name)
     label = label or (f"{source}@{revision}" if revision else str(folder))
-    facts = _read_files(folder, label)
+    facts = _read_files(folder, label, precision)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
     return Checkpoint(
         name=name,
@@ -162,6 +171,7 @@ def read_checkpoint(
         source=source,
         revision=revision,
         licence=licence,
+        family=facts.family,
         token_type_ids=facts.token_type_ids,
         max_length=_served_length(facts, max_length, label),
         pad_token_id=facts.pad_token_id,
@@ -174,9 +184,10 @@ def read_checkpoint(
     )
 
 
-def _read_files(folder: Path, label: str) -> Facts:
+def _read_files(folder: Path, label: str, precision: Precision) -> Facts:
     """All that is known before the weights are there."""
     facts = read_facts(folder, label)
+    check_precision(facts.family, precision, label)
     check_tokenizer(folder, facts, label)
     return facts
 

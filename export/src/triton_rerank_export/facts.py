@@ -9,6 +9,7 @@ from typing import Any
 
 from triton_rerank.types import Activation
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.families import FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
 from triton_rerank_export.saved_settings import SavedSettings, read_settings
 
@@ -20,28 +21,6 @@ SHORTEST = 8  # tokens: the special ones, and a few words
 _MOST = 10**7  # no number in config.json is larger, whatever the model
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What config.json leaves to the model's class.
-
-    Attributes:
-        model_types: values of config.json's model_type that mean this class, or one that computes the same.
-        token_type_ids: the model reads segment ids.
-        pad_token_id: unless config.json states it.
-        positions_after_padding: position ids start behind the padding's id instead of at 0.
-    """
-
-    model_types: tuple[str, ...]
-    token_type_ids: bool
-    pad_token_id: int
-    positions_after_padding: bool
-
-
-_FAMILIES = {
-    "BertForSequenceClassification": _Family(("bert",), True, 0, False),
-    "XLMRobertaForSequenceClassification": _Family(("xlm-roberta", "roberta"), False, 1, True),
-    "RobertaForSequenceClassification": _Family(("roberta", "xlm-roberta"), False, 1, True),
-}
 _OTHER_KINDS = (  # ends of an architecture's name, and what such a model is
     (("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"), "a causal LM"),
     (("ForMaskedLM",), "a masked LM, which has no classifier yet"),
@@ -55,7 +34,7 @@ class Facts:
     """A cross-encoder with one label.
 
     Attributes:
-        architecture: the model's class.
+        family: the row of its architecture.
         token_type_ids: the model reads segment ids.
         max_length: tokens of the longest pair that the model can read.
         pad_token_id: id that fills a row up.
@@ -63,14 +42,15 @@ class Facts:
         query_prompt: text that stands before every query; "" where there is none.
         lower_case: sentence-transformers lowers texts before the tokenizer does anything.
         n_heads: attention heads.
-        n_layers: layers of the encoder.
-        hidden_size: width.
+        n_layers: layers that the weights hold.
+        hidden_size: width of a layer.
+        embedding_size: width of the tables.
         vocab_size: rows of the table of tokens.
-        n_segments: rows of the table of segments.
-        n_positions: rows of the table of positions.
+        n_segments: rows of the table of segments; 0 where there is none.
+        n_positions: rows of the table of positions, or the longest text where there is none.
     """
 
-    architecture: str
+    family: Family
     token_type_ids: bool
     max_length: int
     pad_token_id: int
@@ -80,9 +60,15 @@ class Facts:
     n_heads: int
     n_layers: int
     hidden_size: int
+    embedding_size: int
     vocab_size: int
     n_segments: int
     n_positions: int
+
+    @property
+    def architecture(self) -> str:
+        """The model's class."""
+        return self.family.architecture
 
 
 def read_facts(folder: Path, label: str) -> Facts:
@@ -99,30 +85,33 @@ def read_facts(folder: Path, label: str) -> Facts:
         raise is_adapter(label)
     config = read_object(folder / CONFIG, label)
     _check_own_weights(config, label)
-    architecture = _architecture(config, label)
-    family = _FAMILIES[architecture]
-    _check_model_type(config, architecture, label)
+    family = FAMILIES[_architecture(config, label)]
+    _check_model_type(config, family, label)
     _check_labels(config, label)
-    _check_positions(config, label)
+    _check_required(config, family, label)
     saved = read_settings(folder, config, label)
     vocabulary = _number(config, "vocab_size", label)
     pad = family.pad_token_id if config.get("pad_token_id") is None else _number(config, "pad_token_id", label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
     positions = _number(config, "max_position_embeddings", label)
+    width = _number(config, family.width, label, least=1)
+    segments = 0 if family.segments is None else _number(config, "type_vocab_size", label, default=family.segments)
+    _number(config, family.depth, label, least=1)
     return Facts(
-        architecture=architecture,
-        token_type_ids=family.token_type_ids,
+        family=family,
+        token_type_ids=family.reads_segments and segments > 0,
         max_length=_longest(folder, saved, positions - (pad + 1 if family.positions_after_padding else 0), label),
         pad_token_id=pad,
         activation=saved.activation,
         query_prompt=saved.query_prompt,
         lower_case=saved.lower_case,
-        n_heads=_heads(config, label),
-        n_layers=_number(config, "num_hidden_layers", label, least=1),
-        hidden_size=_number(config, "hidden_size", label, least=1),
+        n_heads=_heads(config, family, width, label),
+        n_layers=_number(config, family.stored_layers, label, least=1),
+        hidden_size=width,
+        embedding_size=_embedding_size(config, family, width, label),
         vocab_size=vocabulary,
-        n_segments=_number(config, "type_vocab_size", label, default=2),
+        n_segments=segments,
         n_positions=positions,
     )
 
@@ -165,21 +154,21 @@ def _check_own_weights(config: Mapping[str, Any], label: str) -> None:
 def _architecture(config: Mapping[str, Any], label: str) -> str:
     stated = config.get("architectures") or ()
     found = [str(name) for name in stated] if isinstance(stated, list | tuple) else [str(stated)]
-    if len(found) == 1 and found[0] in _FAMILIES:
+    if len(found) == 1 and found[0] in FAMILIES:
         return found[0]
     kind = next((f", {kind}" for ends, kind in _OTHER_KINDS if found and found[-1].endswith(ends)), "")
     raise ExportError(
         f"{label}: its architecture is {', '.join(found)[:200] or 'not stated in config.json'}{kind}; supported are "
-        f"cross-encoders with one label: {', '.join(_FAMILIES)}"
+        f"cross-encoders with one label: {', '.join(FAMILIES)}"
     )
 
 
-def _check_model_type(config: Mapping[str, Any], architecture: str, label: str) -> None:
+def _check_model_type(config: Mapping[str, Any], family: Family, label: str) -> None:
     """Transformers goes by model_type, and guesses from the folder's name where there is none."""
-    expected, found = _FAMILIES[architecture].model_types, config.get("model_type")
+    expected, found = family.model_types, config.get("model_type")
     if found not in expected:
         raise ExportError(
-            f"{label}: model_type in config.json is {found!r:.80}, which is not {architecture}'s; it must be "
+            f"{label}: model_type in config.json is {found!r:.80}, which is not {family.architecture}'s; it must be "
             f'"{expected[0]}"'
         )
 
@@ -193,10 +182,13 @@ def _check_labels(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _check_positions(config: Mapping[str, Any], label: str) -> None:
-    kind = config.get("position_embedding_type") or "absolute"
-    if kind != "absolute":
-        raise ExportError(f"{label}: its position_embedding_type is {kind!s:.80}; supported is absolute")
+def _check_required(config: Mapping[str, Any], family: Family, label: str) -> None:
+    for key, supported in family.required.items():
+        stated = config.get(key)
+        if stated is not None and stated not in supported:
+            raise ExportError(
+                f"{label}: its {key} is {stated!s:.80}; supported is {' or '.join(str(value) for value in supported)}"
+            )
 
 
 def _longest(folder: Path, saved: SavedSettings, positions: int, label: str) -> int:
@@ -223,11 +215,18 @@ def _tokenizer_limit(folder: Path, label: str) -> int | None:
     return int(stated) if stated < _MOST else None
 
 
-def _heads(config: Mapping[str, Any], label: str) -> int:
-    heads, width = (_number(config, key, label, least=1) for key in ("num_attention_heads", "hidden_size"))
+def _heads(config: Mapping[str, Any], family: Family, width: int, label: str) -> int:
+    heads = _number(config, family.heads, label, least=1)
     if width % heads:
-        raise ExportError(f"{label}: hidden_size {width} in config.json is no multiple of num_attention_heads {heads}")
+        raise ExportError(f"{label}: {family.width} {width} in config.json is no multiple of {family.heads} {heads}")
     return heads
+
+
+def _embedding_size(config: Mapping[str, Any], family: Family, width: int, label: str) -> int:
+    if family.embedding_width is None:
+        return width
+    key, default = family.embedding_width
+    return _number(config, key, label, least=1, default=default)
 
 
 def _number(config: Mapping[str, Any], key: str, label: str, *, least: int = 0, default: int | None = None) -> int:

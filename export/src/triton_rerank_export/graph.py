@@ -36,7 +36,8 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
         checkpoint: what to export.
         work: scratch folder.
         first_token_only: the last layer is computed for the first token alone, the only one that the classifier
-            reads: the same logits for less work, in a form that ONNX Runtime's fusion does not know.
+            reads: the same logits for less work, in a form that ONNX Runtime's fusion does not know. Nothing changes
+            for a family whose layers cannot be cut.
 
     Returns:
         ``<work>/traced/model.onnx``: fp32, standard operators, tensor names as in contract.py.
@@ -46,14 +47,18 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     """
     from triton_rerank_export.reference import load_model
 
+    family = checkpoint.family
+    patches = [patch for patch in (family.traced_as, family.last_layer_cut if first_token_only else None) if patch]
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label)
     with (
         explained(f"{checkpoint.label}: its graph cannot be traced"),
         quiet(),
-        _last_layer_cut(model) if first_token_only else contextlib.nullcontext(),
+        contextlib.ExitStack() as stack,
     ):
+        for patch in patches:
+            stack.enter_context(patch(model))
         _trace(model, path)
     _attach_weights(path, model, checkpoint)
     del model
@@ -119,24 +124,6 @@ def _trace(model: Any, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _last_layer_cut(model: Any) -> Iterator[None]:
-    """Let the last layer's queries, and what is added to their output, be those of the first token.
-
-    Keys and values are still made of all tokens. BERT and its kin name these modules alike.
-    """
-    attention = model.base_model.encoder.layer[-1].attention
-    hooks = [
-        attention.self.query.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],)),
-        attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1])),
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextlib.contextmanager
 def _few_words(model: Any) -> Iterator[None]:
     """Cut the table of words: the exporter copies every weight twice, and in a multilingual model most are there."""
     import torch
@@ -159,8 +146,23 @@ def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint) -> None:
         shape = weights[value.name].shape
         skeleton.graph.initializer.add(name=value.name, data_type=_FLOAT, dims=shape, data_location=_OUTSIDE)
         skeleton.graph.input.remove(value)
+    if checkpoint.family.shares_weights:
+        _name_weights_once(skeleton.graph)
     _check_names(skeleton, checkpoint)
     graph_file.save(skeleton, path, lambda tensor: weights[tensor.name].numpy(), external=True)
+
+
+def _name_weights_once(graph: Any) -> None:
+    """A weight that several products take comes to them through Identity; int8 looks for the weight itself."""
+    weights = {tensor.name for tensor in graph.initializer}
+    aliases: dict[str, str] = {}
+    for node in list(graph.node):
+        source = aliases.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "Identity" and source in weights:
+            aliases[node.output[0]] = source
+            graph.node.remove(node)
+        else:
+            node.input[:] = [aliases.get(name, name) for name in node.input]
 
 
 def _weights(skeleton: Any, parameters: Sequence[Any], model: Any) -> dict[str, Any]:
@@ -186,14 +188,15 @@ def _fused(graph: Path, checkpoint: Checkpoint) -> Any:
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
-    options = FusionOptions("bert")
+    kind = checkpoint.family.fusion
+    options = FusionOptions(kind)
     options.enable_embed_layer_norm = False
     skeleton = graph_file.load(graph)
     _bring_inside(skeleton, graph.parent, checkpoint.hidden_size)
     with quiet():
         fused = optimize_model(
             skeleton,
-            model_type="bert",
+            model_type=kind,
             num_heads=checkpoint.n_heads,
             hidden_size=checkpoint.hidden_size,
             optimization_options=options,

@@ -77,6 +77,7 @@ def export_model(
             Path(work),
             name=options.name,
             max_length=options.max_length,
+            precision=options.precision,
             allow_pickle=options.allow_pickle,
             on_step=on_step,
         )
@@ -163,7 +164,9 @@ def _build(
         shutil.rmtree(traced.parent)  # as large as the weights
     on_step(f"converting to {options.precision}")
     feeds = _calibration(checkpoint, served) if options.static else None
-    converted = convert(path, options.precision, work, reduce_range=options.reduce_range, feeds=feeds)
+    converted = convert(
+        path, options.precision, work, family=checkpoint.family, reduce_range=options.reduce_range, feeds=feeds
+    )
     files = _graph_files(converted.path, served, work, options, on_step)
     repository.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
     return converted.notes

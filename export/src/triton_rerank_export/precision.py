@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from triton_rerank_export import fp16, graph_file, static_int8
 from triton_rerank_export.calibration import Feed
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.families import Family, matches
 from triton_rerank_export.graph import quiet
 from triton_rerank_export.triton_config import Precision
 
-_FEED_FORWARD_OUTPUT = re.compile(r"/layer\.(\d+)/output/dense/MatMul$")
 _AS_TRACED = ("fp32", "bf16")  # the weights stay fp32; OpenVINO rounds them when it loads
 
 
@@ -35,7 +35,13 @@ class Converted:
 
 
 def convert(
-    graph: Path, precision: Precision, work: Path, *, reduce_range: bool = False, feeds: Iterable[Feed] | None = None
+    graph: Path,
+    precision: Precision,
+    work: Path,
+    *,
+    family: Family,
+    reduce_range: bool = False,
+    feeds: Iterable[Feed] | None = None,
 ) -> Converted:
     """Write a graph in the precision that is served: one file or, above 256 MiB of weights, two.
 
@@ -44,6 +50,7 @@ def convert(
         precision: fp32 and bf16 change no number; what fp16 changes is said in fp16.py; int8 is dynamic: weights per
             channel now, activations per tensor at run time. With ``feeds`` it is static, as static_int8.py says.
         work: scratch folder.
+        family: of the model.
         reduce_range: weights of int8 have 7 bits, for CPUs without VNNI: there ONNX Runtime adds pairs of products in
             16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
             but NVIDIA's backend cannot set it (docs/LOG.md).
@@ -56,13 +63,13 @@ def convert(
         ExportError: the graph cannot be converted.
     """
     try:
-        return _convert(graph, precision, work, reduce_range=reduce_range, feeds=feeds)
+        return _convert(graph, precision, work, family, reduce_range=reduce_range, feeds=feeds)
     finally:
         graph_file.free_memory()
 
 
 def _convert(
-    graph: Path, precision: Precision, work: Path, *, reduce_range: bool, feeds: Iterable[Feed] | None
+    graph: Path, precision: Precision, work: Path, family: Family, *, reduce_range: bool, feeds: Iterable[Feed] | None
 ) -> Converted:
     notes: tuple[str, ...] = ()
 
@@ -77,13 +84,13 @@ def _convert(
     elif feeds is not None:
         static_int8.quantise(model, values, static_int8.measure(graph, feeds), reduce_range=reduce_range)
     elif precision == "int8":
-        model = _quantised(model, values, work, reduce_range=reduce_range)
+        model = _quantised(model, values, work, family, reduce_range=reduce_range)
     path = work / precision / "model.onnx"
     graph_file.save(model, path, values, external=graph_file.is_large(model))
     return Converted(path, notes)
 
 
-def _quantised(model: ModelProto, values: fp16.Values, work: Path, *, reduce_range: bool) -> ModelProto:
+def _quantised(model: ModelProto, values: fp16.Values, work: Path, family: Family, *, reduce_range: bool) -> ModelProto:
     """Quantise the matrices of a graph of standard operators.
 
     Two parts stay fp32, because as int8 they cost order (docs/LOG.md): the embeddings, and the second feed-forward
@@ -100,7 +107,7 @@ def _quantised(model: ModelProto, values: fp16.Values, work: Path, *, reduce_ran
             source,
             target,
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=_early_feed_forward([node.name for node in model.graph.node]),
+            nodes_to_exclude=_early_feed_forward([node.name for node in model.graph.node], family),
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,
@@ -123,7 +130,17 @@ def _set_tables_aside(graph: GraphProto) -> dict[str, TensorProto]:
     return tables
 
 
-def _early_feed_forward(nodes: Sequence[str]) -> list[str]:
-    """Names of the second feed-forward MatMul in the first third of the layers, by Hugging Face's module names."""
-    matches = [match for name in nodes if (match := _FEED_FORWARD_OUTPUT.search(name))]
-    return [match.string for match in matches if 3 * int(match[1]) < len(matches)]
+def _early_feed_forward(nodes: Sequence[str], family: Family) -> list[str]:
+    """Names of the second feed-forward MatMul in the first third of the layers, by Hugging Face's module names.
+
+    Raises:
+        ExportError: no node has such a name.
+    """
+    layers = matches(family.feed_forward_out, nodes)  # in their order
+    if not layers:
+        raise ExportError(
+            f"no operator of the graph is named like {family.architecture}'s second feed-forward product "
+            f"({family.feed_forward_out}), which int8 keeps in fp32 in the first layers; the installed transformers "
+            "is not one that is known here. Export fp32"
+        )
+    return [name for number, name in enumerate(layers) if 3 * number < len(layers)]

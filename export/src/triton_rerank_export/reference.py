@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,10 +15,9 @@ import numpy.typing as npt
 from triton_rerank import contract
 from triton_rerank_export import fp16
 from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.families import matches
 from triton_rerank_export.triton_config import SpecialTokensInText
 from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_text
-
-_COMPUTED_IN_FP16 = re.compile(r"\.encoder\.")  # fp16.py leaves the head in fp32, and matrices that do not fit
 
 
 def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:
@@ -77,12 +75,29 @@ class ActivationPeak:
     value: float = 0.0
     module: str = ""
 
-    def watch(self, model: Any) -> None:
-        """Look at every linear layer that an fp16 export computes in fp16, from the next forward pass on."""
+    def watch(self, model: Any, pattern: str) -> None:
+        """Look at every linear layer that an fp16 export computes in fp16, from the next forward pass on.
+
+        Args:
+            model: of transformers.
+            pattern: that is found in the names of the layers that are fp16 if their weights fit; fp16.py leaves the
+                head in fp32, and matrices that do not fit.
+
+        Raises:
+            ExportError: no layer has such a name.
+        """
         from torch import nn
 
-        for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and _COMPUTED_IN_FP16.search(name) and _weights_fit_fp16(module):
+        linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        names = matches(pattern, linear)
+        if not names:
+            raise ExportError(
+                f"no layer of {type(model).__name__} is named like those that fp16 computes ({pattern}), so nothing "
+                "can be said of an overflow; the installed transformers is not one that is known here. Export fp32"
+            )
+        for name in names:
+            module = linear[name]
+            if _weights_fit_fp16(module):
                 module.register_forward_hook(lambda _module, _input, output, name=name: self.look(name, output))
 
     def look(self, module: str, output: Any) -> None:
@@ -105,7 +120,7 @@ class Reference:
         query_prompt: text before every query.
         special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
         allow_pickle: see `load_model`.
-        watch_activations: keep ``peak`` up to date.
+        watched: keep ``peak`` up to date with the layers that this pattern names; None: watch none.
 
     Raises:
         ExportError: transformers cannot load the tokenizer.
@@ -122,9 +137,10 @@ class Reference:
         query_prompt: str = "",
         special_tokens_in_text: SpecialTokensInText = "text",
         allow_pickle: bool = False,
-        watch_activations: bool = False,
+        watched: str | None = None,
     ) -> None:
-        self.peak = ActivationPeak() if watch_activations else None
+        self.peak = None if watched is None else ActivationPeak()
+        self._watched = watched or ""
         self._folder = folder
         self._label = label or str(folder)
         self._allow_pickle = allow_pickle
@@ -146,7 +162,7 @@ class Reference:
     def _model(self) -> Any:
         model = load_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
         if self.peak is not None:
-            self.peak.watch(model)
+            self.peak.watch(model, self._watched)
         return model
 
     def logits(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.float32]:

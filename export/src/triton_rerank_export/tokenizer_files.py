@@ -32,7 +32,9 @@ _OVERRULED = {  # section of tokenizer.json: keys of tokenizer_config.json that 
     "pre_tokenizer": "add_prefix_space",
     "post_processor": "bos_token, eos_token, cls_token, sep_token",
 }
-_BERT_CLASSES = ("BertTokenizer", "BertTokenizerFast")
+_BERT_CLASSES = tuple(
+    f"{family}Tokenizer{kind}" for family in ("Bert", "Electra", "DistilBert") for kind in ("", "Fast")
+)
 
 
 def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:

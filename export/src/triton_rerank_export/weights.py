@@ -12,7 +12,6 @@ from triton_rerank_export.json_files import check_no_pointer, read_object
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")  # the order in which transformers looks
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_LAYER = re.compile(r"encoder\.layer\.(\d{1,6})\.")
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx", ".gguf")
 
 
@@ -108,24 +107,27 @@ def _shapes(path: Path, label: str) -> dict[str, list[int]]:
 
 def _check_shapes(shapes: Mapping[str, list[int]], facts: Facts, label: str) -> None:
     """Each table of config.json's size; a layer of the encoder for each that config.json counts."""
+    family = facts.family
     rows = {
         "word_embeddings": ("vocab_size", facts.vocab_size),
         "position_embeddings": ("max_position_embeddings", facts.n_positions),
         "token_type_embeddings": ("type_vocab_size", facts.n_segments),
     }
+    width_key = family.width if family.embedding_width is None else family.embedding_width[0]
+    width = facts.embedding_size
     for name, shape in shapes.items():
         table = name.rsplit(".", 2)[-2] if name.endswith(".weight") else ""
         key, stated = rows.get(table, ("", 0))
-        if key and shape != [stated, facts.hidden_size]:
+        if key and shape != [stated, width]:
             raise ExportError(
-                f"{label}: the weights hold {table} of {shape}, config.json states {[stated, facts.hidden_size]} "
-                f"({key}, hidden_size); config and weights do not belong together"
+                f"{label}: the weights hold {table} of {shape}, config.json states {[stated, width]} "
+                f"({key}, {width_key}); config and weights do not belong together"
             )
-    layers = {int(match[1]) for name in shapes if (match := _LAYER.search(name))}
+    layers = {int(match[1]) for name in shapes if (match := re.search(family.layer_weights, name))}
     if facts.n_layers > len(layers):
         raise ExportError(
-            f"{label}: num_hidden_layers in config.json is {facts.n_layers}, the weights hold {len(layers)} layers; "
-            "config and weights do not belong together"
+            f"{label}: {family.stored_layers} in config.json is {facts.n_layers}, the weights hold {len(layers)} "
+            "layers; config and weights do not belong together"
         )
 
 

@@ -6,12 +6,25 @@ from pathlib import Path
 
 import pytest
 
-from triton_rerank_export.catalogue import CATALOGUE, FP16_TOLERANCE, FP32_TOLERANCE, CatalogueEntry, find
+from triton_rerank_export.catalogue import (
+    BF16_TOLERANCE,
+    CATALOGUE,
+    FP16_TOLERANCE,
+    FP32_TOLERANCE,
+    CatalogueEntry,
+    find,
+)
 from triton_rerank_export.facts import read_facts
 
 HUB_MODELS = {
     "ms-marco-minilm-l6-v2": ("cross-encoder/ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2"),
     "ms-marco-minilm-l12-v2": ("cross-encoder/ms-marco-MiniLM-L12-v2", "cross-encoder/ms-marco-MiniLM-L-12-v2"),
+    "ms-marco-minilm-l4-v2": ("cross-encoder/ms-marco-MiniLM-L4-v2", "cross-encoder/ms-marco-MiniLM-L-4-v2"),
+    "ms-marco-minilm-l2-v2": ("cross-encoder/ms-marco-MiniLM-L2-v2", "cross-encoder/ms-marco-MiniLM-L-2-v2"),
+    "ms-marco-tinybert-l2-v2": ("cross-encoder/ms-marco-TinyBERT-L2-v2", "cross-encoder/ms-marco-TinyBERT-L-2-v2"),
+    "ms-marco-electra-base": ("cross-encoder/ms-marco-electra-base",),
+    "mmarco-mminilmv2-l12-h384-v1": ("cross-encoder/mmarco-mMiniLMv2-L12-H384-v1",),
+    "bce-reranker-base_v1": ("maidalun1020/bce-reranker-base_v1",),
     "bge-reranker-base": ("BAAI/bge-reranker-base",),
     "bge-reranker-large": ("BAAI/bge-reranker-large",),
     "bge-reranker-v2-m3": ("BAAI/bge-reranker-v2-m3",),
@@ -68,11 +81,19 @@ def test_the_published_scores_are_the_cards() -> None:
     assert scores == {
         "ms-marco-minilm-l6-v2": [(8.607138, FP32_TOLERANCE), (-4.320078, FP32_TOLERANCE)],
         "ms-marco-minilm-l12-v2": [(9.218911, FP32_TOLERANCE), (-4.0780287, FP32_TOLERANCE)],
+        "ms-marco-minilm-l4-v2": [(logit, BF16_TOLERANCE) for logit in (-7.875, 9.0, 5.6875, 6.65625)],
+        "ms-marco-minilm-l2-v2": [(logit, BF16_TOLERANCE) for logit in (-10.25, 9.8125, 7.9375, 8.3125)],
+        "ms-marco-tinybert-l2-v2": [(logit, BF16_TOLERANCE) for logit in (-10.875, 7.0, 5.875, 5.6875)],
+        "mmarco-mminilmv2-l12-h384-v1": [(logit, BF16_TOLERANCE) for logit in (-3.28125, 10.1875, 3.4375, 7.46875)],
+        "bge-reranker-base": [(6.15733337, FP32_TOLERANCE), (-3.65939403, FP32_TOLERANCE)],
+        "bge-reranker-large": [
+            (-1.5263671875, FP16_TOLERANCE), (-5.60546875, FP16_TOLERANCE), (5.76171875, FP16_TOLERANCE),
+        ],
         "bge-reranker-v2-m3": [
             (-5.65234375, FP16_TOLERANCE), (-8.1875, FP16_TOLERANCE), (5.26171875, FP16_TOLERANCE),
         ],
     }  # fmt: skip
-    assert (FP32_TOLERANCE, FP16_TOLERANCE) == (0.01, 0.05)
+    assert (FP32_TOLERANCE, FP16_TOLERANCE, BF16_TOLERANCE) == (0.01, 0.05, 0.1)
 
 
 @ENTRIES

@@ -114,7 +114,7 @@ def test_a_checkpoint_without_tokenizer_json_is_refused(folder: Path) -> None:
         (["GPT2LMHeadModel"], "GPT2LMHeadModel, a causal LM"),
         (["BertModel"], "BertModel, an embedding model"),
         (["BertForMaskedLM"], "BertForMaskedLM, a masked LM, which has no classifier yet"),
-        (["ModernBertForSequenceClassification"], "ModernBertForSequenceClassification, a classifier of another"),
+        (["XLNetForSequenceClassification"], "XLNetForSequenceClassification, a classifier of another"),
         (["BertForTokenClassification"], "BertForTokenClassification; supported"),
         (["BertModel", "BertForSequenceClassification"], "BertModel, BertForSequenceClassification, a classifier of"),
         ([], "not stated in config.json; supported"),
@@ -235,5 +235,5 @@ def test_neither_a_name_nor_a_folder_nor_an_id_lists_what_would_be(tmp_path: Pat
     with pytest.raises(ExportError) as error:
         resolve(model, tmp_path)
     message = str(error.value)
-    assert message.startswith(f"model {model!r} is neither a known name (bge-reranker-base, ")
+    assert message.startswith(f"model {model!r} is neither a known name (bce-reranker-base_v1, ")
     assert message.endswith("nor a checkpoint folder nor a Hugging Face id (org/name or org/name@revision)")

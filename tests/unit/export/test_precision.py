@@ -26,10 +26,13 @@ from support.graphs import (
 from triton_rerank_export import graph, graph_file
 from triton_rerank_export.checkpoint import Checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.precision import Converted, convert
+from triton_rerank_export.families import FAMILIES
+from triton_rerank_export.precision import Converted
+from triton_rerank_export.precision import convert as convert_family
 from triton_rerank_export.triton_config import Precision
 
 Stages = tuple[Checkpoint, dict[str, Path]]
+convert = functools.partial(convert_family, family=FAMILIES["BertForSequenceClassification"])  # XLM-R has its names
 LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization"}
 
 # form, precision, largest difference of a logit to PyTorch's

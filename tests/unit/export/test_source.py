@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.hub import RESOLVE, Fault, Hub, Machine, serve_hub
+from support.tiny_families import write_tiny
 from support.tiny_models import resize_positions, write_settings
 
 from triton_rerank_export.catalogue import CATALOGUE, find
+from triton_rerank_export.families import FAMILIES
 from triton_rerank_export.repository_check import check_repository
 
 HUB_ID = "acme/Tiny-Reranker"
@@ -312,21 +314,19 @@ def test_a_full_disk_is_said(hub: Hub, machine: Machine, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if entry.build is None])
 def test_every_model_of_the_catalogue_is_fetched_at_its_revision(
-    hub: Hub, machine: Machine, folder: Path, name: str, checkpoints: dict[str, Path]
+    hub: Hub, machine: Machine, folder: Path, name: str
 ) -> None:
     entry = find(name)
     assert entry is not None
-    bert = entry.architecture.startswith("Bert")
-    hub.folder = Path(
-        shutil.copytree(checkpoints["tiny-bert" if bert else "tiny-xlmr"], folder.with_name("catalogued"))
-    )
+    hub.folder = write_tiny(entry.architecture, folder.with_name("catalogued"))
     hub.hub_id, hub.commit = entry.source, entry.revision
     fields = (
         {}
         if entry.activation == "sigmoid"
         else {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
     )
-    positions = entry.max_length if bert else entry.max_length + 2
+    after_padding = FAMILIES[entry.architecture].positions_after_padding
+    positions = entry.max_length + 2 if after_padding else entry.max_length
     edit_json(resize_positions(hub.folder, positions) / "config.json", **fields)
     edit_json(hub.folder / "tokenizer_config.json", model_max_length=entry.max_length)
     found = machine.resolve(entry.older_ids[0] if entry.older_ids else entry.source.upper())

@@ -1,0 +1,75 @@
+"""Every family, and the checkpoints at hand, exported by the pipeline and answered by one real Triton."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tiny_families import TINY, write_tiny
+
+from triton_rerank import RerankClient
+from triton_rerank_export import parity
+from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import export_model
+from triton_rerank_export.reference import Reference
+from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.triton_config import encoder_inputs
+from triton_rerank_server import ServerConfig, TritonServer
+
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "families"
+HANDED = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
+SERVED_ELSEWHERE = ("bert", "xlmroberta")  # by the tests of congruence
+TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVED_ELSEWHERE)]
+QUERY = "how to zip a file?"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints by public name."""
+    made = tmp_path_factory.mktemp("families")
+    tiny = {name.lower(): write_tiny(name, made / name.lower()) for name in TINY if name.lower() in TINY_NAMES}
+    return tiny | {f"handed-{name}": CASES / name for name in HANDED}
+
+
+@pytest.fixture(scope="module")
+def repository(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("repository") / "model_repository"
+    few = parity.load_parity_set()[:2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "load_parity_set", lambda: few)
+        for name, folder in folders.items():
+            export_model(str(folder), target, ExportOptions(precision="fp32", name=name), on_step=lambda _: None)
+    return target
+
+
+@pytest.fixture(scope="module")
+def running(repository: Path) -> Iterator[TritonServer]:
+    with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0)) as server:
+        yield server
+
+
+def test_the_repository_is_in_order(repository: Path, folders: dict[str, Path]) -> None:
+    assert check_repository(repository) == sorted(folders)
+
+
+@pytest.mark.parametrize("name", [*TINY_NAMES, *(f"handed-{name}" for name in HANDED)])
+def test_the_served_logits_are_those_of_transformers(
+    name: str, running: TritonServer, folders: dict[str, Path], passages: list[str]
+) -> None:
+    documents = [*passages[:20], "", "長い文書 🙂", " ".join(passages)]
+    checkpoint = read_checkpoint(folders[name], name=name, source="s")
+    inputs = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
+    expected = Reference(folders[name], max_length=checkpoint.max_length, tensors=inputs).logits(QUERY, documents)
+    with RerankClient(running.grpc_target, model=name, timeout_s=60.0) as client:
+        ranking = sorted(client.rerank(QUERY, documents), key=lambda ranked: ranked.index)
+    got = np.array([ranked.logit for ranked in ranking])
+    assert np.max(np.abs(got - expected)) <= 1e-4
+    assert np.ptp(expected) > 1e-2
+
+
+@pytest.mark.skipif(not HANDED, reason="the cases in ../shared are not here")
+def test_every_case_at_hand_is_served(folders: dict[str, Path]) -> None:
+    assert {"handed-electra", "handed-camembert", "handed-distilbert"} <= set(folders)

@@ -1,0 +1,157 @@
+"""A tiny cross-encoder of every family that export knows, made in seconds: random weights, words of the parity set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from support.tiny_models import MAX_LENGTH, unigram_words, wordpiece_words
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+_SEED = 3
+_SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_AFTER_PADDING = {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1}
+
+
+def wordpiece(cls: str, sep: str, *special: str, doubled: bool = False) -> Tokenizer:
+    """BERT's kind; ``special`` are the tokens with the first ids, the unknown one is ``[UNK]``."""
+    words = wordpiece_words(special)
+    tokenizer = Tokenizer(models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return _finished(tokenizer, cls, sep, special, doubled=doubled)
+
+
+def unigram(cls: str, sep: str, *special: str, unknown: str, doubled: bool = False) -> Tokenizer:
+    """SentencePiece's kind."""
+    tokenizer = Tokenizer(models.Unigram(unigram_words(special), unk_id=special.index(unknown)))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return _finished(tokenizer, cls, sep, special, doubled=doubled)
+
+
+def _finished(tokenizer: Tokenizer, cls: str, sep: str, special: tuple[str, ...], *, doubled: bool) -> Tokenizer:
+    """With the special tokens around a pair: RoBERTa doubles the separator and has one segment."""
+    tokenizer.add_special_tokens(list(special))
+    pair = f"{cls} $A {sep} {sep} $B {sep}" if doubled else f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1"
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=pair,
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (cls, sep)],
+    )
+    return tokenizer
+
+
+def _bert_words() -> Tokenizer:
+    return wordpiece("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def _xlmr_words() -> Tokenizer:
+    return unigram("<s>", "</s>", "<s>", "<pad>", "</s>", "<unk>", "<mask>", unknown="<unk>", doubled=True)
+
+
+def _roberta_bytes() -> Tokenizer:
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    pieces = [*special, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
+    return tokenizer
+
+
+def _albert_words() -> Tokenizer:
+    return unigram("[CLS]", "[SEP]", "<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]", unknown="<unk>")
+
+
+def _deberta_words() -> Tokenizer:
+    return unigram("[CLS]", "[SEP]", "[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", unknown="[UNK]")
+
+
+def _mpnet_words() -> Tokenizer:
+    return wordpiece("<s>", "</s>", "<s>", "<pad>", "</s>", "[UNK]", "<mask>", doubled=True)
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """How a family's tiny model is made: names of transformers' classes, its words, what its config says besides."""
+
+    config: str
+    tokenizer: str
+    words: Callable[[], Tokenizer]
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+TINY = {
+    "BertForSequenceClassification": Tiny("BertConfig", "BertTokenizerFast", _bert_words),
+    "XLMRobertaForSequenceClassification": Tiny(
+        "XLMRobertaConfig", "XLMRobertaTokenizerFast", _xlmr_words, {**_AFTER_PADDING, "pad_token_id": 1}
+    ),
+    "RobertaForSequenceClassification": Tiny(
+        "RobertaConfig", "RobertaTokenizerFast", _roberta_bytes, {**_AFTER_PADDING, "pad_token_id": 1}
+    ),
+    "CamembertForSequenceClassification": Tiny(
+        "CamembertConfig", "XLMRobertaTokenizerFast", _xlmr_words, {**_AFTER_PADDING, "pad_token_id": 1}
+    ),
+    "ElectraForSequenceClassification": Tiny(
+        "ElectraConfig", "ElectraTokenizerFast", _bert_words, {"embedding_size": 16}
+    ),
+    "DistilBertForSequenceClassification": Tiny(
+        "DistilBertConfig",
+        "DistilBertTokenizerFast",
+        _bert_words,
+        {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "seq_classif_dropout": 0.0},
+    ),
+    "AlbertForSequenceClassification": Tiny(
+        "AlbertConfig",
+        "AlbertTokenizerFast",
+        _albert_words,
+        {"embedding_size": 16, "bos_token_id": 2, "eos_token_id": 3},
+    ),
+    "MPNetForSequenceClassification": Tiny(
+        "MPNetConfig",
+        "MPNetTokenizerFast",
+        _mpnet_words,
+        {"max_position_embeddings": MAX_LENGTH + 2, "pad_token_id": 1},
+    ),
+    "DebertaV2ForSequenceClassification": Tiny(  # as mxbai-rerank-v1; buckets few enough that texts pass them
+        "DebertaV2Config",
+        "DebertaV2TokenizerFast",
+        _deberta_words,
+        {
+            "relative_attention": True,
+            "position_buckets": 16,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "type_vocab_size": 0,
+            "pooler_hidden_size": 32,
+            "pooler_dropout": 0,
+        },
+    ),
+}
+
+
+def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: Any) -> Path:
+    """Write a family's tiny checkpoint: two layers, 32 wide; ``changes`` go into its config."""
+    tiny = TINY[architecture]
+    tokenizer = getattr(transformers, tiny.tokenizer)(tokenizer_object=tiny.words(), model_max_length=MAX_LENGTH)
+    settings = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_LENGTH,
+        "num_labels": labels,
+        "initializer_range": 0.2,
+        **({} if "dim" in tiny.more else _SHAPE),
+        **tiny.more,
+        **changes,
+    }
+    torch.manual_seed(_SEED)
+    model = getattr(transformers, architecture)(getattr(transformers, tiny.config)(**settings))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

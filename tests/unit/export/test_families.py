@@ -1,0 +1,254 @@
+"""Every row of the table of families: exported in each of its precisions, held to its checkpoint, and able to fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from support.tiny_families import TINY, write_tiny
+from transformers import AutoModelForSequenceClassification
+
+from triton_rerank_export import graph, parity, reference
+from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.families import FAMILIES
+from triton_rerank_export.gate import run_gate
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import ExportResult, export_model, served_model
+from triton_rerank_export.precision import convert
+from triton_rerank_export.triton_config import PRECISIONS
+from triton_rerank_server.backends.encoder.onnxruntime_session import int8_saturates
+
+ELSEWHERE = tuple(
+    f"{kind}ForSequenceClassification" for kind in ("Bert", "XLMRoberta", "Roberta")
+)  # in tests of their own
+NAMES = [name for name in FAMILIES if name not in ELSEWHERE]
+OTHERS = [(name, precision) for name in NAMES for precision in FAMILIES[name].precisions if precision != "fp32"]
+each_family = pytest.mark.parametrize("name", NAMES)
+
+
+def shortened() -> list[parity.ParityQuery]:
+    """The gate's first four queries: text, an empty one, other scripts, one that is too long."""
+    return WHOLE[:4]
+
+
+WHOLE = parity.load_parity_set()
+
+
+@pytest.fixture(autouse=True)
+def _few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "load_parity_set", shortened)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny checkpoint of each family."""
+    folder = tmp_path_factory.mktemp("families")
+    return {name: write_tiny(name, folder / name.lower()) for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def exported(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ExportResult]]:
+    """All of them in fp32: repository, and how each compared."""
+    repository = tmp_path_factory.mktemp("exported") / "model_repository"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "load_parity_set", shortened)
+        return {
+            name: (repository, export_model(str(folder), repository, fp32(), on_step=lambda _: None))
+            for name, folder in made.items()
+        }
+
+
+def fp32() -> ExportOptions:
+    return ExportOptions(precision="fp32")
+
+
+def test_every_family_has_a_tiny_model_here() -> None:
+    assert set(TINY) == set(FAMILIES)
+
+
+@each_family
+def test_fp32_gives_the_logits_of_transformers_and_the_scores_of_sentence_transformers(
+    exported: dict[str, tuple[Path, ExportResult]], name: str
+) -> None:
+    report = exported[name][1].report
+    assert report.max_logit_difference < 1e-4
+    assert report.peer_difference is not None and report.peer_difference < 1e-4
+    assert report.notes == ()
+
+
+@pytest.mark.parametrize(("name", "precision"), OTHERS)
+def test_every_precision_of_the_row_is_exported(
+    made: dict[str, Path], tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """int8 moves the logits of random weights, which lie close together: so few pairs do not tell its order."""
+    if precision == "int8":
+        monkeypatch.setattr(parity, "check", lambda report, precision: None)
+    result = export_model(str(made[name]), tmp_path / "r", ExportOptions(precision=precision), on_step=lambda _: None)
+    bound = {"fp16": 1e-2, "bf16": 0.1, "int8": 0.5}[precision]
+    assert 0 < result.report.max_logit_difference < bound
+    assert result.report.clear_tau > 0.9
+    assert (result.report.largest_activation is not None) == (precision == "fp16")
+
+
+def test_layers_that_share_weights_become_static_int8_too(
+    made: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each product with ranges of its own; random weights tell documents too little apart for the gate's bounds."""
+    monkeypatch.setattr(parity, "check", lambda report, precision: None)
+    options = ExportOptions(precision="int8", engine="openvino", reduce_range=int8_saturates())
+    folder = str(made["AlbertForSequenceClassification"])
+    report = export_model(folder, tmp_path / "r", options, on_step=lambda _: None).report
+    assert 1e-4 < report.max_logit_difference < 0.1
+    assert report.clear_tau > 0.9
+
+
+@each_family
+def test_what_the_row_leaves_out_is_refused_before_the_weights_are_read(
+    made: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    family, folder = FAMILIES[name], Path(shutil.copytree(made[name], tmp_path / "m"))
+    (folder / "model.safetensors").write_bytes(b"")
+    for precision in set(PRECISIONS) - set(family.precisions):
+        options = ExportOptions(precision=precision)
+        with pytest.raises(ExportError) as error:
+            export_model(str(folder), tmp_path / "r", options, on_step=lambda _: None)
+        assert f"{name} cannot be exported in {precision}: {family.no_fp16}; it can be in fp32" in str(error.value)
+        assert family.no_fp16
+
+
+def test_deberta_has_no_operator_that_openvino_cannot_load(made: dict[str, Path], tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(made["DebertaV2ForSequenceClassification"], name="m", source="s")
+    operators = [node.op_type for node in onnx.load(graph.export_graph(checkpoint, tmp_path)).graph.node]
+    assert "If" not in operators and operators.count("Log") == 1
+
+
+# --- the gate can fail ----------------------------------------------------------------------------------------------
+
+
+def refusal(folder: Path, repository: Path, **changes: Any) -> str:
+    checkpoint = read_checkpoint(folder, name=folder.name, source="s")
+    served = dataclasses.replace(served_model(checkpoint, fp32()), **changes)
+    with pytest.raises(ExportError) as error:
+        run_gate(checkpoint, repository, served, on_step=lambda _: None)
+    return str(error.value)
+
+
+@each_family
+def test_a_wrong_pad_is_caught(
+    made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str
+) -> None:
+    wrong = FAMILIES[name].pad_token_id + 5
+    message = refusal(made[name], exported[name][0], pad_token_id=wrong)
+    assert f"is {wrong}, transformers has {FAMILIES[name].pad_token_id}" in message
+
+
+@each_family
+def test_a_border_at_another_place_is_caught(
+    made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str, tmp_path: Path
+) -> None:
+    """Swapped segments where the model reads them; query and document in each other's place everywhere."""
+    repository = Path(shutil.copytree(exported[name][0], tmp_path / "r"))
+    path = repository / f"{name.lower()}-tokenizer" / "1" / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    segments = read_checkpoint(made[name], name=name.lower(), source="s").token_type_ids
+    content["post_processor"] = swapped(content["post_processor"], segments=segments)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    message = refusal(made[name], repository)
+    assert ("token_type_ids at position 0" if segments else "input_ids at position") in message
+
+
+def swapped(processor: dict[str, Any], *, segments: bool) -> dict[str, Any]:
+    """Of a template: the other segments, or one separator less between query and document."""
+    if processor["type"] == "RobertaProcessing":
+        sep, cls = processor["sep"], processor["cls"]
+        pair = [special(cls[0]), text("A"), special(sep[0]), text("B"), special(sep[0])]
+        single = [special(cls[0]), text("A"), special(sep[0])]
+        tokens = {token: {"id": token, "ids": [number], "tokens": [token]} for token, number in (sep, cls)}
+        return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+    if segments:
+        for part in processor["pair"]:
+            (kind,) = part.values()
+            kind["type_id"] = 1 - kind["type_id"]
+        return processor
+    separators = [number for number, part in enumerate(processor["pair"]) if "SpecialToken" in part]
+    del processor["pair"][separators[1]]
+    if len(separators) == 3:  # a single one: it takes the place in front of the query
+        processor["pair"].insert(0, special("[SEP]"))
+    return processor
+
+
+def special(name: str) -> dict[str, Any]:
+    return {"SpecialToken": {"id": name, "type_id": 0}}
+
+
+def text(name: str) -> dict[str, Any]:
+    return {"Sequence": {"id": name, "type_id": 0}}
+
+
+@each_family
+def test_a_dropped_layer_is_caught(
+    made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str, tmp_path: Path
+) -> None:
+    """The checkpoint with one layer, and what was made of it with two."""
+    one = Path(shutil.copytree(made[name], tmp_path / made[name].name))
+    model = AutoModelForSequenceClassification.from_pretrained(one, **{FAMILIES[name].depth: 1})
+    model.save_pretrained(one)
+    assert "the fp32 export does not agree with PyTorch" in refusal(one, exported[name][0])
+
+
+# --- patterns and keys ----------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_that_matches_no_operator_fails_the_export(tmp_path: Path, made: dict[str, Path]) -> None:
+    checkpoint = read_checkpoint(made["ElectraForSequenceClassification"], name="m", source="s")
+    other = dataclasses.replace(checkpoint.family, feed_forward_out="/block/down/MatMul$")
+    path = graph.export_graph(checkpoint, tmp_path)
+    with pytest.raises(ExportError, match="no operator of the graph is named like Electra"):
+        convert(path, "int8", tmp_path, family=other)
+
+
+def test_a_pattern_that_matches_no_layer_fails_the_watch_for_an_overflow(made: dict[str, Path]) -> None:
+    model = reference.load_model(made["DistilBertForSequenceClassification"])
+    with pytest.raises(ExportError, match="no layer of DistilBertForSequence.* is named like those that fp16 comp"):
+        reference.ActivationPeak().watch(model, FAMILIES["BertForSequenceClassification"].in_half)
+
+
+@each_family
+def test_more_layers_than_the_weights_hold_are_refused(made: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(made[name], tmp_path / "m"))
+    key = FAMILIES[name].stored_layers
+    edit(folder, **{key: 7})
+    with pytest.raises(ExportError, match=f"{key} in config.json is 7, the weights hold [12] layers"):
+        read_checkpoint(folder, name="m", source="s")
+
+
+@each_family
+def test_another_width_than_the_tables_have_is_refused(made: dict[str, Path], tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(made[name], tmp_path / "m"))
+    family = FAMILIES[name]
+    key = family.width if family.embedding_width is None else family.embedding_width[0]
+    edit(folder, **{key: 64})
+    with pytest.raises(ExportError, match=rf"the weights hold \w+ of .* config.json states .*, {key}\)"):
+        read_checkpoint(folder, name="m", source="s")
+
+
+UNSUPPORTED = {"position_embedding_type": "relative_key", "inner_group_num": 2}
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in NAMES for key in FAMILIES[name].required])
+def test_what_the_row_does_not_support_is_refused(made: dict[str, Path], tmp_path: Path, name: str, key: str) -> None:
+    folder, value = Path(shutil.copytree(made[name], tmp_path / "m")), UNSUPPORTED[key]
+    edit(folder, **{key: value})
+    with pytest.raises(ExportError, match=f"its {key} is {value}; supported is {FAMILIES[name].required[key][0]}"):
+        read_checkpoint(folder, name="m", source="s")
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
