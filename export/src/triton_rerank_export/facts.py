@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from triton_rerank.types import Activation
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.families import FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
-from triton_rerank_export.saved_settings import SavedSettings, read_settings
+from triton_rerank_export.saved_settings import SavedSettings, check_modules, read_settings
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -21,11 +22,51 @@ SHORTEST = 8  # tokens: the special ones, and a few words
 _MOST = 10**7  # no number in config.json is larger, whatever the model
 
 
-_OTHER_KINDS = (  # ends of an architecture's name, and what such a model is
-    (("ForCausalLM", "LMHeadModel", "ForConditionalGeneration"), "a causal LM"),
-    (("ForMaskedLM",), "a masked LM, which has no classifier yet"),
-    (("ForSequenceClassification",), "a classifier of another architecture"),
-    (("Model",), "an embedding model"),
+_INSTEAD = "ms-marco-minilm-l6-v2 (English) or bge-reranker-v2-m3 (multilingual)"
+_BY_OWN_CODE = (  # patterns of an architecture's name, what such a model is, and why it cannot be served
+    (
+        r"^Jina\w*ForRanking$",
+        "a listwise reranker",
+        f"It scores all documents in one sequence; here a score belongs to one pair. Use {_INSTEAD}",
+    ),
+    (
+        r"LayerWise",
+        "a layerwise reranker",
+        "Which layer gives its score is chosen at run time, by code of its own, which is not run here. Use "
+        "bge-reranker-v2-m3",
+    ),
+    (
+        r"CostWise",
+        "a lightweight reranker",
+        "It merges tokens between its layers, by code of its own, which is not run here. Use bge-reranker-v2-m3",
+    ),
+    (r"VL(Model|For)|Vision|ForRankingVL", "a reranker of images", f"Only text is read here. Use {_INSTEAD}"),
+    (
+        r"ColBERT",
+        "a late-interaction model",
+        f"It makes a vector for each token instead of a score for a pair. Use {_INSTEAD}",
+    ),
+)
+_ON_A_DECODER = r"^(Qwen\d*|Llama|Gemma\d*|Mistral|Phi\d*)ForSequenceClassification$"
+_OTHER_KINDS = (
+    (
+        r"^(T5|MT5|UMT5|LongT5|Bart|MBart)|ForConditionalGeneration$",
+        "an encoder-decoder model",
+        f"Its score is that of a word which it would write. Use {_INSTEAD}",
+    ),
+    (
+        r"(ForCausalLM|LMHeadModel)$",
+        "a causal LM",
+        f"Which tokens mean yes and no, and the prompt that it was trained with, are not in its files. Use {_INSTEAD}",
+    ),
+    (r"ForMaskedLM$", "a masked LM, which has no classifier yet", "triton-rerank-export finetune trains one"),
+    (
+        _ON_A_DECODER,
+        "a classifier of another architecture, on a causal LM",
+        f"Its pairs need the prompt that it was trained with. Use {_INSTEAD}",
+    ),
+    (r"ForSequenceClassification$", "a classifier of another architecture", f"Use {_INSTEAD}"),
+    (r"Model$", "an embedding model", "It has no score for a pair; its cross-encoder may have a page of its own"),
 )
 
 
@@ -84,7 +125,9 @@ def read_facts(folder: Path, label: str) -> Facts:
     if (folder / ADAPTER).is_file():
         raise is_adapter(label)
     config = read_object(folder / CONFIG, label)
+    _check_kind(config, _BY_OWN_CODE, label)
     _check_own_weights(config, label)
+    check_modules(folder, label)  # whose architecture alone is that of an embedding model
     family = FAMILIES[_architecture(config, label)]
     _check_model_type(config, family, label)
     _check_labels(config, label)
@@ -128,7 +171,7 @@ def check_no_code(config: Mapping[str, Any], file: str, label: str) -> None:
         raise ExportError(
             f"{label}: auto_map in {file} names code of its own ({', '.join(str(name) for name in named)[:80]}), which "
             "is not run here: what it computes is not what its architecture's name says. Export a checkpoint without "
-            "auto_map"
+            f"auto_map, or use {_INSTEAD}"
         )
 
 
@@ -152,14 +195,35 @@ def _check_own_weights(config: Mapping[str, Any], label: str) -> None:
 
 
 def _architecture(config: Mapping[str, Any], label: str) -> str:
-    stated = config.get("architectures") or ()
-    found = [str(name) for name in stated] if isinstance(stated, list | tuple) else [str(stated)]
+    found = _stated(config)
     if len(found) == 1 and found[0] in FAMILIES:
         return found[0]
-    kind = next((f", {kind}" for ends, kind in _OTHER_KINDS if found and found[-1].endswith(ends)), "")
-    raise ExportError(
+    if found and re.search(_ON_A_DECODER, found[-1]) and config.get("pad_token_id") is None:
+        raise ExportError(
+            f"{label}: pad_token_id in config.json is missing, and {found[-1]} reads the last token that is none; rows "
+            f"of a batch could not be told from padding. Use {_INSTEAD}"
+        )
+    _check_kind(config, _OTHER_KINDS, label)
+    raise _of_another_kind(found, "", "", label)
+
+
+def _stated(config: Mapping[str, Any]) -> list[str]:
+    stated = config.get("architectures") or ()
+    return [str(name) for name in stated] if isinstance(stated, list | tuple) else [str(stated)]
+
+
+def _check_kind(config: Mapping[str, Any], kinds: Sequence[tuple[str, str, str]], label: str) -> None:
+    """Refuse a model of one of these kinds with its own sentence."""
+    found = _stated(config)
+    for pattern, kind, sentence in kinds:
+        if found and re.search(pattern, found[-1]):
+            raise _of_another_kind(found, f", {kind}", f". {sentence}", label)
+
+
+def _of_another_kind(found: Sequence[str], kind: str, sentence: str, label: str) -> ExportError:
+    return ExportError(
         f"{label}: its architecture is {', '.join(found)[:200] or 'not stated in config.json'}{kind}; supported are "
-        f"cross-encoders with one label: {', '.join(FAMILIES)}"
+        f"cross-encoders with one label: {', '.join(FAMILIES)}{sentence}"
     )
 
 
@@ -178,7 +242,9 @@ def _check_labels(config: Mapping[str, Any], label: str) -> None:
     labels = len(names) if isinstance(names, dict | list | tuple) and names else config.get("num_labels", 2)
     if labels != 1 or isinstance(labels, bool):  # 2 is transformers' default
         raise ExportError(
-            f"{label}: the classifier has {labels!r:.80} labels; a reranker has 1 (num_labels in config.json)"
+            f"{label}: the classifier has {labels!r:.80} labels; a reranker has 1 (num_labels in config.json). Of two, "
+            "relevant and not, save it with one: the weights of the one less those of the other, whose sigmoid is the "
+            "softmax of both"
         )
 
 

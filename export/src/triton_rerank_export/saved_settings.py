@@ -88,6 +88,16 @@ def read_settings(folder: Path, config: Mapping[str, Any], label: str) -> SavedS
     )
 
 
+def check_modules(folder: Path, label: str) -> None:
+    """Refuse a cross-encoder of sentence-transformers that consists of more than a Transformer.
+
+    Raises:
+        ExportError: names its modules.
+    """
+    if _is_read(folder, read_object_if_there(folder / SETTINGS, label)):
+        _check_modules(folder, label)
+
+
 def activation_of_config(config: Mapping[str, Any], label: str) -> Activation:
     """The activation that config.json names, as sentence-transformers before 5.4 wrote it; else one label's sigmoid.
 

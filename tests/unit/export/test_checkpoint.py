@@ -128,6 +128,55 @@ def test_a_model_of_another_kind_is_named(folder: Path, architectures: list[str]
     assert "supported are cross-encoders with one label: BertForSequenceClassification, XLMRobertaFor" in message
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind", "sentence"),
+    [
+        (
+            "JinaForRanking",
+            "a listwise reranker",
+            "It scores all documents in one sequence",
+        ),
+        ("LayerWiseMiniCPMForCausalLM", "a layerwise reranker", "Which layer gives its score is chosen at run time"),
+        ("CostWiseGemmaForCausalLM", "a lightweight reranker", "It merges tokens between its layers"),
+        ("JinaVLForRanking", "a reranker of images", "Only text is read here"),
+        ("Qwen3VLForConditionalGeneration", "a reranker of images", "Only text is read here"),
+        ("HF_ColBERT", "a late-interaction model", "It makes a vector for each token instead of a score for a pair"),
+        ("T5ForConditionalGeneration", "an encoder-decoder model", "Its score is that of a word which it would write"),
+        ("Qwen3ForCausalLM", "a causal LM", "Which tokens mean yes and no, and the prompt that it was trained with"),
+        ("Qwen2ForSequenceClassification", "a classifier of another architecture, on a", "Its pairs need the prompt"),
+        ("BertForMaskedLM", "a masked LM", "triton-rerank-export finetune trains one"),
+    ],
+)
+@pytest.mark.parametrize("own_code", [False, True])
+def test_each_kind_that_is_no_cross_encoder_has_its_own_sentence(
+    folder: Path, architecture: str, kind: str, sentence: str, own_code: bool
+) -> None:
+    """Before the weights: they are not there. Code of its own is named where nothing else is known."""
+    (folder / "model.safetensors").unlink()
+    code = {"AutoModel": "modeling_own.OwnModel"} if own_code else None
+    edit_config(folder, architectures=[architecture], auto_map=code)
+    message = refusal(folder)
+    if own_code and "auto_map" in message:
+        assert "auto_map in config.json names code of its own (modeling_own.OwnModel), which is not run here" in message
+        assert message.endswith("or use ms-marco-minilm-l6-v2 (English) or bge-reranker-v2-m3 (multilingual)")
+        return
+    assert f"its architecture is {architecture}, {kind}" in message
+    assert f"ForSequenceClassification. {sentence}" in message
+    assert "\n" not in message
+
+
+def test_a_decoder_without_a_padding_id_is_refused(folder: Path) -> None:
+    edit_config(folder, architectures=["Qwen3ForSequenceClassification"], pad_token_id=None)
+    assert "pad_token_id in config.json is missing, and Qwen3ForSequenceClassification reads" in refusal(folder)
+
+
+def test_two_labels_are_refused_with_the_way_to_one(tmp_path: Path) -> None:
+    message = refusal(write_tiny_bert(tmp_path / "two", labels=2))
+    assert (
+        "the classifier has 2 labels; a reranker has 1 (num_labels in config.json). Of two, relevant and not" in message
+    )
+
+
 def test_positions_that_are_not_absolute_are_refused(folder: Path) -> None:
     edit_config(folder, position_embedding_type="relative_key")
     assert "its position_embedding_type is relative_key; supported is absolute" in refusal(folder)
