@@ -84,6 +84,7 @@ class Tiny:
     tokenizer: str
     words: Callable[[], Tokenizer]
     more: dict[str, Any] = field(default_factory=dict)
+    of_tokenizer: dict[str, Any] = field(default_factory=dict)
 
 
 TINY = {
@@ -134,13 +135,35 @@ TINY = {
             "pooler_dropout": 0,
         },
     ),
+    "ModernBertForSequenceClassification": Tiny(  # as gte; a window that texts pass, and layers of both kinds
+        "ModernBertConfig",
+        "PreTrainedTokenizerFast",
+        _bert_words,
+        {
+            "classifier_pooling": "mean",
+            "local_attention": 16,
+            "global_attn_every_n_layers": 2,
+            "pad_token_id": 0,
+            **dict.fromkeys(("bos_token_id", "cls_token_id"), 2),
+            **dict.fromkeys(("eos_token_id", "sep_token_id"), 3),
+        },
+        {
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "model_input_names": ["input_ids", "attention_mask"],
+        },
+    ),
 }
 
 
 def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: Any) -> Path:
     """Write a family's tiny checkpoint: two layers, 32 wide; ``changes`` go into its config."""
     tiny = TINY[architecture]
-    tokenizer = getattr(transformers, tiny.tokenizer)(tokenizer_object=tiny.words(), model_max_length=MAX_LENGTH)
+    tokenizer = getattr(transformers, tiny.tokenizer)(
+        tokenizer_object=tiny.words(), model_max_length=MAX_LENGTH, **tiny.of_tokenizer
+    )
     settings = {
         "vocab_size": len(tokenizer),
         "max_position_embeddings": MAX_LENGTH,

@@ -124,8 +124,8 @@ def write_settings(folder: Path, *, transformer: Mapping[str, Any] | None = None
 def resize_positions(folder: Path, positions: int) -> Path:
     """Give a checkpoint another number of positions, in its weights too."""
     weights = load_file(folder / "model.safetensors")
-    name = next(name for name in weights if name.endswith("position_embeddings.weight"))
-    weights[name] = np.resize(weights[name], (positions, weights[name].shape[1]))
+    for name in [name for name in weights if name.endswith("position_embeddings.weight")]:  # not every family has any
+        weights[name] = np.resize(weights[name], (positions, weights[name].shape[1]))
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}), encoding="utf-8")

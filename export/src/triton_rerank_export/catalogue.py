@@ -16,6 +16,8 @@ BF16_TOLERANCE = 0.1  # where the published side ran in bf16, whose steps are 0.
 _BERT = "BertForSequenceClassification"
 _XLM_R = "XLMRobertaForSequenceClassification"
 _ELECTRA = "ElectraForSequenceClassification"
+_DEBERTA = "DebertaV2ForSequenceClassification"
+_MODERNBERT = "ModernBertForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def _red_planet(venus: float, mars: float, jupiter: float, saturn: float) -> tup
     return tuple(PublishedScore(query, document, logit, BF16_TOLERANCE) for document, logit in documents.items())
 
 
+_SORT = "how to implement quick sort in python?"
 _PANDA = (
     "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
     "endemic to China."
@@ -191,6 +194,55 @@ _ENTRIES = (
         licence="Apache-2.0",
         params="109 M",
         description="English, twelve layers of BERT's width",
+    ),
+    CatalogueEntry(
+        name="gte-reranker-modernbert-base",
+        source="Alibaba-NLP/gte-reranker-modernbert-base",
+        revision="f7481e6055501a30fb19d090657df9ec1f79ab2c",
+        architecture=_MODERNBERT,
+        max_length=8192,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="149.6 M",
+        description="English, long documents",
+        scores=(  # the card's fp32 ONNX
+            PublishedScore("what is the capital of China?", "Beijing", 2.138258218765259),
+            PublishedScore(_SORT, "Introduction of quick sort", 2.4609625339508057),
+            PublishedScore(_SORT, "The weather is nice today", -1.6775450706481934),
+        ),
+    ),
+    CatalogueEntry(
+        name="mxbai-rerank-xsmall-v1",
+        source="mixedbread-ai/mxbai-rerank-xsmall-v1",
+        revision="b5c6e9da73abc3711f593f705371cdbe9e0fe422",
+        architecture=_DEBERTA,
+        max_length=512,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="70.8 M",
+        description="English, DeBERTa-v3",
+    ),
+    CatalogueEntry(
+        name="mxbai-rerank-base-v1",
+        source="mixedbread-ai/mxbai-rerank-base-v1",
+        revision="800f24c113213a187e65bde9db00c15a2bb12738",
+        architecture=_DEBERTA,
+        max_length=512,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="184.4 M",
+        description="English, DeBERTa-v3",
+    ),
+    CatalogueEntry(
+        name="mxbai-rerank-large-v1",
+        source="mixedbread-ai/mxbai-rerank-large-v1",
+        revision="98f655841d5caf0b16eaff79c2b4ca109d920d17",
+        architecture=_DEBERTA,
+        max_length=512,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="435.1 M",
+        description="English, DeBERTa-v3",
     ),
     CatalogueEntry(
         name="mmarco-mminilmv2-l12-h384-v1",

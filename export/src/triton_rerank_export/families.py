@@ -49,7 +49,7 @@ def _deberta_of_equal_lengths(model: Any) -> Iterator[None]:
 
     There are, and then it takes the relative positions that were computed once for all layers.
     """
-    module = sys.modules[type(model).__module__]
+    module: Any = sys.modules[type(model).__module__]
     asked = module.build_rpos
     module.build_rpos = lambda _query, _key, relative_positions, *_: relative_positions
     try:
@@ -74,6 +74,7 @@ class Family:
         depth: key for the number of layers.
         stored_layers: key for the number of layers that the weights hold; another one where layers share theirs.
         embedding_width: key for the width of the tables, and what it is where config.json states none; None: a layer's.
+        word_table: what the table of tokens is called.
         required: key of config.json -> values that are supported; a key that is absent or null has the first one.
         layer_weights: pattern of a weight's name; its group is the layer.
         feed_forward_out: pattern of the graph's name for the second feed-forward product of a layer, which int8 keeps
@@ -98,6 +99,7 @@ class Family:
     depth: str = "num_hidden_layers"
     stored_layers: str = "num_hidden_layers"
     embedding_width: tuple[str, int] | None = None
+    word_table: str = "word_embeddings"
     required: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _ABSOLUTE)
     layer_weights: str = r"encoder\.layer\.(\d{1,6})\."
     feed_forward_out: str = r"/layer\.\d+/output/dense/MatMul$"
@@ -194,6 +196,21 @@ _ROWS = (
         fusion=None,
         precisions=_NO_HALF,
         no_fp16="its attention passed fp16's range in transformers itself",
+    ),
+    Family(  # config.json's position_embedding_type says absolute; the class has rotary positions
+        "ModernBertForSequenceClassification",
+        ("modernbert",),
+        segments=None,
+        reads_segments=False,
+        pad_token_id=50283,
+        word_table="tok_embeddings",
+        required={},
+        layer_weights=r"\blayers\.(\d{1,6})\.",
+        feed_forward_out=r"/layers\.\d+/mlp/Wo/MatMul$",
+        last_layer_cut=None,  # impossible where classifier_pooling is mean
+        fusion=None,
+        precisions=_NO_HALF,
+        no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
     ),
 )
 

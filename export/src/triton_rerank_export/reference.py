@@ -49,6 +49,8 @@ def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> 
             f"{label}: the weights lack {len(info['missing_keys'])} parameters, among them "
             f"{sorted(info['missing_keys'])[0]}; it is not a finished cross-encoder"
         )
+    if hasattr(model.config, "reference_compile"):
+        model.config.reference_compile = False  # ModernBERT compiles itself where it can, and is then not traced
     return model.float().eval()
 
 

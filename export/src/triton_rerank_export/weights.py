@@ -109,7 +109,7 @@ def _check_shapes(shapes: Mapping[str, list[int]], facts: Facts, label: str) -> 
     """Each table of config.json's size; a layer of the encoder for each that config.json counts."""
     family = facts.family
     rows = {
-        "word_embeddings": ("vocab_size", facts.vocab_size),
+        family.word_table: ("vocab_size", facts.vocab_size),
         "position_embeddings": ("max_position_embeddings", facts.n_positions),
         "token_type_embeddings": ("type_vocab_size", facts.n_segments),
     }

@@ -23,6 +23,10 @@ HUB_MODELS = {
     "ms-marco-minilm-l2-v2": ("cross-encoder/ms-marco-MiniLM-L2-v2", "cross-encoder/ms-marco-MiniLM-L-2-v2"),
     "ms-marco-tinybert-l2-v2": ("cross-encoder/ms-marco-TinyBERT-L2-v2", "cross-encoder/ms-marco-TinyBERT-L-2-v2"),
     "ms-marco-electra-base": ("cross-encoder/ms-marco-electra-base",),
+    "gte-reranker-modernbert-base": ("Alibaba-NLP/gte-reranker-modernbert-base",),
+    "mxbai-rerank-xsmall-v1": ("mixedbread-ai/mxbai-rerank-xsmall-v1",),
+    "mxbai-rerank-base-v1": ("mixedbread-ai/mxbai-rerank-base-v1",),
+    "mxbai-rerank-large-v1": ("mixedbread-ai/mxbai-rerank-large-v1",),
     "mmarco-mminilmv2-l12-h384-v1": ("cross-encoder/mmarco-mMiniLMv2-L12-H384-v1",),
     "bce-reranker-base_v1": ("maidalun1020/bce-reranker-base_v1",),
     "bge-reranker-base": ("BAAI/bge-reranker-base",),
@@ -84,6 +88,10 @@ def test_the_published_scores_are_the_cards() -> None:
         "ms-marco-minilm-l4-v2": [(logit, BF16_TOLERANCE) for logit in (-7.875, 9.0, 5.6875, 6.65625)],
         "ms-marco-minilm-l2-v2": [(logit, BF16_TOLERANCE) for logit in (-10.25, 9.8125, 7.9375, 8.3125)],
         "ms-marco-tinybert-l2-v2": [(logit, BF16_TOLERANCE) for logit in (-10.875, 7.0, 5.875, 5.6875)],
+        "gte-reranker-modernbert-base": [
+            (2.138258218765259, FP32_TOLERANCE), (2.4609625339508057, FP32_TOLERANCE),
+            (-1.6775450706481934, FP32_TOLERANCE),
+        ],
         "mmarco-mminilmv2-l12-h384-v1": [(logit, BF16_TOLERANCE) for logit in (-3.28125, 10.1875, 3.4375, 7.46875)],
         "bge-reranker-base": [(6.15733337, FP32_TOLERANCE), (-3.65939403, FP32_TOLERANCE)],
         "bge-reranker-large": [

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+from support.graphs import largest_difference
 from support.tiny_families import TINY, write_tiny
 from transformers import AutoModelForSequenceClassification
 
@@ -128,6 +129,12 @@ def test_deberta_has_no_operator_that_openvino_cannot_load(made: dict[str, Path]
     assert "If" not in operators and operators.count("Log") == 1
 
 
+def test_modernbert_reads_the_first_token_where_its_config_says_so(tmp_path: Path) -> None:
+    folder = write_tiny("ModernBertForSequenceClassification", tmp_path / "cls", classifier_pooling="cls")
+    checkpoint = read_checkpoint(folder, name="m", source="s")
+    assert largest_difference(graph.export_graph(checkpoint, tmp_path), checkpoint) < 1e-5
+
+
 # --- the gate can fail ----------------------------------------------------------------------------------------------
 
 
@@ -143,9 +150,9 @@ def refusal(folder: Path, repository: Path, **changes: Any) -> str:
 def test_a_wrong_pad_is_caught(
     made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str
 ) -> None:
-    wrong = FAMILIES[name].pad_token_id + 5
-    message = refusal(made[name], exported[name][0], pad_token_id=wrong)
-    assert f"is {wrong}, transformers has {FAMILIES[name].pad_token_id}" in message
+    right = read_checkpoint(made[name], name="m", source="s").pad_token_id
+    message = refusal(made[name], exported[name][0], pad_token_id=right + 5)
+    assert f"is {right + 5}, transformers has {right}" in message
 
 
 @each_family
