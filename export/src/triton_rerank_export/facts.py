@@ -24,6 +24,7 @@ _MOST = 10**7  # no number in config.json is larger, whatever the model
 
 _INSTEAD = "ms-marco-minilm-l6-v2 (English) or bge-reranker-v2-m3 (multilingual)"
 _BY_OWN_CODE = (  # patterns of an architecture's name, what such a model is, and why it cannot be served
+    (r"VL(Model|For)|Vision", "a reranker of images", f"Only text is read here. Use {_INSTEAD}"),
     (
         r"^Jina\w*ForRanking$",
         "a listwise reranker",
@@ -40,7 +41,6 @@ _BY_OWN_CODE = (  # patterns of an architecture's name, what such a model is, an
         "a lightweight reranker",
         "It merges tokens between its layers, by code of its own, which is not run here. Use bge-reranker-v2-m3",
     ),
-    (r"VL(Model|For)|Vision|ForRankingVL", "a reranker of images", f"Only text is read here. Use {_INSTEAD}"),
     (
         r"ColBERT",
         "a late-interaction model",
