@@ -26,6 +26,9 @@ TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVE
 QUERY = "how to zip a file?"
 
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for all exports, and for a Triton with all of them
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints by public name."""

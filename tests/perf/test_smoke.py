@@ -42,7 +42,8 @@ def fp32(int8: Artefacts, checkpoints: dict[str, Path], tmp_path_factory: pytest
     folder = tmp_path_factory.mktemp("fp32")
     checkpoint = checkpoint_of(checkpoints[DEMO])
     path = graph.export_graph(checkpoint, folder, first_token_only=True)
-    return replace(int8, info=replace(int8.info, precision="fp32"), encoder_file=convert(path, "fp32", folder).path)
+    whole = convert(path, "fp32", folder, family=checkpoint.family).path
+    return replace(int8, info=replace(int8.info, precision="fp32"), encoder_file=whole)
 
 
 @pytest.fixture(scope="module")

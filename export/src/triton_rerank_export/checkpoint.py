@@ -12,7 +12,7 @@ from triton_rerank.types import Activation
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import SHORTEST, Facts, read_facts
-from triton_rerank_export.families import Family, check_precision
+from triton_rerank_export.families import FAMILIES, Family, check_precision
 from triton_rerank_export.source import HubModel, fetch
 from triton_rerank_export.tokenizer_files import check_tokenizer
 from triton_rerank_export.triton_config import Precision
@@ -34,7 +34,7 @@ class Checkpoint:
         source: where it came from, for the config: a Hugging Face id, or words.
         revision: commit of the hub, 40 hex digits; "" for a local folder or a model built here.
         licence: SPDX name; "" if unknown.
-        family: what its architecture leaves unsaid.
+        architecture: the model's class.
         token_type_ids: the model reads segment ids.
         max_length: longest pair in tokens.
         pad_token_id: id that fills a row up.
@@ -51,7 +51,7 @@ class Checkpoint:
     source: str
     revision: str
     licence: str
-    family: Family
+    architecture: str
     token_type_ids: bool
     max_length: int
     pad_token_id: int
@@ -61,6 +61,11 @@ class Checkpoint:
     n_heads: int
     hidden_size: int
     allow_pickle: bool = False
+
+    @property
+    def family(self) -> Family:
+        """What its class leaves unsaid."""
+        return FAMILIES[self.architecture]
 
     @property
     def label(self) -> str:
@@ -171,7 +176,7 @@ def read_checkpoint(
         source=source,
         revision=revision,
         licence=licence,
-        family=facts.family,
+        architecture=facts.architecture,
         token_type_ids=facts.token_type_ids,
         max_length=_served_length(facts, max_length, label),
         pad_token_id=facts.pad_token_id,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +55,19 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_tiny(name, folder / name.lower()) for name in NAMES}
 
 
+Exported = Callable[[str], tuple[Path, ExportResult]]
+
+
 @pytest.fixture(scope="module")
-def exported(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, ExportResult]]:
-    """All of them in fp32: repository, and how each compared."""
-    repository = tmp_path_factory.mktemp("exported") / "model_repository"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parity, "load_parity_set", shortened)
-        return {
-            name: (repository, export_model(str(folder), repository, fp32(), on_step=lambda _: None))
-            for name, folder in made.items()
-        }
+def exported(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A family in fp32, exported once: repository, and how it compared."""
+
+    @functools.cache
+    def export(name: str) -> tuple[Path, ExportResult]:
+        repository = tmp_path_factory.mktemp("exported") / "model_repository"
+        return repository, export_model(str(made[name]), repository, fp32(), on_step=lambda _: None)
+
+    return export
 
 
 def fp32() -> ExportOptions:
@@ -75,9 +80,9 @@ def test_every_family_has_a_tiny_model_here() -> None:
 
 @each_family
 def test_fp32_gives_the_logits_of_transformers_and_the_scores_of_sentence_transformers(
-    exported: dict[str, tuple[Path, ExportResult]], name: str
+    exported: Exported, name: str
 ) -> None:
-    report = exported[name][1].report
+    report = exported(name)[1].report
     assert report.max_logit_difference < 1e-4
     assert report.peer_difference is not None and report.peer_difference < 1e-4
     assert report.notes == ()
@@ -147,20 +152,18 @@ def refusal(folder: Path, repository: Path, **changes: Any) -> str:
 
 
 @each_family
-def test_a_wrong_pad_is_caught(
-    made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str
-) -> None:
+def test_a_wrong_pad_is_caught(made: dict[str, Path], exported: Exported, name: str) -> None:
     right = read_checkpoint(made[name], name="m", source="s").pad_token_id
-    message = refusal(made[name], exported[name][0], pad_token_id=right + 5)
+    message = refusal(made[name], exported(name)[0], pad_token_id=right + 5)
     assert f"is {right + 5}, transformers has {right}" in message
 
 
 @each_family
 def test_a_border_at_another_place_is_caught(
-    made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str, tmp_path: Path
+    made: dict[str, Path], exported: Exported, name: str, tmp_path: Path
 ) -> None:
     """Swapped segments where the model reads them; query and document in each other's place everywhere."""
-    repository = Path(shutil.copytree(exported[name][0], tmp_path / "r"))
+    repository = Path(shutil.copytree(exported(name)[0], tmp_path / "r"))
     path = repository / f"{name.lower()}-tokenizer" / "1" / "tokenizer.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     segments = read_checkpoint(made[name], name=name.lower(), source="s").token_type_ids
@@ -199,14 +202,12 @@ def text(name: str) -> dict[str, Any]:
 
 
 @each_family
-def test_a_dropped_layer_is_caught(
-    made: dict[str, Path], exported: dict[str, tuple[Path, ExportResult]], name: str, tmp_path: Path
-) -> None:
+def test_a_dropped_layer_is_caught(made: dict[str, Path], exported: Exported, name: str, tmp_path: Path) -> None:
     """The checkpoint with one layer, and what was made of it with two."""
     one = Path(shutil.copytree(made[name], tmp_path / made[name].name))
     model = AutoModelForSequenceClassification.from_pretrained(one, **{FAMILIES[name].depth: 1})
     model.save_pretrained(one)
-    assert "the fp32 export does not agree with PyTorch" in refusal(one, exported[name][0])
+    assert "the fp32 export does not agree with PyTorch" in refusal(one, exported(name)[0])
 
 
 # --- patterns and keys ----------------------------------------------------------------------------------------------

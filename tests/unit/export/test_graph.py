@@ -72,7 +72,7 @@ def test_weights_lie_in_one_file_beside_the_graph(stages: Stages, form: str) -> 
 
 
 def test_a_graph_without_a_data_file_is_one_file(stages: Stages, tmp_path: Path) -> None:
-    path = precision.convert(stages[1]["cut"], "fp32", tmp_path).path
+    path = precision.convert(stages[1]["cut"], "fp32", tmp_path, family=stages[0].family).path
     assert graph.graph_files(path) == [path]
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 

@@ -58,7 +58,7 @@ def feeds(stage: Stage) -> list[Feed]:
 
 @pytest.fixture(scope="module")
 def static(stage: Stage, feeds: list[Feed], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert(stage[1], "int8", tmp_path_factory.mktemp("static"), feeds=feeds).path
+    return convert(stage[1], "int8", tmp_path_factory.mktemp("static"), family=stage[0].family, feeds=feeds).path
 
 
 def cut_graph(folder: Path, work: Path) -> Path:
@@ -158,7 +158,7 @@ def test_channels_and_weights_of_nothing_but_zero_are_finite(stage: Stage, feeds
         folder = with_weight(folder, tmp_path / name, name, torch.Tensor.zero_)
     source = cut_graph(folder, tmp_path)
     inputs = batches(stage[0])
-    got = onnx_logits(convert(source, "int8", tmp_path, feeds=feeds).path, inputs)
+    got = onnx_logits(convert(source, "int8", tmp_path, family=stage[0].family, feeds=feeds).path, inputs)
     for logits, expected in zip(got, onnx_logits(source, inputs), strict=True):
         np.testing.assert_allclose(logits, expected, atol=0.15)
 
@@ -167,7 +167,7 @@ def test_channels_and_weights_of_nothing_but_zero_are_finite(stage: Stage, feeds
 def test_reduce_range_leaves_a_bit_free(
     stage: Stage, feeds: list[Feed], tmp_path: Path, reduce_range: bool, largest: int
 ) -> None:
-    converted = convert(stage[1], "int8", tmp_path, reduce_range=reduce_range, feeds=feeds)
+    converted = convert(stage[1], "int8", tmp_path, family=stage[0].family, reduce_range=reduce_range, feeds=feeds)
     assert max(np.abs(weight.astype(int)).max() for weight in weights(converted.path, INT8).values()) == largest
     assert largest_difference(converted.path, stage[0]) < 0.3
 
@@ -176,7 +176,7 @@ def test_converting_twice_gives_the_same_bytes_and_leaves_the_source(
     stage: Stage, feeds: list[Feed], static: Path, tmp_path: Path
 ) -> None:
     before = digests(stage[1].parent)
-    again = convert(stage[1], "int8", tmp_path, feeds=feeds).path
+    again = convert(stage[1], "int8", tmp_path, family=stage[0].family, feeds=feeds).path
     assert digests(again.parent) == digests(static.parent)
     assert digests(stage[1].parent) == before
 
@@ -185,7 +185,7 @@ def test_large_weights_lie_in_a_second_file(
     stage: Stage, feeds: list[Feed], static: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graph_file, "EXTERNAL_ABOVE", 0)
-    split = convert(stage[1], "int8", tmp_path, feeds=feeds).path
+    split = convert(stage[1], "int8", tmp_path, family=stage[0].family, feeds=feeds).path
     assert [path.name for path in graph.graph_files(split)] == ["model.onnx", "model.onnx.data"]
     inputs = batches(stage[0])
     for got, expected in zip(onnx_logits(split, inputs), onnx_logits(static, inputs), strict=True):
