@@ -48,7 +48,7 @@ def main() -> int:
 def serve(target: str, model: str, port: int, further: list[str]) -> int:
     """Run the gateway until it ends; a signal to this process ends it, and running requests with an answer."""
     command = [sys.executable, "-m", "triton_rerank_gateway.cli", "--target", target, "--model", model]
-    # Ctrl-C reaches the whole group of processes: in it, the gateway would get it twice, and a second may end it at once.
+    # Ctrl-C reaches the whole group of processes: in it, the gateway would get it twice, and may end at once.
     gateway = subprocess.Popen(
         [*command, "--port", str(port), "--log-level", "warning", *further], start_new_session=True
     )
