@@ -32,7 +32,7 @@ def test_every_error_is_exported() -> None:
 
 def test_classes_that_are_raised_have_exit_codes_of_their_own() -> None:
     leaves = [cls for cls in CLASSES.values() if sum(issubclass(other, cls) for other in CLASSES.values()) == 1]
-    raised = [*leaves, errors.InvalidRequestError]
+    raised: list[type[errors.RerankError]] = [*leaves, errors.InvalidRequestError]
     codes = [cls.exit_code for cls in raised if cls is not errors.RequestTooLargeError]
     assert len(set(codes)) == len(codes)
     assert not {0, 1, 130, 141} & set(codes)  # done, cannot write, interrupted, broken pipe
