@@ -79,6 +79,8 @@ def _convert(
     model = graph_file.load(graph)
     if precision in _AS_TRACED and graph_file.is_large(model):
         return Converted(graph)
+    if precision == "int8" and family.shares_weights:
+        _unshare(model.graph)
     if precision == "fp16":
         notes = fp16.to_fp16(model.graph, values)
     elif feeds is not None:
@@ -117,6 +119,23 @@ def _quantised(model: ModelProto, values: fp16.Values, work: Path, family: Famil
         if tensor.name in tables:
             tensor.CopyFrom(tables[tensor.name])
     return quantised
+
+
+def _unshare(graph: GraphProto) -> None:
+    """Give each product a weight of its own.
+
+    Layers that share theirs (ALBERT) have other ranges each, and ONNX Runtime does not load a graph in which two
+    integer products take one quantised weight.
+    """
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    taken: set[str] = set()
+    for node in [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in weights]:
+        name = node.input[1]
+        if name in taken:
+            node.input[1] = f"{name}_of_{node.name}"
+            graph.initializer.add().CopyFrom(weights[name])
+            graph.initializer[-1].name = node.input[1]
+        taken.add(name)
 
 
 def _set_tables_aside(graph: GraphProto) -> dict[str, TensorProto]:

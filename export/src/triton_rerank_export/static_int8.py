@@ -84,7 +84,6 @@ def quantise(model: ModelProto, values: Values, ranges: Mapping[str, Range], *, 
         reduce_range: weights have 7 bits.
     """
     graph = model.graph
-    _unshare(graph)
     weights = {tensor.name: tensor for tensor in graph.initializer}
     before: dict[str, list[NodeProto]] = {}  # node name -> nodes that go in front of it
     for name, nodes in _groups(graph).items():
@@ -109,19 +108,6 @@ def _groups(graph: GraphProto) -> dict[str, list[NodeProto]]:
         if node.op_type == "MatMul" and node.input[1] in weights:
             groups.setdefault(node.input[0], []).append(node)
     return groups
-
-
-def _unshare(graph: GraphProto) -> None:
-    """Give each product a weight of its own: layers that share theirs (ALBERT) have other ranges each."""
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    taken: set[str] = set()
-    for node in [node for nodes in _groups(graph).values() for node in nodes]:
-        name = node.input[1]
-        if name in taken:
-            node.input[1] = f"{name}_of_{node.name}"
-            graph.initializer.add().CopyFrom(weights[name])
-            graph.initializer[-1].name = node.input[1]
-        taken.add(name)
 
 
 def _watch(graph: GraphProto, name: str) -> list[str]:
