@@ -224,9 +224,9 @@ def test_the_command_loads_a_server_that_runs_already(triton: TritonServer, caps
         for mode, concurrency in (("closed", 1), ("closed", 2), ("open", None), ("open", None))
     ]
     for of_name, pairs in ((levels[:4], 1), (levels[4:], 100)):
-        best = max(level["pairs_per_s"] for level in of_name)
+        best = max(level["pairs_per_s"] for level in of_name[:2])  # a share is one of the best closed loop
         assert of_name[2]["rate"] == 5
-        assert of_name[3]["rate"] == pytest.approx(best / pairs / 2, rel=0.01) or best == of_name[2]["pairs_per_s"]
+        assert of_name[3]["rate"] == pytest.approx(best / pairs / 2, rel=0.01)
         assert all(level["errors"] == {} for level in of_name)
     assert document["triton_version"] == "2.51.0"
     assert "what callers saw" in capsys.readouterr().out
