@@ -18,7 +18,7 @@ from support.mounts import own_mounts
 from support.tritons import NAME, again, kill, only_bert, start, wait_until
 
 from triton_rerank import RerankClient
-from triton_rerank.contract import MAX_TEXT_BYTES
+from triton_rerank.contract import MANIFEST_FILE, MAX_TEXT_BYTES
 from triton_rerank_export.cli import main
 from triton_rerank_server import TritonServer
 
@@ -160,6 +160,7 @@ def test_a_server_that_refuses_slows_the_job_down(
 ) -> None:
     """Sixteen calls at a time, of which a server refuses those that wait 2 ms: they come again, and none is lost."""
     narrow = only_bert(repository, tmp_path / "narrow")
+    (narrow / NAME / "1" / MANIFEST_FILE).unlink()  # its canary would be refused as well
     (config,) = narrow.glob("*-encoder/config.pbtxt")
     patient, impatient = (f"default_timeout_microseconds: {us}" for us in (10_000_000, 2_000))
     text = config.read_text(encoding="utf-8")

@@ -46,6 +46,8 @@ def test_kill_9_of_a_worker_and_of_the_driver(served: TritonServer, tmp_path: Pa
     arguments = ("--target", served.grpc_target, "--block-pairs", str(BLOCK), "--concurrency", "1")
     with running(source, output, *arguments, "--ray", "local") as job:
         assert wait_until(lambda: len(parts(output)) >= 2 or job.poll() is not None, 240)
+        if job.poll() is not None and "no cluster is there" in (said := job.communicate()[1]):
+            pytest.skip(f"Ray itself gave up starting a node, as it does after 30 s: {said[-300:]}")
         assert job.poll() is None, job.communicate()
         family = psutil.Process(job.pid).children(recursive=True)
         workers = actors(job.pid)

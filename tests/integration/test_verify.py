@@ -133,7 +133,7 @@ def test_the_catalogue_gives_the_scores_of_a_model_by_name_or_id() -> None:
     assert published_scores("cross-encoder/ms-marco-MiniLM-L-6-v2") == scores
 
 
-@pytest.mark.parametrize("model", ["bge-reranker-base", "minilm-l6-demo", "somebody's"])
+@pytest.mark.parametrize("model", ["bce-reranker-base_v1", "minilm-l6-demo", "somebody's"])
 def test_a_model_without_published_scores_needs_a_file(model: str) -> None:
     expected = f"{model}: the catalogue has no published scores of it; pass --scores FILE, JSON lines with query"
     with pytest.raises(ExportError, match=re.escape(expected)):
