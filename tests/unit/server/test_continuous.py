@@ -164,3 +164,21 @@ def test_at_the_end_all_that_waits_is_answered(engine: StandIn) -> None:
     open_gate(engine)
     continuous.close()
     assert [each.answers for each in told] == [[[2.0]], *([[number + 1.0]] for number in range(100, 140))]
+
+
+def test_an_answer_that_cannot_be_given_costs_nobody_else_theirs(
+    engine: StandIn, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gone(Told):
+        def done(self, logits: npt.NDArray[np.float32]) -> None:
+            raise RuntimeError("the response sender is closed")
+
+    continuous = Continuous(engine)  # type: ignore[arg-type]
+    array = np.array([[3, 3]], dtype=np.int64)
+    continuous.put({"input_ids": array, "attention_mask": np.ones_like(array)}, Gone())
+    assert engine.began.acquire(timeout=30)
+    other = put(continuous, [9])
+    open_gate(engine)
+    assert other.answer() == [9.0]
+    continuous.close()
+    assert "an answer could not be given" in caplog.text

@@ -5,12 +5,13 @@ Knows nothing of Triton: a request brings a `Ticket`. One thread computes; any m
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from .engine import Engine, Rows, check
 from .schedule import MOST_WAITING_TOKENS, Schedule, ScheduleFullError, Waiting
 from .session import EngineError, Ids
+
+_log = logging.getLogger(__name__)
 
 
 class OverloadError(EngineError):
@@ -112,7 +115,7 @@ class Continuous:
                 leaving = self._drop_leaving()
                 batch = [(self._requests[waiting], waiting, row) for waiting, row in self._schedule.take()]
             for request, error in leaving:
-                request.ticket.failed(error)
+                _tell(request.ticket.failed, error)
             if batch:
                 self._compute(batch)
 
@@ -151,7 +154,7 @@ class Continuous:
             except Exception as exc:  # noqa: BLE001 - the one request gets it, whatever it is
                 with self._changed:
                     self._forget(waiting)
-                request.ticket.failed(exc)
+                _tell(request.ticket.failed, exc)
 
     def _score(self, parts: Sequence[tuple[_Request, list[int]]]) -> None:
         width = max(int(request.rows.lengths[rows].max()) for request, rows in parts)
@@ -174,7 +177,15 @@ class Continuous:
             if not request.left:
                 with self._changed:
                     del self._requests[waiting]
-                request.ticket.done(request.logits)
+                _tell(request.ticket.done, request.logits)
+
+
+def _tell(answer: Callable[[Any], None], what: Any) -> None:
+    """An answer that cannot be given must not end the thread that computes for all others."""
+    try:
+        answer(what)
+    except Exception:  # noqa: BLE001 - whatever the way to the caller raises; it is logged
+        _log.exception("an answer could not be given")
 
 
 def _cut(array: Ids, rows: list[int], width: int) -> Ids:
