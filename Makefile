@@ -12,6 +12,7 @@ PRECISION ?= int8
 ENGINE ?=
 ACCELERATOR ?= none
 REPLACE ?=
+LABEL ?=
 VERSION ?=
 TARGET ?=
 SHARED ?= ../shared
@@ -45,9 +46,10 @@ gateway: $(VENV)/.gateway $(DEMO_MANIFEST) ## Triton, and HTTP in front of it on
 	@exec $(BIN)/python examples/gateway.py --model-repository $(REPOSITORY) --model '$(MODEL)' $(ARGS)
 
 .PHONY: export
-export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt; fastest on CPUs: bf16, or int8 with openvino)
+export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, LABEL=of a classifier with several, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt; fastest on CPUs: bf16, or int8 with openvino)
 	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) $(if $(ENGINE),--engine $(ENGINE)) \
-	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) $(ARGS)
+	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) \
+	  $(if $(LABEL),--label '$(LABEL)') $(ARGS)
 
 .PHONY: models
 models: $(VENV)/.demo ## list the models that export knows by name

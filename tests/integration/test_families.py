@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+import torch
+import transformers
 from support.tiny_families import TINY, write_tiny
 
 from triton_rerank import RerankClient
@@ -24,6 +27,7 @@ HANDED = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
 SERVED_ELSEWHERE = ("bert", "xlmroberta")  # by the tests of congruence
 TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVED_ELSEWHERE)]
 QUERY = "how to zip a file?"
+TWO_LABELS, LABEL = "two-labels", 1
 
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all exports, and for a Triton with all of them
@@ -34,6 +38,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints by public name."""
     made = tmp_path_factory.mktemp("families")
     tiny = {name.lower(): write_tiny(name, made / name.lower()) for name in TINY if name.lower() in TINY_NAMES}
+    tiny[TWO_LABELS] = write_tiny("BertForSequenceClassification", made / TWO_LABELS, labels=2)
     return tiny | {f"handed-{name}": CASES / name for name in HANDED}
 
 
@@ -44,7 +49,9 @@ def repository(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parity, "load_parity_set", lambda: few)
         for name, folder in folders.items():
-            export_model(str(folder), target, ExportOptions(precision="fp32", name=name), on_step=lambda _: None)
+            label = str(LABEL) if name == TWO_LABELS else None
+            options = ExportOptions(precision="fp32", name=name, label=label)
+            export_model(str(folder), target, options, on_step=lambda _: None)
     return target
 
 
@@ -66,10 +73,30 @@ def test_the_served_logits_are_those_of_transformers(
     checkpoint = read_checkpoint(folders[name], name=name, source="s")
     inputs = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
     expected = Reference(folders[name], max_length=checkpoint.max_length, tensors=inputs).logits(QUERY, documents)
+    got = served(running, name, documents)
+    assert np.max(np.abs(got - expected)) <= 1e-5 < np.ptp(expected)  # new weights of 0.02 are 7e-5 apart
+
+
+def test_one_of_two_labels_is_served_with_its_logit(
+    running: TritonServer, folders: dict[str, Path], passages: list[str]
+) -> None:
+    """As of transformers alone, without a line of ours."""
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folders[TWO_LABELS]).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[TWO_LABELS])
+    documents = passages[:20]
+    pairs = [tokenizer(QUERY, one, truncation="longest_first", return_tensors="pt") for one in documents]
+    with torch.no_grad():
+        logits = np.array([model(**pair).logits[0].numpy() for pair in pairs])
+    got = served(running, TWO_LABELS, documents)
+    assert np.max(np.abs(got - logits[:, LABEL])) <= 1e-4
+    assert np.min(np.abs(got - logits[:, 1 - LABEL])) > 1e-2
+
+
+def served(running: TritonServer, name: str, documents: list[str]) -> npt.NDArray[np.float64]:
+    """Logits in the order of the documents."""
     with RerankClient(running.grpc_target, model=name, timeout_s=60.0) as client:
         ranking = sorted(client.rerank(QUERY, documents), key=lambda ranked: ranked.index)
-    got = np.array([ranked.logit for ranked in ranking])
-    assert np.max(np.abs(got - expected)) <= 1e-5 < np.ptp(expected)  # new weights of 0.02 are 7e-5 apart
+    return np.array([ranked.logit for ranked in ranking])
 
 
 @pytest.mark.skipif(not HANDED, reason="the cases in ../shared are not here")

@@ -13,6 +13,7 @@ from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import SHORTEST, Facts, read_facts
 from triton_rerank_export.families import FAMILIES, Family, check_precision
+from triton_rerank_export.labels import Label
 from triton_rerank_export.source import HubModel, fetch
 from triton_rerank_export.tokenizer_files import check_tokenizer
 from triton_rerank_export.triton_config import Precision
@@ -26,7 +27,7 @@ _HUB_ID = re.compile(r"(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^\s@]+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A one-label cross-encoder on disk.
+    """A cross-encoder on disk.
 
     Attributes:
         name: public model name.
@@ -44,6 +45,7 @@ class Checkpoint:
         n_heads: attention heads, for fusion.
         hidden_size: width, for fusion.
         allow_pickle: the weights may be a pickle, to be read with torch's weights_only.
+        one_of: the label that is served, where the classifier has several; None for the only one.
     """
 
     name: str
@@ -61,11 +63,17 @@ class Checkpoint:
     n_heads: int
     hidden_size: int
     allow_pickle: bool = False
+    one_of: Label | None = None
 
     @property
     def family(self) -> Family:
         """What its class leaves unsaid."""
         return FAMILIES[self.architecture]
+
+    @property
+    def row(self) -> int | None:
+        """Which of the model's logits is served; None where it gives one."""
+        return None if self.one_of is None else self.one_of.index
 
     @property
     def label(self) -> str:
@@ -94,6 +102,7 @@ def resolve(
     max_length: int | None = None,
     precision: Precision = "fp32",
     allow_pickle: bool = False,
+    asked_label: str | None = None,
     on_step: Callable[[str], object] = lambda _: None,
 ) -> Checkpoint:
     """Find a model by its public name, its folder or its Hugging Face id, and fetch it if need be.
@@ -105,6 +114,7 @@ def resolve(
         max_length: tokens of the longest pair; None means the model's own limit, but at most 1024.
         precision: that it will be exported in.
         allow_pickle: take pickled weights where there are no safetensors.
+        asked_label: number or name of the label that is to be served; None: it must have one only.
         on_step: called with what is being done, if it takes long.
 
     Raises:
@@ -115,7 +125,7 @@ def resolve(
     _check_name(name)
 
     def check(folder: Path) -> None:
-        facts = _read_files(folder, origin.source, precision)
+        facts = _read_files(folder, origin.source, precision, asked_label)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision:
             _check_entry(origin.entry, facts)
@@ -132,6 +142,7 @@ def resolve(
         licence=origin.entry.licence if origin.entry else "",
         max_length=max_length,
         allow_pickle=allow_pickle,
+        asked_label=asked_label,
         precision=precision,
         label=origin.source if origin.entry and origin.entry.build else "",
     )
@@ -147,6 +158,7 @@ def read_checkpoint(
     max_length: int | None = None,
     precision: Precision = "fp32",
     allow_pickle: bool = False,
+    asked_label: str | None = None,
     label: str = "",
 ) -> Checkpoint:
     """Check that a folder holds a cross-encoder that can be served, and read its facts.
@@ -160,6 +172,7 @@ def read_checkpoint(
         max_length: as for `resolve`.
         precision: as for `resolve`.
         allow_pickle: as for `resolve`.
+        asked_label: as for `resolve`.
         label: what it is called in a message; by default its source and revision, or its folder.
 
     Raises:
@@ -168,7 +181,7 @@ def read_checkpoint(
     """
     _check_name(name)
     label = label or (f"{source}@{revision}" if revision else str(folder))
-    facts = _read_files(folder, label, precision)
+    facts = _read_files(folder, label, precision, asked_label)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
     return Checkpoint(
         name=name,
@@ -186,12 +199,13 @@ def read_checkpoint(
         n_heads=facts.n_heads,
         hidden_size=facts.hidden_size,
         allow_pickle=allow_pickle,
+        one_of=facts.one_of,
     )
 
 
-def _read_files(folder: Path, label: str, precision: Precision) -> Facts:
+def _read_files(folder: Path, label: str, precision: Precision, asked_label: str | None) -> Facts:
     """All that is known before the weights are there."""
-    facts = read_facts(folder, label)
+    facts = read_facts(folder, label, asked=asked_label)
     check_precision(facts.family, precision, label)
     check_tokenizer(folder, facts, label)
     return facts

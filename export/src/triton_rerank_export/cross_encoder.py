@@ -43,12 +43,14 @@ class Peer:
     Args:
         folder: checkpoint folder, as transformers reads it.
         special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
+        row: of its scores, where it gives several a pair; None: it gives one.
 
     Raises:
         CannotScore: sentence-transformers cannot load it.
     """
 
-    def __init__(self, folder: Path, *, special_tokens_in_text: SpecialTokensInText) -> None:
+    def __init__(self, folder: Path, *, special_tokens_in_text: SpecialTokensInText, row: int | None = None) -> None:
+        self._row = row
         with _its_fault("it cannot load the checkpoint", hidden=str(folder)):
             from sentence_transformers import CrossEncoder
 
@@ -75,7 +77,8 @@ class Peer:
         with _its_fault("it cannot score a pair"), torch.inference_mode():
             logits = self._model.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True, **options)
             scores = self._model.activation_fn(logits)  # what predict does with its own, without a second run
-            return PeerScores(logits.float().numpy(), scores.float().numpy())
+            served = ... if self._row is None else (slice(None), self._row)
+            return PeerScores(logits[served].float().numpy(), scores[served].float().numpy())
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     )
     _add(parser, "scheduling", "continuous: short requests are not kept waiting by long ones", choices=SCHEDULINGS)
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
+    parser.add_argument("--label", help="number or name of the label whose logit is the score, where there are several")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
     parser.add_argument(
         "--special-tokens-in-text",

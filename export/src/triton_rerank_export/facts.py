@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from triton_rerank.types import Activation
+from triton_rerank_export import labels
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.families import FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
+from triton_rerank_export.labels import Label
 from triton_rerank_export.saved_settings import SavedSettings, check_modules, read_settings
 
 CONFIG = "config.json"
@@ -72,10 +74,11 @@ _OTHER_KINDS = (
 
 @dataclass(frozen=True)
 class Facts:
-    """A cross-encoder with one label.
+    """A cross-encoder.
 
     Attributes:
         family: the row of its architecture.
+        one_of: the label that is served, where the classifier has several; None for the only one.
         token_type_ids: the model reads segment ids.
         max_length: tokens of the longest pair that the model can read.
         pad_token_id: id that fills a row up.
@@ -92,6 +95,7 @@ class Facts:
     """
 
     family: Family
+    one_of: Label | None
     token_type_ids: bool
     max_length: int
     pad_token_id: int
@@ -112,12 +116,13 @@ class Facts:
         return self.family.architecture
 
 
-def read_facts(folder: Path, label: str) -> Facts:
+def read_facts(folder: Path, label: str, *, asked: str | None = None) -> Facts:
     """Read config.json, tokenizer_config.json and the files that sentence-transformers wrote.
 
     Args:
         folder: Hugging Face checkpoint folder.
         label: what the checkpoint is called in a message.
+        asked: number or name of the label that is to be served; None: it must have one only.
 
     Raises:
         ExportError: a file cannot be read, or the model is of a kind that is not supported; says what was found.
@@ -130,7 +135,7 @@ def read_facts(folder: Path, label: str) -> Facts:
     check_modules(folder, label)  # whose architecture alone is that of an embedding model
     family = FAMILIES[_architecture(config, label)]
     _check_model_type(config, family, label)
-    _check_labels(config, label)
+    one_of = labels.choose(config, asked, label)
     _check_required(config, family, label)
     saved = read_settings(folder, config, label)
     vocabulary = _number(config, "vocab_size", label)
@@ -143,6 +148,7 @@ def read_facts(folder: Path, label: str) -> Facts:
     _number(config, family.depth, label, least=1)
     return Facts(
         family=family,
+        one_of=one_of,
         token_type_ids=family.reads_segments and segments > 0,
         max_length=_longest(folder, saved, positions - (pad + 1 if family.positions_after_padding else 0), label),
         pad_token_id=pad,
@@ -234,17 +240,6 @@ def _check_model_type(config: Mapping[str, Any], family: Family, label: str) -> 
         raise ExportError(
             f"{label}: model_type in config.json is {found!r:.80}, which is not {family.architecture}'s; it must be "
             f'"{expected[0]}"'
-        )
-
-
-def _check_labels(config: Mapping[str, Any], label: str) -> None:
-    names = config.get("id2label") or ()
-    labels = len(names) if isinstance(names, dict | list | tuple) and names else config.get("num_labels", 2)
-    if labels != 1 or isinstance(labels, bool):  # 2 is transformers' default
-        raise ExportError(
-            f"{label}: the classifier has {labels!r:.80} labels; a reranker has 1 (num_labels in config.json). Of two, "
-            "relevant and not, save it with one: the weights of the one less those of the other, whose sigmoid is the "
-            "softmax of both"
         )
 
 

@@ -76,6 +76,7 @@ class Family:
         embedding_width: key for the width of the tables, and what it is where config.json states none; None: a layer's.
         word_table: what the table of tokens is called.
         required: key of config.json -> values that are supported; a key that is absent or null has the first one.
+        classifier: linear layer that gives the logits, a row for each label.
         layer_weights: pattern of a weight's name; its group is the layer.
         feed_forward_out: pattern of the graph's name for the second feed-forward product of a layer, which int8 keeps
             in fp32 in the first third of the layers.
@@ -101,6 +102,7 @@ class Family:
     embedding_width: tuple[str, int] | None = None
     word_table: str = "word_embeddings"
     required: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _ABSOLUTE)
+    classifier: str = "classifier"
     layer_weights: str = r"encoder\.layer\.(\d{1,6})\."
     feed_forward_out: str = r"/layer\.\d+/output/dense/MatMul$"
     in_half: str = r"\.encoder\."
@@ -120,6 +122,7 @@ _ROWS = (
         reads_segments=False,
         pad_token_id=1,
         positions_after_padding=True,
+        classifier="classifier.out_proj",
     ),
     Family(
         "RobertaForSequenceClassification",
@@ -127,6 +130,7 @@ _ROWS = (
         reads_segments=False,
         pad_token_id=1,
         positions_after_padding=True,
+        classifier="classifier.out_proj",
     ),
     Family(
         "CamembertForSequenceClassification",
@@ -134,11 +138,13 @@ _ROWS = (
         reads_segments=False,
         pad_token_id=1,
         positions_after_padding=True,
+        classifier="classifier.out_proj",
     ),
     Family(
         "ElectraForSequenceClassification",
         ("electra",),
         embedding_width=("embedding_size", 128),
+        classifier="classifier.out_proj",
         in_half=r"\.encoder\.|\.embeddings_project$",
     ),
     Family(
@@ -180,6 +186,7 @@ _ROWS = (
         pad_token_id=1,
         positions_after_padding=True,
         required={},
+        classifier="classifier.out_proj",
         last_layer_cut=None,
         fusion=None,
         precisions=_NO_HALF,

@@ -144,6 +144,7 @@ def _pytorch(
         query_prompt=served.query_prompt,
         special_tokens_in_text=served.special_tokens_in_text,
         allow_pickle=checkpoint.allow_pickle,
+        row=checkpoint.row,
         watched=checkpoint.family.in_half if served.precision == "fp16" else None,
     )
     theirs, ours = reference.tokenizer.backend_tokenizer, load(checkpoint.folder, checkpoint.label)

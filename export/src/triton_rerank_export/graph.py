@@ -52,6 +52,8 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label)
+    if checkpoint.row is not None:
+        _keep_row(model.get_submodule(family.classifier), checkpoint.row)
     with (
         explained(f"{checkpoint.label}: its graph cannot be traced"),
         quiet(),
@@ -94,6 +96,15 @@ def fuse(graph: Path, checkpoint: Checkpoint, work: Path) -> Path:
 def graph_files(path: Path) -> list[Path]:
     """The files that a graph consists of: model.onnx and, where weights lie outside of it, model.onnx.data."""
     return [path, *(data for data in [graph_file.data_file(path)] if data.is_file())]
+
+
+def _keep_row(classifier: Any, row: int) -> None:
+    """Leave a linear layer one of its outputs."""
+    import torch
+
+    for name, values in list(classifier.named_parameters()):
+        setattr(classifier, name, torch.nn.Parameter(values[row : row + 1].detach().clone()))
+    classifier.out_features = 1
 
 
 def _trace(model: Any, path: Path) -> None:

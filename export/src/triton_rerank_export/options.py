@@ -44,6 +44,7 @@ class ExportOptions:
         scheduling: our encoder computes Triton's "executions", or "continuous": micro-batches over all requests that
             wait.
         name: public name; None means the catalogue's, or the last part of the id or folder.
+        label: number or name of the label whose logit is served, of a classifier with several.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
         special_tokens_in_text: special tokens written inside a text are "text", so that no document forges the border
             between query and document, or what they name, as Hugging Face's tokenizers do by default: "special".
@@ -66,6 +67,7 @@ class ExportOptions:
     native: bool = False
     scheduling: Scheduling = "executions"
     name: str | None = None
+    label: str | None = None
     max_length: int | None = None
     special_tokens_in_text: SpecialTokensInText = "text"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE

@@ -59,7 +59,7 @@ def hold_against_peer(
         ExportError: sentence-transformers cuts pairs earlier than they would be served, or gives other scores.
     """
     try:
-        peer = Peer(folder, special_tokens_in_text=served.special_tokens_in_text)
+        peer = Peer(folder, special_tokens_in_text=served.special_tokens_in_text, row=checkpoint.row)
         if peer.max_length < served.max_length:
             raise _shorter(checkpoint, served, peer.max_length)
         found = []

@@ -79,6 +79,7 @@ def export_model(
             max_length=options.max_length,
             precision=options.precision,
             allow_pickle=options.allow_pickle,
+            asked_label=options.label,
             on_step=on_step,
         )
         served = served_model(checkpoint, options)
@@ -87,7 +88,7 @@ def export_model(
         with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
             notes = _build(checkpoint, served, staged, Path(work), options, on_step)
             report = run_gate(checkpoint, staged, served, on_step=on_step)
-        manifest = build_manifest(staged, served, report, (*notes, *report.notes))
+        manifest = build_manifest(staged, served, report, (*_notes(checkpoint), *notes, *report.notes))
         on_step("installing")
         with staging.locked(model_repository, served.name, on_step) as target:
             return _install(staged, target, manifest, report, options)
@@ -110,6 +111,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
         name=checkpoint.name,
         activation=checkpoint.activation,
         query_prompt=checkpoint.query_prompt,
+        label=str(checkpoint.one_of or ""),
         special_tokens_in_text=options.special_tokens_in_text,
         max_length=checkpoint.max_length,
         precision=options.precision,
@@ -170,6 +172,14 @@ def _build(
     files = _graph_files(converted.path, served, work, options, on_step)
     repository.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
     return converted.notes
+
+
+def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """What the user should know of the checkpoint itself."""
+    label = checkpoint.one_of
+    if label is None:
+        return ()
+    return (f"The score is the logit of label {label}, one of {label.of}; the others are not computed.",)
 
 
 def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:

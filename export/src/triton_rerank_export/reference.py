@@ -21,7 +21,7 @@ from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_te
 
 
 def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:
-    """Load a one-label cross-encoder in fp32 with eager attention, from the disk only.
+    """Load a cross-encoder in fp32 with eager attention, from the disk only.
 
     Args:
         folder: checkpoint folder.
@@ -122,6 +122,7 @@ class Reference:
         query_prompt: text before every query.
         special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
         allow_pickle: see `load_model`.
+        row: of the logits, where the model gives several; None: it gives one.
         watched: keep ``peak`` up to date with the layers that this pattern names; None: watch none.
 
     Raises:
@@ -139,6 +140,7 @@ class Reference:
         query_prompt: str = "",
         special_tokens_in_text: SpecialTokensInText = "text",
         allow_pickle: bool = False,
+        row: int | None = None,
         watched: str | None = None,
     ) -> None:
         self.peak = None if watched is None else ActivationPeak()
@@ -146,6 +148,7 @@ class Reference:
         self._folder = folder
         self._label = label or str(folder)
         self._allow_pickle = allow_pickle
+        self._row = row
         self.tokenizer = load_tokenizer(folder, self._label)
         self._pad_token_id = self.tokenizer.pad_token_id if pad_token_id is None else pad_token_id
         self._tensors = tensors
@@ -180,7 +183,8 @@ class Reference:
         with torch.no_grad(), explained(f"{self._label}: PyTorch cannot score a pair"):
             rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
             inputs = [{name: row[name] for name in self._tensors if name in row} for row in rows]
-            logits = [float(model(**row, return_dict=True).logits) for row in inputs]
+            found = [model(**row, return_dict=True).logits for row in inputs]
+            logits = [float(one if self._row is None else one[0, self._row]) for one in found]
         odd = next((logit for logit in logits if not math.isfinite(logit)), None)
         if odd is not None:
             raise ExportError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_rerank.types import Activation
+from triton_rerank_export import labels
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.json_files import read_array, read_object_if_there
 
@@ -99,7 +100,9 @@ def check_modules(folder: Path, label: str) -> None:
 
 
 def activation_of_config(config: Mapping[str, Any], label: str) -> Activation:
-    """The activation that config.json names, as sentence-transformers before 5.4 wrote it; else one label's sigmoid.
+    """The activation that config.json names, as sentence-transformers before 5.4 wrote it.
+
+    Where it names none, one label has a sigmoid, several have none.
 
     Raises:
         ExportError: it is another one.
@@ -111,7 +114,9 @@ def activation_of_config(config: Mapping[str, Any], label: str) -> Activation:
         stated = newer["activation_fn"]
     else:
         stated = config.get("sbert_ce_default_activation_function")
-    return _activation(_SIGMOID if stated is None else stated, "config.json", label)
+    if stated is None:
+        stated = _SIGMOID if labels.count(config, label) == 1 else _IDENTITY
+    return _activation(stated, "config.json", label)
 
 
 def _is_read(folder: Path, saved: Mapping[str, Any]) -> bool:

@@ -67,6 +67,7 @@ class ServedModel:
             engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
         response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).
         query_prompt: text put before every query; empty for none.
+        label: number and name of the label whose logit is served, where the classifier has several; else empty.
         special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
     """
 
@@ -91,6 +92,7 @@ class ServedModel:
     warmup: Warmup = "light"
     response_cache: bool = False
     query_prompt: str = ""
+    label: str = ""
     special_tokens_in_text: SpecialTokensInText = "text"
 
     @property

@@ -102,6 +102,56 @@ def test_labels_are_counted_as_transformers_does(folder: Path, stated: dict[str,
     read(folder)
 
 
+@pytest.mark.parametrize(
+    ("id2label", "asked", "found"),
+    [
+        (None, "1", "1 (LABEL_1)"),
+        (None, "LABEL_0", "0 (LABEL_0)"),
+        ({"0": "off topic", "1": "relevant", "2": "perfect"}, "relevant", "1 (relevant)"),
+        ({"0": "1", "1": "0"}, "1", "1 (0)"),  # a number is a row, whatever the rows are called
+    ],
+)
+def test_one_of_several_labels_is_served_if_it_is_asked_for(
+    folder: Path, id2label: dict[str, str] | None, asked: str, found: str
+) -> None:
+    edit_config(folder, id2label=id2label)
+    checkpoint = read(folder, asked_label=asked)
+    assert (str(checkpoint.one_of), checkpoint.row, checkpoint.activation) == (found, int(found[0]), "identity")
+
+
+def test_the_only_label_may_be_asked_for(folder: Path) -> None:
+    edit_config(folder, id2label={"0": "score"})
+    checkpoint = read(folder, asked_label="score")
+    assert (checkpoint.one_of, checkpoint.row, checkpoint.activation) == (None, None, "sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("id2label", "asked", "found"),
+    [
+        ({"0": "no", "1": "yes"}, "2", "--label '2' is not a label of it; there are 0 (no), 1 (yes)"),
+        ({"0": "no", "1": "yes"}, "Yes", "--label 'Yes' is not a label of it; there are 0 (no), 1 (yes)"),
+        ({"0": "no", "1": "no"}, "no", "--label 'no' is not a label of it; several are called so, of 0 (no), 1 (no)"),
+        ({str(row): f"n{row}" for row in range(30)}, "x", "18 (n18), 19 (n19) and 10 more"),
+        ({"0": "score"}, "1", "--label '1' is not a label of it; there are 0 (score)"),
+        ({"0": "no", "1": "yes"}, None, "be the score: --label with its number or name (0 (no), 1 (yes))"),
+    ],
+)
+def test_a_label_that_is_not_there_is_refused_with_those_that_are(
+    folder: Path, id2label: dict[str, str], asked: str | None, found: str
+) -> None:
+    edit_config(folder, id2label=id2label)
+    message = refusal(folder, asked_label=asked)
+    assert found in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("stated", [0, True, "two", None])
+def test_a_number_of_labels_that_is_none_is_refused(folder: Path, stated: object) -> None:
+    drop_from_config(folder, "id2label")
+    edit_config(folder, num_labels=stated)
+    assert f"the classifier has {stated!r} labels (num_labels in config.json); 1 or more" in refusal(folder)
+
+
 def test_a_checkpoint_without_tokenizer_json_is_refused(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer.json; save the model to a folder, make one there with AutoTokenizer" in refusal(folder)

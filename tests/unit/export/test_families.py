@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 from support.graphs import largest_difference
 from support.tiny_families import TINY, write_tiny
 from transformers import AutoModelForSequenceClassification
@@ -140,11 +141,49 @@ def test_modernbert_reads_the_first_token_where_its_config_says_so(tmp_path: Pat
     assert largest_difference(graph.export_graph(checkpoint, tmp_path), checkpoint) < 1e-5
 
 
+# --- several labels -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_the_classifier_of_the_row_has_a_row_for_each_label(tmp_path: Path, name: str) -> None:
+    model = reference.load_model(write_tiny(name, tmp_path / "m", labels=3))
+    classifier = model.get_submodule(FAMILIES[name].classifier)
+    assert (type(classifier), classifier.out_features) == (torch.nn.Linear, 3)
+
+
+@pytest.mark.parametrize(  # a classifier of its own, and one inside a head
+    ("name", "precision"), [("BertForSequenceClassification", "fp32"), ("XLMRobertaForSequenceClassification", "int8")]
+)
+def test_the_logit_of_one_of_two_labels_is_the_score(
+    tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tiny(name, tmp_path / "two", labels=2, id2label={0: "off topic", 1: "relevant"})
+    if precision == "int8":  # random weights hold documents too close together for so few pairs
+        monkeypatch.setattr(parity, "check", lambda report, precision: None)
+    options = ExportOptions(precision=precision, label="relevant")
+    result = export_model(str(folder), tmp_path / "r", options, on_step=lambda _: None)
+    assert result.report.max_logit_difference < {"fp32": 1e-4, "int8": 0.5}[precision]
+    assert result.report.clear_tau > 0.9
+    assert result.report.peer_difference is not None and result.report.peer_difference < 1e-4
+    manifest = result.manifest
+    assert (manifest.model.label, manifest.model.activation) == ("1 (relevant)", "identity")
+    assert manifest.notes == ("The score is the logit of label 1 (relevant), one of 2; the others are not computed.",)
+
+
+def test_another_label_is_another_model(tmp_path: Path) -> None:
+    """The gate holds it against the label that is asked for, and versions of a name have the same."""
+    folder = write_tiny("BertForSequenceClassification", tmp_path / "two", labels=2)
+    export_model(str(folder), tmp_path / "r", ExportOptions(precision="fp32", label="1"), on_step=lambda _: None)
+    assert "the fp32 export does not agree with PyTorch" in refusal(folder, tmp_path / "r", asked_label="0")
+    with pytest.raises(ExportError, match=r"other settings \(label '1 \(LABEL_1\)' → '0 \(LABEL_0\)'\)"):
+        export_model(str(folder), tmp_path / "r", ExportOptions(precision="fp32", label="0"), on_step=lambda _: None)
+
+
 # --- the gate can fail ----------------------------------------------------------------------------------------------
 
 
-def refusal(folder: Path, repository: Path, **changes: Any) -> str:
-    checkpoint = read_checkpoint(folder, name=folder.name, source="s")
+def refusal(folder: Path, repository: Path, *, asked_label: str | None = None, **changes: Any) -> str:
+    checkpoint = read_checkpoint(folder, name=folder.name, source="s", asked_label=asked_label)
     served = dataclasses.replace(served_model(checkpoint, fp32()), **changes)
     with pytest.raises(ExportError) as error:
         run_gate(checkpoint, repository, served, on_step=lambda _: None)
