@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank.types import Activation
+from triton_rerank_export import licence as licences
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import SHORTEST, Facts, read_facts
@@ -34,7 +35,7 @@ class Checkpoint:
         folder: Hugging Face checkpoint folder with tokenizer.json and weights.
         source: where it came from, for the config: a Hugging Face id, or words.
         revision: commit of the hub, 40 hex digits; "" for a local folder or a model built here.
-        licence: SPDX name; "" if unknown.
+        licence: as the model card or the catalogue names it; "" if neither does.
         architecture: the model's class.
         token_type_ids: the model reads segment ids.
         max_length: longest pair in tokens.
@@ -103,6 +104,7 @@ def resolve(
     precision: Precision = "fp32",
     allow_pickle: bool = False,
     asked_label: str | None = None,
+    accepted_licence: str | None = None,
     on_step: Callable[[str], object] = lambda _: None,
 ) -> Checkpoint:
     """Find a model by its public name, its folder or its Hugging Face id, and fetch it if need be.
@@ -115,6 +117,7 @@ def resolve(
         precision: that it will be exported in.
         allow_pickle: take pickled weights where there are no safetensors.
         asked_label: number or name of the label that is to be served; None: it must have one only.
+        accepted_licence: licence that the user accepts, though it restricts what the weights may be used for.
         on_step: called with what is being done, if it takes long.
 
     Raises:
@@ -123,9 +126,12 @@ def resolve(
     origin = _find(model)
     name = name or origin.name
     _check_name(name)
+    licence = origin.entry.licence if origin.entry else ""
+    licences.check_accepted(licence, accepted_licence, origin.source)
 
     def check(folder: Path) -> None:
         facts = _read_files(folder, origin.source, precision, asked_label)
+        licences.check_accepted(licences.of_card(folder, origin.source), accepted_licence, origin.source)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision:
             _check_entry(origin.entry, facts)
@@ -139,10 +145,11 @@ def resolve(
         name=name,
         source=origin.source,
         revision=revision,
-        licence=origin.entry.licence if origin.entry else "",
+        licence=licence,
         max_length=max_length,
         allow_pickle=allow_pickle,
         asked_label=asked_label,
+        accepted_licence=accepted_licence,
         precision=precision,
         label=origin.source if origin.entry and origin.entry.build else "",
     )
@@ -159,6 +166,7 @@ def read_checkpoint(
     precision: Precision = "fp32",
     allow_pickle: bool = False,
     asked_label: str | None = None,
+    accepted_licence: str | None = None,
     label: str = "",
 ) -> Checkpoint:
     """Check that a folder holds a cross-encoder that can be served, and read its facts.
@@ -168,11 +176,12 @@ def read_checkpoint(
         name: public name.
         source: where it came from.
         revision: commit of the hub; "" if it is not from there.
-        licence: SPDX name; "" if unknown.
+        licence: SPDX name; "" means what its model card states.
         max_length: as for `resolve`.
         precision: as for `resolve`.
         allow_pickle: as for `resolve`.
         asked_label: as for `resolve`.
+        accepted_licence: as for `resolve`.
         label: what it is called in a message; by default its source and revision, or its folder.
 
     Raises:
@@ -182,13 +191,15 @@ def read_checkpoint(
     _check_name(name)
     label = label or (f"{source}@{revision}" if revision else str(folder))
     facts = _read_files(folder, label, precision, asked_label)
+    card = licences.of_card(folder, label)
+    licences.check_accepted(card, accepted_licence, label)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
     return Checkpoint(
         name=name,
         folder=folder,
         source=source,
         revision=revision,
-        licence=licence,
+        licence=card if licences.is_restricted(card) else licence or card,
         architecture=facts.architecture,
         token_type_ids=facts.token_type_ids,
         max_length=_served_length(facts, max_length, label),

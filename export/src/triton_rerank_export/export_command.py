@@ -56,6 +56,7 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.special_tokens_in_text,
         help="what [SEP] and the like are inside a query or document; special: as Hugging Face; default %(default)s",
     )
+    parser.add_argument("--accept-licence", metavar="NAME", help="of weights that may not be used for everything")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="take pytorch_model.bin; it can run its maker's code"
     )

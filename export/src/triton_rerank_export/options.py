@@ -57,6 +57,7 @@ class ExportOptions:
         replace: begin again at version 1 instead of adding a version.
         keep_versions: versions that stay in the repository, the new one included.
         reduce_range: int8 weights have 7 bits, for NVIDIA's native backend on CPUs without VNNI.
+        accept_licence: licence that is accepted, of weights that may not be used for everything.
         allow_pickle: read pytorch_model.bin where there are no safetensors.
         timing_cache: file in which TensorRT keeps what it measured, for the next build; None means none is kept.
     """
@@ -79,6 +80,7 @@ class ExportOptions:
     replace: bool = False
     keep_versions: int = DEFAULT_KEEP_VERSIONS
     reduce_range: bool = False
+    accept_licence: str | None = None
     allow_pickle: bool = False
     timing_cache: Path | None = None
 

@@ -16,6 +16,7 @@ from triton_rerank_export.calibration import Feed, calibration_feeds
 from triton_rerank_export.checkpoint import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.gate import run_gate
+from triton_rerank_export.licence import is_restricted
 from triton_rerank_export.manifest import Manifest, build_manifest
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository_check import version_is_whole
@@ -80,6 +81,7 @@ def export_model(
             precision=options.precision,
             allow_pickle=options.allow_pickle,
             asked_label=options.label,
+            accepted_licence=options.accept_licence,
             on_step=on_step,
         )
         served = served_model(checkpoint, options)
@@ -176,10 +178,12 @@ def _build(
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """What the user should know of the checkpoint itself."""
-    label = checkpoint.one_of
-    if label is None:
-        return ()
-    return (f"The score is the logit of label {label}, one of {label.of}; the others are not computed.",)
+    label, licence, notes = checkpoint.one_of, checkpoint.licence, []
+    if label is not None:
+        notes.append(f"The score is the logit of label {label}, one of {label.of}; the others are not computed.")
+    if is_restricted(licence):
+        notes.append(f"The licence of the weights is {licence}, accepted with --accept-licence; see what it allows.")
+    return tuple(notes)
 
 
 def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:

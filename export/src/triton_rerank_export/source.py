@@ -15,15 +15,16 @@ from pathlib import Path
 
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, is_adapter
+from triton_rerank_export.licence import CARD
 from triton_rerank_export.saved_settings import FILES, MODULES, SETTINGS
 from triton_rerank_export.weights import list_names, parts, pick_weights
 
 _FACTS = (
-    *(CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *(CARD, CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *(ADAPTER, *FILES),
 )
 _ASKED_FOR = (TOKENIZER_CONFIG, MODULES, SETTINGS, ADAPTER)  # not every model has them, but a copy must know of them
-_OF_A_WHOLE_COPY = (".gitattributes", "README.md")  # nobody needs them: who has one copied everything
+_OF_A_WHOLE_COPY = ".gitattributes"  # nobody needs it: who has one copied everything
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -108,7 +109,7 @@ def _lack(folder: Path, model: HubModel, offline: bool) -> str:
     if missing:
         return f"lacks its {', '.join(missing)}"
     unknown = [name for name in _ASKED_FOR if not _known(model, folder, name)]
-    if unknown and not (offline and names.intersection(_OF_A_WHOLE_COPY)):
+    if unknown and not (offline and _OF_A_WHOLE_COPY in names):
         return f"does not say whether it has {', '.join(unknown)}, which change scores"
     return ""
 

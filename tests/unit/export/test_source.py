@@ -66,7 +66,7 @@ def test_an_id_without_a_revision_is_the_current_commit(hub: Hub, machine: Machi
 def test_only_the_files_that_are_needed_are_fetched_and_the_weights_come_last(
     hub: Hub, machine: Machine, folder: Path
 ) -> None:
-    for name in ("onnx/model.onnx", "openvino/openvino_model.bin", "pytorch_model.bin", "tf_model.h5", "README.md",
+    for name in ("onnx/model.onnx", "openvino/openvino_model.bin", "pytorch_model.bin", "tf_model.h5",
                  "flax_model.msgpack", "model.fp16.safetensors", "vocab.txt"):  # fmt: skip
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not needed")
@@ -163,7 +163,7 @@ def test_offline_a_copy_of_the_whole_repository_says_that_there_are_none(
 ) -> None:
     copy = Path(machine.resolve(PINNED)["folder"])
     shutil.rmtree(copy.parents[1] / ".no_exist")
-    (copy / "README.md").touch()
+    (copy / ".gitattributes").touch()
     assert Machine(machine.environment | {"HF_HUB_OFFLINE": "1"}).resolve(PINNED)["activation"] == "sigmoid"
 
 
@@ -333,6 +333,20 @@ def test_every_model_of_the_catalogue_is_fetched_at_its_revision(
     assert (found["name"], found["source"], found["revision"]) == (name, entry.source, entry.revision)
     assert (found["licence"], found["activation"]) == (entry.licence, entry.activation)
     assert found["max_length"] == min(entry.max_length, 1024)
+
+
+def test_a_licence_that_restricts_use_is_refused_before_the_weights_unless_it_is_accepted(
+    hub: Hub, machine: Machine, folder: Path
+) -> None:
+    (folder / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n# A reranker\n")
+    message = machine.refusal(HUB_ID)
+    assert message.startswith(
+        f"{HUB_ID}: its licence is cc-by-nc-4.0, which restricts what the weights may be used for"
+    )
+    assert "pass --accept-licence cc-by-nc-4.0 if you keep to it" in message
+    assert "model.safetensors" not in hub.fetched()
+    assert machine.resolve(HUB_ID, accepted_licence="CC-BY-NC-4.0")["licence"] == "cc-by-nc-4.0"
+    assert "its licence is cc-by-nc-4.0" in machine.refusal(PINNED)  # though the weights are in the cache now
 
 
 def test_a_revision_that_is_not_what_the_catalogue_says_is_refused(hub: Hub, machine: Machine) -> None:
