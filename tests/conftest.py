@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from triton_rerank import RerankClient
 from triton_rerank_export import demo_model
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
+from triton_rerank_export.triton_config import Precision
 from triton_rerank_server import ServerConfig, TritonServer
 
 ROOT = Path(__file__).parent.parent
 DEMO = "minilm-l6-demo"
 TINY = ("tiny-bert", "tiny-xlmr")
+REPOSITORY = "model_repository"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -43,49 +46,83 @@ def root() -> Path:
     return ROOT
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """``once(name, write)``: the folder of that name, written by the first worker that asks, read by all."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def get(name: str, write: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                write(folder)
+                done.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def checkpoints(once: Once) -> dict[str, Path]:
     """PyTorch checkpoint folders by public model name."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        "tiny-bert": write_tiny_bert(folder / "tiny-bert"),
-        "tiny-xlmr": write_tiny_xlmr(folder / "tiny-xlmr"),
-        DEMO: demo_model.assemble(folder / DEMO),
+    writers: dict[str, Callable[[Path], Path]] = {
+        "tiny-bert": write_tiny_bert,
+        "tiny-xlmr": write_tiny_xlmr,
+        DEMO: demo_model.assemble,
     }
+    folder = once("checkpoints", lambda folder: [write(folder / name) for name, write in writers.items()])
+    return {name: folder / name for name in writers}
 
 
 @pytest.fixture(scope="session")
-def tiny_repository(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_repository(checkpoints: dict[str, Path], once: Once) -> Path:
     """Both tiny models in fp32, with bounded queues. Tests that change it copy it first."""
-    options = ExportOptions(precision="fp32", **BOUNDED)
-    repository = tmp_path_factory.mktemp("tiny") / "model_repository"
-    for name in TINY:
-        export_model(str(checkpoints[name]), repository, options, on_step=lambda _: None)
-    return repository
+
+    def write(folder: Path) -> None:
+        for name in TINY:
+            export(checkpoints[name], folder / REPOSITORY, "fp32")
+
+    return once("tiny", write) / REPOSITORY
 
 
 @pytest.fixture(scope="session")
-def fine_tuned(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fine_tuned(checkpoints: dict[str, Path], once: Once) -> Path:
     """tiny-bert after another training step: its logits are 3 higher."""
-    return write_fine_tuned(checkpoints["tiny-bert"], tmp_path_factory.mktemp("fine-tuned") / "tiny-bert")
+    folder = once("fine-tuned", lambda folder: write_fine_tuned(checkpoints["tiny-bert"], folder / "tiny-bert"))
+    return folder / "tiny-bert"
 
 
 @pytest.fixture(scope="session")
-def two_versions(tiny_repository: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two_versions(tiny_repository: Path, fine_tuned: Path, once: Once) -> Path:
     """tiny-bert as version 1, and fine-tuned as version 2, which is active. Tests that change it copy it first."""
-    repository = Path(shutil.copytree(tiny_repository, tmp_path_factory.mktemp("versions") / "model_repository"))
-    export_model(str(fine_tuned), repository, ExportOptions(precision="fp32", **BOUNDED), on_step=lambda _: None)
-    return repository
+
+    def write(folder: Path) -> None:
+        export(fine_tuned, Path(shutil.copytree(tiny_repository, folder / REPOSITORY)), "fp32")
+
+    return once("versions", write) / REPOSITORY
 
 
 @pytest.fixture(scope="session")
-def model_repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_repository(tiny_repository: Path, once: Once) -> Path:
     """The demo model in int8 beside both tiny models in fp32."""
-    repository = tmp_path_factory.mktemp("full") / "model_repository"
-    export_model(DEMO, repository, ExportOptions(precision="int8", **BOUNDED), on_step=lambda _: None)
-    for folder in tiny_repository.iterdir():
-        (repository / folder.name).symlink_to(folder)
-    return repository
+
+    def write(folder: Path) -> None:
+        export(DEMO, folder / REPOSITORY, "int8")
+        for model in tiny_repository.iterdir():
+            (folder / REPOSITORY / model.name).symlink_to(model)
+
+    return once("full", write) / REPOSITORY
+
+
+def export(model: str | Path, repository: Path, precision: Precision) -> None:
+    export_model(str(model), repository, ExportOptions(precision=precision, **BOUNDED), on_step=lambda _: None)
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,7 @@ from triton_rerank_bench.load_loops import Answer, Sample, Window, closed_loop, 
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_server import TritonServer
 
+pytestmark = pytest.mark.alone
 OVERLOAD_S = float(os.environ.get("TRITON_RERANK_OVERLOAD_S", "12"))
 PHASE_S = 4.0  # before and after it
 TIMES = 3  # the capacity

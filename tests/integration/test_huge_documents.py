@@ -27,6 +27,7 @@ from triton_rerank.repository import read_artefacts
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_server import TritonServer
 
+pytestmark = pytest.mark.alone
 DEMO = "minilm-l6-demo"
 TINY = "tiny-bert"
 OUTPUTS = ["logits", "truncated"]

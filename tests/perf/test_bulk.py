@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pytest
 from support.bulk import audited, run
 
 from triton_rerank import RerankClient, RerankResult
 from triton_rerank_server import TritonServer
 
 DEMO = "minilm-l6-demo"
+pytestmark = pytest.mark.alone
 N_PAIRS = int(os.environ.get("BULK_PAIRS", "300"))
 ROUNDS = int(os.environ.get("BULK_ROUNDS", "3"))
 BOUND = 0.10  # of a short run: what is done once for a job counts too; docs/results.md has a longer one

@@ -29,6 +29,7 @@ from triton_rerank_server import TritonServer
 from triton_rerank_server.backends.encoder import engine
 
 DEMO = "minilm-l6-demo"
+pytestmark = pytest.mark.alone
 SEED = 1
 
 
