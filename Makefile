@@ -13,6 +13,9 @@ ENGINE ?=
 ACCELERATOR ?= none
 REPLACE ?=
 LABEL ?=
+CHECKPOINT ?= .cache/checkpoint
+TRAIN ?=
+OUTPUT ?=
 VERSION ?=
 TARGET ?=
 SHARED ?= ../shared
@@ -50,6 +53,14 @@ export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or fold
 	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) $(if $(ENGINE),--engine $(ENGINE)) \
 	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) \
 	  $(if $(LABEL),--label '$(LABEL)') $(ARGS)
+
+.PHONY: list
+list: $(VENV)/.demo ## what is in the model repository: versions, which is active, precision, licence
+	$(BIN)/triton-rerank-export list --model-repository $(REPOSITORY)
+
+.PHONY: finetune
+finetune: $(VENV)/.demo ## train a cross-encoder on your own data (CHECKPOINT=folder TRAIN=lines.jsonl OUTPUT=folder)
+	$(BIN)/triton-rerank-export finetune --checkpoint '$(CHECKPOINT)' --data '$(TRAIN)' --output '$(OUTPUT)' $(ARGS)
 
 .PHONY: models
 models: $(VENV)/.demo ## list the models that export knows by name

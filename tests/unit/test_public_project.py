@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,19 @@ def test_it_runs_make_targets_that_exist(file: Path) -> None:
     commands = re.findall(r"(?:run|entry): make ([a-z -]+)", file.read_text(encoding="utf-8"))
     assert commands
     assert {target for command in commands for target in command.split()} <= targets
+
+
+@pytest.mark.parametrize(
+    "command",
+    [each for each in entry_points(group="console_scripts") if each.name.startswith("triton-rerank")],
+    ids=lambda each: each.name,
+)
+def test_every_command_says_its_version(
+    command: EntryPoint, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [command.name, "--version"])
+    with pytest.raises(SystemExit) as ended:
+        command.load()()
+    assert ended.value.code == 0
+    assert command.dist is not None
+    assert capsys.readouterr().out == f"{command.name} {command.dist.version}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -126,6 +127,7 @@ def _progress() -> Progress:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="triton-rerank-bench", description="Speed of served rerankers.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('triton-rerank-bench')}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_speed(commands.add_parser("speed", help="seconds and memory, against sentence-transformers"))
     _add_client(commands.add_parser("client", help="what the client adds to a raw tritonclient call"))

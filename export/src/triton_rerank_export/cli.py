@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -110,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     from triton_rerank_export import export_command, finetune_command
 
     parser = argparse.ArgumentParser(prog="triton-rerank-export", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('triton-rerank-export')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     export_command.register(commands)
     check = commands.add_parser("check", help="is the repository what was exported?")

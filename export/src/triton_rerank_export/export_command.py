@@ -1,4 +1,4 @@
-"""``triton-rerank-export export`` and ``models``."""
+"""``triton-rerank-export export``, ``list`` and ``models``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DEFAULTS = ExportOptions()
 
 
 def register(commands: Any) -> None:
-    """Add the two commands to argparse's subparsers."""
+    """Add the three commands to argparse's subparsers."""
     export = commands.add_parser("export", help="checkpoint → model repository")
     export.add_argument(
         "--model", required=True, help="a known name, a Hugging Face id (org/name@revision), or a folder"
@@ -31,6 +31,9 @@ def register(commands: Any) -> None:
     _add_serving_options(export)
     _add_version_options(export)
     export.set_defaults(run=_export)
+    listed = commands.add_parser("list", help="what is in the repository: versions, precision, licence")
+    listed.add_argument("--model-repository", type=Path, required=True)
+    listed.set_defaults(run=_list)
     models = commands.add_parser("models", help="list the models that have a name here")
     models.set_defaults(run=_models)
 
@@ -133,11 +136,21 @@ def _summary(result: ExportResult, model: str, repository: Path, wanted: ExportO
 def _models(_: argparse.Namespace) -> int:
     from triton_rerank_export.catalogue import CATALOGUE
 
-    rows = [("name", "params", "max_length", "licence", "source")]
-    rows += [
+    entries = [
         (entry.name, entry.params, str(entry.max_length), entry.licence, entry.source) for entry in CATALOGUE.values()
     ]
+    _print_table([("name", "params", "max_length", "licence", "source"), *entries])
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from triton_rerank_export import listing
+
+    _print_table([listing.HEADER, *listing.rows(options.model_repository)])
+    return 0
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    return 0

@@ -103,6 +103,7 @@ def _run_finetune(options: argparse.Namespace) -> int:
     _say(f"{options.output}: {_trained(report)}")
     _say(f"before: {_words(report.before)}")
     _say(f"after:  {_words(report.after)}")
+    _say(f"export it: triton-rerank-export export --model {options.output} --model-repository model_repository")
     return 0
 
 

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"Each option is also an environment variable, {ENVIRONMENT}PORT for --port (lists with spaces "
         "between), and a line of the TOML file, port = 8080. A flag beats a variable, a variable the file.",
     )
+    made.add_argument("--version", action="version", version=f"%(prog)s {version('triton-rerank-gateway')}")
     made.add_argument("--config", help="TOML file")
     made.add_argument("--print-config", action="store_true", help="show what is in force, secrets hidden, and end")
     made.add_argument("--new-key", metavar="NAME", help="make a key, show it and the lines that admit it, and end")

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from triton_rerank.console import drop_output, use_utf8
@@ -124,6 +125,7 @@ def _config(options: argparse.Namespace) -> ServerConfig:
 def _parser() -> argparse.ArgumentParser:
     defaults = ServerConfig(Path())
     parser = argparse.ArgumentParser(prog="triton-rerank-serve", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('triton-rerank-server')}")
     parser.add_argument("--model-repository", type=Path, required=True, help="folder written by triton-rerank-export")
     parser.add_argument(
         "--address", default=defaults.address, help="address to bind (default %(default)s: this machine)"

@@ -180,6 +180,30 @@ def test_activate_refuses_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_list_shows_each_version_and_which_is_active(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "lost+found").mkdir()
+    assert main(["list", "--model-repository", str(copy)]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["model", "version", "active", "precision", "engine", "MB", "licence", "source"]
+    assert [line.split()[:2] for line in lines] == [[NAME, "1"], [NAME, "2"], ["tiny-xlmr", "1"]]
+    assert ["yes" in line.split() for line in lines] == [False, True, True]
+    assert all("fp32" in line and "unknown" in line and "local folder" in line for line in lines)
+    assert main(["activate", "--model-repository", str(copy), "--model", NAME, "--version", "1"]) == 0
+    capsys.readouterr()
+    assert main(["list", "--model-repository", str(copy)]) == 0
+    assert ["yes" in line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [True, False, True]
+
+
+@pytest.mark.parametrize("folder", ["empty", "not there"])
+def test_list_says_where_nothing_is(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["list", "--model-repository", str(tmp_path / folder)]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert str(tmp_path / folder) in said.err
+
+
 def test_the_manifest_says_where_each_version_came_from(two_versions: Path) -> None:
     versions = installed_versions(two_versions, NAME)
     assert [manifest.model.version for manifest in versions.values()] == [1, 2]

@@ -193,6 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="triton-rerank-eval", description=__doc__, epilog=FORMS, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument(
+        "--version", action="version", version=f"%(prog)s {metadata.version('triton-rerank-retrieval')}"
+    )
     parser.add_argument("--data", action="append", required=True, help="a collection, see below; repeatable")
     parser.add_argument("--systems", type=Path, help="TOML file of [[retriever]], [[reranker]] and [[system]]")
     parser.add_argument("--model-repository", action="append", default=[], metavar="[NAME=]PATH", help="repeatable")
