@@ -8,8 +8,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 REPOSITORY ?= model_repository
 MODEL ?= minilm-l6-demo
-PRECISION ?= int8
-ENGINE ?=
 ACCELERATOR ?= none
 REPLACE ?=
 LABEL ?=
@@ -22,9 +20,23 @@ SHARED ?= ../shared
 DATA ?= $(SHARED)/data/cisi $(SHARED)/data/cacm
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
 DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
+DEMO_OF_OURS = $(if $(filter model_repository,$(REPOSITORY)),$(DEMO_MANIFEST)) # no demo goes into a user's repository
 DISTRIBUTIONS := client server export retrieval bench gateway bulk
-# The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8.
-FASTEST ?= $(if $(shell grep -Em1 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),bf16,int8-openvino)
+# The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8, which
+# wants VNNI.
+CPUINFO ?= /proc/cpuinfo
+BF16 := $(if $(shell grep -Em1 'amx_bf16|avx512_bf16' $(CPUINFO) 2>/dev/null),bf16)
+FASTEST ?= $(or $(BF16),int8-openvino)
+ifndef PRECISION
+ifndef ENGINE
+CHOSEN := $(or $(BF16),$(if $(shell grep -Em1 'avx512_vnni|avx_vnni' $(CPUINFO) 2>/dev/null),int8-openvino,int8))
+PRECISION := $(word 1,$(subst -, ,$(CHOSEN)))
+ENGINE := $(word 2,$(subst -, ,$(CHOSEN)))
+CHOICE = PRECISION=$(PRECISION)$(ENGINE:%= ENGINE=%), the fastest on this processor; PRECISION=… where the gate refuses it, or where another machine will serve
+endif
+endif
+PRECISION ?= int8
+ENGINE ?=
 TUNED := int8-openvino bf16 fp32
 PEERS := sentence-transformers onnx infinity
 TYPED := -p triton_rerank -p triton_rerank_server -p triton_rerank_export -p triton_rerank_retrieval -p triton_rerank_bench \
@@ -41,15 +53,16 @@ demo: $(VENV)/.demo $(DEMO_MANIFEST) ## rerank the examples in a real Triton; in
 	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY)
 
 .PHONY: serve
-serve: $(VENV)/.demo $(DEMO_MANIFEST) ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
+serve: $(VENV)/.demo $(DEMO_OF_OURS) ## keep the server up; Ctrl-C stops it (ARGS="--grpc-port 0 …")
 	@exec $(BIN)/triton-rerank-serve --model-repository $(REPOSITORY) $(ARGS)
 
 .PHONY: gateway
-gateway: $(VENV)/.gateway $(DEMO_MANIFEST) ## Triton, and HTTP in front of it on 8080 in the dialects of Cohere, Jina, Voyage, TEI …; Ctrl-C stops both
+gateway: $(VENV)/.gateway $(DEMO_OF_OURS) ## Triton, and HTTP in front of it on 8080 in the dialects of Cohere, Jina, Voyage, TEI …; Ctrl-C stops both
 	@exec $(BIN)/python examples/gateway.py --model-repository $(REPOSITORY) --model '$(MODEL)' $(ARGS)
 
 .PHONY: export
-export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder, LABEL=of a classifier with several, PRECISION=fp32|bf16|fp16|int8, ENGINE=onnxruntime|openvino|tensorrt; fastest on CPUs: bf16, or int8 with openvino)
+export: $(VENV)/.demo ## checkpoint → model repository (MODEL=name, id or folder; PRECISION=fp32|bf16|fp16|int8, ENGINE=…: default is what this processor computes fastest; LABEL=one of several)
+	$(if $(CHOSEN),@echo "make export: $(CHOICE)" >&2)
 	$(BIN)/triton-rerank-export export --model '$(MODEL)' --precision $(PRECISION) $(if $(ENGINE),--engine $(ENGINE)) \
 	  --accelerator $(ACCELERATOR) --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) \
 	  $(if $(LABEL),--label '$(LABEL)') $(ARGS)

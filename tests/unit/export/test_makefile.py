@@ -22,10 +22,43 @@ ROOT = Path(__file__).parents[3]
     ],
 )
 def test_a_repository_in_cache_gets_the_precision_that_it_is_named_for(repository: str, wanted: str) -> None:
-    command = ["make", "--dry-run", "--always-make", "speed", f"REPOSITORY={repository}"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    words = " ".join(made.stdout.replace("\\\n", " ").split())
+    words = would_run("speed", f"REPOSITORY={repository}")
     assert f"{wanted} --model-repository {repository}" in words
     assert words.count("triton-rerank-export export ") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "given", "wanted", "says"),
+    [
+        ("avx2", (), "--precision int8 --accelerator", "PRECISION=int8, the fastest"),
+        ("avx2 avx512_vnni", (), "--precision int8 --engine openvino", "PRECISION=int8 ENGINE=openvino, the fastest"),
+        ("avx2 avx_vnni", (), "--precision int8 --engine openvino", "PRECISION=int8 ENGINE=openvino, the fastest"),
+        ("avx512_vnni avx512_bf16", (), "--precision bf16 --accelerator", "PRECISION=bf16, the fastest"),
+        ("avx512_vnni amx_bf16", ("PRECISION=fp32",), "--precision fp32 --accelerator", ""),
+        ("avx512_vnni amx_bf16", ("ENGINE=openvino",), "--precision int8 --engine openvino", ""),
+    ],
+)
+def test_export_takes_what_the_processor_computes_fastest_and_says_so(
+    flags: str, given: tuple[str, ...], wanted: str, says: str, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: fpu {flags}\n", encoding="utf-8")
+    words = would_run("export", "MODEL=m", f"CPUINFO={cpuinfo}", *given)
+    assert wanted in words
+    assert (says in words) if says else ("the fastest" not in words)
+
+
+@pytest.mark.parametrize("target", ["serve", "gateway"])
+@pytest.mark.parametrize(("repository", "exports"), [("model_repository", 1), ("/srv/models", 0)])
+def test_no_demo_is_put_into_a_users_repository(target: str, repository: str, exports: int) -> None:
+    words = would_run(target, f"REPOSITORY={repository}")
+    assert words.count("triton-rerank-export export ") == exports
+    assert f"--model-repository {repository}" in words
+
+
+def would_run(*arguments: str) -> str:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert made.stderr == ""
+    return " ".join(made.stdout.replace("\\\n", " ").split())
