@@ -208,6 +208,14 @@ def _parser() -> argparse.ArgumentParser:
     score = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "score", help="score every pair of a file, or go on with it, and audit the output", **layout
     )
+    _add_job(score)
+    _add_workers(score)
+    _add_bounds(score)
+    _add_connection(score)
+    return parser
+
+
+def _add_job(score: argparse.ArgumentParser) -> None:
     add = score.add_argument
     add(
         "--input",
@@ -235,6 +243,11 @@ def _parser() -> argparse.ArgumentParser:
         "--target", metavar="HOST:PORT", help="of Triton; several with commas between, or a DNS name, share the work"
     )
     where.add_argument("--local", type=Path, metavar="REPOSITORY", help="score in process, by the extra [local]")
+    add("--to", choices=("trec", "jsonl"), help="also write scores.trec or scores.jsonl, once the audit is clean")
+
+
+def _add_workers(score: argparse.ArgumentParser) -> None:
+    add = score.add_argument
     add(
         "--ray",
         metavar="ADDRESS",
@@ -261,6 +274,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="pairs of a file: what a crash costs, and how often progress is told; default %(default)s",
     )
+
+
+def _add_bounds(score: argparse.ArgumentParser) -> None:
+    add = score.add_argument
     add(
         "--max-errors",
         type=_from(0),
@@ -278,14 +295,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name in _LENGTHS:
         add(f"--{name.replace('_', '-')}", type=_from(1), metavar="TOKENS", help="default: the model's own")
-    add("--to", choices=("trec", "jsonl"), help="also write scores.trec or scores.jsonl, once the audit is clean")
+
+
+def _add_connection(score: argparse.ArgumentParser) -> None:
+    add = score.add_argument
     add("--tls", action="store_true", help="encrypt, and trust the usual authorities")
     add("--tls-ca", metavar="PEM", help="encrypt, and trust these")
     add("--tls-key", metavar="PEM", help="the client's key, for mutual TLS")
     add("--tls-cert", metavar="PEM", help="the client's certificates, for mutual TLS")
     add("--tls-name", metavar="NAME", help="in the server's certificate, where it is not HOST")
     add("--header", action="append", default=[], metavar="NAME=VALUE", help="gRPC metadata; may repeat")
-    return parser
 
 
 if __name__ == "__main__":
