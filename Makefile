@@ -11,7 +11,7 @@ MODEL ?= minilm-l6-demo
 ACCELERATOR ?= none
 REPLACE ?=
 LABEL ?=
-CHECKPOINT ?= .cache/checkpoint
+CHECKPOINT ?= $(MODEL)
 TRAIN ?=
 OUTPUT ?=
 VERSION ?=
@@ -72,7 +72,7 @@ list: $(VENV)/.demo ## what is in the model repository: versions, which is activ
 	$(BIN)/triton-rerank-export list --model-repository $(REPOSITORY)
 
 .PHONY: finetune
-finetune: $(VENV)/.demo ## train a cross-encoder on your own data (CHECKPOINT=folder TRAIN=lines.jsonl OUTPUT=folder)
+finetune: $(VENV)/.demo ## train a cross-encoder on your own data (CHECKPOINT=name, id or folder TRAIN=lines.jsonl OUTPUT=folder)
 	$(BIN)/triton-rerank-export finetune --checkpoint '$(CHECKPOINT)' --data '$(TRAIN)' --output '$(OUTPUT)' $(ARGS)
 
 .PHONY: models

@@ -61,9 +61,10 @@ def finetune(
     Raises:
         ExportError: the checkpoint cannot be used, ``output`` holds something else, or the loss is not finite.
     """
+    check_replaceable(output)
+    _load_options(checkpoint, config)  # before torch is imported and weights are read, which takes long
     import torch
 
-    check_replaceable(output)
     if not groups:
         raise ExportError("there is no training group; give at least one, or two where some are held out")
     training, held_out = split(groups, fraction=config.held_out_fraction, limit=config.held_out_limit, seed=config.seed)
@@ -134,7 +135,7 @@ def _load(checkpoint: Path, config: FinetuneConfig) -> _Engine:
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and device.type == "cpu":
         raise ExportError("device is 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
-    options = _load_options(checkpoint)
+    options = _load_options(checkpoint, config)
     try:
         # On a CPU, torch's fused attention has a slow backward pass: eager trains twice as fast.
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -152,7 +153,7 @@ def _load(checkpoint: Path, config: FinetuneConfig) -> _Engine:
     return engine
 
 
-def _load_options(checkpoint: Path) -> dict[str, Any]:
+def _load_options(checkpoint: Path, config: FinetuneConfig) -> dict[str, Any]:
     path = checkpoint / "config.json"
     if not path.is_file():
         raise ExportError(f"{checkpoint} is no checkpoint folder: it has no config.json; give a local folder")
@@ -164,6 +165,9 @@ def _load_options(checkpoint: Path) -> dict[str, Any]:
         raise ExportError(f"{path} is not JSON ({error}); get the checkpoint anew") from error
     if stated.get("model_type") not in MODEL_TYPES:
         raise ExportError(f"{checkpoint} has model_type {stated.get('model_type')!r}; it must be one of {MODEL_TYPES}")
+    positions = stated.get("max_position_embeddings")
+    if isinstance(positions, int):
+        _check_length(checkpoint, config, positions, str(stated["model_type"]))
     classifier = any("ForSequenceClassification" in name for name in stated.get("architectures") or ())
     labels = len(stated.get("id2label", (0, 1)))  # transformers leaves the default of two unsaid
     if classifier and labels != 1:
@@ -175,10 +179,16 @@ def _load_options(checkpoint: Path) -> dict[str, Any]:
 def _check_lengths(checkpoint: Path, engine: _Engine) -> None:
     if not engine.tokenizer.is_fast:
         raise ExportError(f"{checkpoint} has no tokenizer.json, and none can be made of its files; add one")
-    unused = 0 if engine.model.config.model_type == "bert" else 2  # RoBERTa's positions start at padding_idx + 1
-    limit = min(engine.model.config.max_position_embeddings - unused, engine.tokenizer.model_max_length)
-    if engine.config.max_length > limit:
-        raise ExportError(f"max_length is {engine.config.max_length}, but {checkpoint} takes {limit} tokens at most")
+    _check_length(checkpoint, engine.config, engine.tokenizer.model_max_length)
+
+
+def _check_length(checkpoint: Path, config: FinetuneConfig, limit: int, model_type: str = "bert") -> None:
+    limit -= 0 if model_type == "bert" else 2  # RoBERTa's positions start at padding_idx + 1
+    if config.max_length > limit:
+        raise ExportError(
+            f"max_length is {config.max_length}, but {checkpoint} takes {limit} tokens at most: give "
+            f"--max-length {limit}"
+        )
 
 
 def fast_bf16(device: torch.device) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from triton_rerank_export.checkpoint import resolve
 from triton_rerank_export.delta import compress
 from triton_rerank_export.demo_corpus import CorpusConfig, build
 from triton_rerank_export.demo_model import PACKAGED_DELTA, assemble, body_path, body_state, read_weights, weights_bytes
@@ -39,7 +40,9 @@ def _register_finetune(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         description=f"Fine-tune a cross-encoder on JSONL lines such as {EXAMPLE_LINE} ('scores', a teacher's, may be "
         "left out). Part of the queries is held out and measured before and after.",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="local BERT, RoBERTa or XLM-R folder")
+    parser.add_argument(
+        "--checkpoint", required=True, help="BERT, RoBERTa or XLM-R: a folder, a known name, or a Hugging Face id"
+    )
     parser.add_argument("--data", type=Path, required=True, help="JSONL file")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--epochs", type=int, help="passes over the data, where --minutes does not end it before")
@@ -98,8 +101,12 @@ def _default_cache() -> Path:
 
 
 def _run_finetune(options: argparse.Namespace) -> int:
-    groups = read_groups(options.data)
-    report = finetune(options.checkpoint, groups, options.output, _config(options), Console(stderr=True))
+    groups, console = read_groups(options.data), Console(stderr=True)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(options.checkpoint)
+        if not folder.is_dir():
+            folder = resolve(options.checkpoint, Path(work), on_step=console.print).folder
+        report = finetune(folder, groups, options.output, _config(options), console)
     _say(f"{options.output}: {_trained(report)}")
     _say(f"before: {_words(report.before)}")
     _say(f"after:  {_words(report.after)}")

@@ -125,7 +125,7 @@ def test_an_xlm_roberta_is_trained_too(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "xlmr")
     report = finetune(tmp_path / "xlmr", _groups(), tmp_path / "out", FinetuneConfig(steps=2, **QUICK))
     assert report.steps == 2
-    with pytest.raises(ExportError, match=r"max_length is 65, but .* takes 64 tokens"):
+    with pytest.raises(ExportError, match=r"max_length is 65, but .* takes 64 tokens at most: give --max-length 64"):
         finetune(tmp_path / "xlmr", _groups(), tmp_path / "out", FinetuneConfig(**QUICK | {"max_length": 65}))
 
 
@@ -295,7 +295,15 @@ def test_the_finetune_command_trains_on_a_users_file_and_says_how_it_went(
     said = capsys.readouterr().out
     assert "2 steps, 48 pairs" in said
     assert "on 4 held-out groups" in said
+    assert f"triton-rerank-export export --model {tmp_path / 'out'} " in said.splitlines()[-1]
     assert (tmp_path / "out" / "model.safetensors").is_file()
+    arguments[2:3] = ["minilm-l6-demo"]  # a name: built from packages; one of the hub is fetched
+    options = _command().parse_args([*arguments, "--steps", "1"])
+    assert options.run(options) == 0
+    assert "1 steps, 24 pairs" in capsys.readouterr().out
+    options = _command().parse_args([*arguments[:2], "no-such-model", *arguments[3:]])
+    with pytest.raises(ExportError, match="'no-such-model' is neither a known name .* nor a checkpoint folder"):
+        options.run(options)
 
 
 def _demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, better: bool) -> Path:
