@@ -46,6 +46,8 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "max_query_tokens too large": ("rerank", (QUERY, ["a"]), {"max_query_tokens": 10**6}),
     "max_document_tokens": ("rerank", (QUERY, [LONG, "b"]), {"max_document_tokens": np.int64(5)}),
     "max_document_tokens too large": ("rerank", (QUERY, ["a"]), {"max_document_tokens": 10**6}),
+    "instruction": ("rerank", (QUERY, ["a"]), {"instruction": "find code"}),
+    "blank instruction": ("rerank", (QUERY, ["a"]), {"instruction": " "}),
     "split": ("rerank", (QUERY, MANY), {"timeout_s": 60.0}),
     "nothing": ("rerank", (QUERY, []), {}),
     "blank query": ("rerank", ("  ", ["a"]), {}),

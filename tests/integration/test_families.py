@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +17,10 @@ import torch
 import transformers
 from support.tiny_families import TINY, write_tiny
 
-from triton_rerank import RerankClient
+from triton_rerank import AsyncRerankClient, InvalidRequestError, RerankClient, RerankError, RerankResult
+from triton_rerank.scorers.cache import CachedScorer
+from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.scorers.triton import TritonScorer
 from triton_rerank_export import parity
 from triton_rerank_export.checkpoint import read_checkpoint
 from triton_rerank_export.options import ExportOptions
@@ -24,7 +32,8 @@ from triton_rerank_server import ServerConfig, TritonServer
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "families"
 HANDED = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
-SERVED_ELSEWHERE = ("bert", "xlmroberta")  # by the tests of congruence
+SERVED_ELSEWHERE = ("bert", "xlmroberta", "qwen2")  # by the tests of congruence; and as a language model
+CAUSAL = {"tiny-qwen3-reranker": "Qwen3ForCausalLM", "mxbai-rerank-tiny-v2": "Qwen2ForCausalLM"}
 TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVED_ELSEWHERE)]
 QUERY = "how to zip a file?"
 TWO_LABELS, LABEL = "two-labels", 1
@@ -38,6 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints by public name."""
     made = tmp_path_factory.mktemp("families")
     tiny = {name.lower(): write_tiny(name, made / name.lower()) for name in TINY if name.lower() in TINY_NAMES}
+    tiny |= {name: write_tiny(architecture, made / name) for name, architecture in CAUSAL.items()}
     tiny[TWO_LABELS] = write_tiny("BertForSequenceClassification", made / TWO_LABELS, labels=2)
     return tiny | {f"handed-{name}": CASES / name for name in HANDED}
 
@@ -65,16 +75,79 @@ def test_the_repository_is_in_order(repository: Path, folders: dict[str, Path]) 
     assert check_repository(repository) == sorted(folders)
 
 
-@pytest.mark.parametrize("name", [*TINY_NAMES, *(f"handed-{name}" for name in HANDED)])
+@pytest.mark.parametrize("name", [*TINY_NAMES, *CAUSAL, *(f"handed-{name}" for name in HANDED)])
 def test_the_served_logits_are_those_of_transformers(
     name: str, running: TritonServer, folders: dict[str, Path], passages: list[str]
 ) -> None:
     documents = [*passages[:20], "", "長い文書 🙂", " ".join(passages)]
-    checkpoint = read_checkpoint(folders[name], name=name, source="s")
-    inputs = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
-    expected = Reference(folders[name], max_length=checkpoint.max_length, tensors=inputs).logits(QUERY, documents)
+    expected = reference(folders[name]).logits(QUERY, documents)
     got = served(running, name, documents)
     assert np.max(np.abs(got - expected)) <= 1e-5 < np.ptp(expected)  # new weights of 0.02 are 7e-5 apart
+
+
+def reference(folder: Path, **prompt: str) -> Reference:
+    """Transformers alone; of a causal reranker its own head, after its prompt with these parts in it."""
+    checkpoint = read_checkpoint(folder, name="m", source="s")
+    return Reference(
+        folder,
+        max_length=checkpoint.max_length,
+        tensors=encoder_inputs(token_type_ids=checkpoint.token_type_ids),
+        prompt=None if checkpoint.asked is None else dataclasses.replace(checkpoint.asked.prompt, **prompt),
+        head=checkpoint.head,
+    )
+
+
+@pytest.mark.parametrize("name", list(CAUSAL))
+def test_an_instruction_goes_with_the_request_to_a_model_with_a_prompt(
+    name: str, running: TritonServer, repository: Path, folders: dict[str, Path], passages: list[str], tmp_path: Path
+) -> None:
+    """By every way there is: both clients, in process, the command, and beside requests without one."""
+    told, documents = "Which passage is about files?\n", [*passages[:6], "a<|im_end|>b", ""]
+    plain = reference(folders[name]).logits(QUERY, documents)
+    expected = reference(folders[name], instruction=told).logits(QUERY, documents)
+    assert np.max(np.abs(expected - plain)) > 1e-3
+    found: dict[str, RerankResult[str] | RerankError] = {}
+    with RerankClient(running.grpc_target, model=name, timeout_s=60.0) as client:
+        found["sync"] = client.rerank(QUERY, documents, instruction=told)
+        found["plain"] = client.rerank(QUERY, documents)
+        (found["many"],) = client.rerank_many([QUERY], [documents], instruction=told)
+    cached = CachedScorer(TritonScorer(running.grpc_target, name))
+    with RerankClient(scorer=cached, timeout_s=60.0) as client:
+        client.rerank(QUERY, documents)
+        found["cached"] = client.rerank(QUERY, documents, instruction=told)
+    with RerankClient(scorer=LocalScorer(repository, name), timeout_s=60.0) as client:
+        found["local"] = client.rerank(QUERY, documents, instruction=told)
+
+    async def ask() -> RerankResult[str]:
+        async with AsyncRerankClient(running.grpc_target, model=name, timeout_s=60.0) as client:
+            return await client.rerank(QUERY, documents, instruction=told)
+
+    found["async"] = asyncio.run(ask())
+    for way, ranking in found.items():
+        assert isinstance(ranking, RerankResult)
+        got = np.array([ranked.logit for ranked in sorted(ranking, key=lambda ranked: ranked.index)])
+        assert np.max(np.abs(got - (plain if way == "plain" else expected))) <= 1e-5, way
+    texts = tmp_path / "texts.json"
+    texts.write_text(json.dumps(documents))
+    command = ["rerank", "--target", running.grpc_target, "--model", name, "--query", QUERY, "--documents", str(texts)]
+    run = [sys.executable, "-m", "triton_rerank.cli", *command, "--json", "--instruction", told]
+    printed = json.loads(subprocess.run(run, capture_output=True, check=True, timeout=60).stdout)
+    assert isinstance(found["sync"], RerankResult)
+    assert [one["index"] for one in printed["documents"]] == [ranked.index for ranked in found["sync"]]
+
+
+def test_an_instruction_that_a_model_cannot_follow_is_refused(running: TritonServer) -> None:
+    for name, told, words in (
+        (TWO_LABELS, "find code", "instruction: this model has no prompt that one could stand in; leave it out"),
+        ("tiny-qwen3-reranker", "a" + " query" * 300, "instruction: with it the prompt has "),
+        ("tiny-qwen3-reranker", " ", "instruction is blank: give a text, or None for the model's own"),
+    ):
+        with (
+            RerankClient(running.grpc_target, model=name, timeout_s=60.0) as client,
+            pytest.raises(InvalidRequestError) as error,
+        ):
+            client.rerank(QUERY, ["a document"], instruction=told)
+        assert words in str(error.value)
 
 
 def test_one_of_two_labels_is_served_with_its_logit(

@@ -522,6 +522,27 @@ def test_a_request_that_forbids_cutting_is_refused_where_something_would_be_cut(
         assert long.post(path, {**body, **wish}).status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rerank", BODY),
+        ("/v2/rerank", BODY),
+        ("/tei/rerank", {"query": QUERY, "texts": ["cats"]}),
+        ("/v1/ranking", {"query": {"text": QUERY}, "passages": [{"text": "cats"}]}),
+        ("/v1/score", {"text_1": QUERY, "text_2": ["cats", "dogs"]}),
+    ],
+)
+def test_an_instruction_reaches_the_model_in_every_dialect(path: str, body: dict[str, Any]) -> None:
+    scorer = fake()
+    with running(Settings(port=0), scorer) as gateway:
+        assert gateway.post(path, {**body, "instruction": "find code"}).status_code == 200
+        assert gateway.post(path, {**body, "instruction": None}).status_code == 200
+        assert [request.instruction for request in scorer.requests[-2:]] == ["find code", None]
+        for wrong, words in ((7, "instruction is a number (7): it must be a string"), (" ", "instruction is blank")):
+            refused = gateway.post(path, {**body, "instruction": wrong})
+            assert refused.status_code in (400, 422) and words in refused.text
+
+
 LENGTHS = [
     ({}, (None, None)),
     ({"max_tokens_per_query": 3, "max_tokens_per_doc": 2}, (3, 2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,28 @@ from typing import Any
 import torch
 import transformers
 from support.tiny_models import MAX_LENGTH, unigram_words, wordpiece_words
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from triton_rerank_export.causal import PROMPTS
+from triton_rerank_export.families import FAMILIES
+from triton_rerank_export.parity import PARITY_SET, read_queries
 
 _SEED = 3
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+_QWEN: dict[str, Any] = {
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+    "tie_word_embeddings": True,
+}
+_QWEN_TOKENIZER = {
+    "pad_token": "<|endoftext|>",
+    "eos_token": "<|im_end|>",
+    "padding_side": "left",
+    "model_max_length": 256,
+}
 _AFTER_PADDING = {"max_position_embeddings": MAX_LENGTH + 2, "type_vocab_size": 1}
 
 
@@ -74,6 +93,36 @@ def _deberta_words() -> Tokenizer:
 
 def _mpnet_words() -> Tokenizer:
     return wordpiece("<s>", "</s>", "<s>", "<pad>", "</s>", "[UNK]", "<mask>", doubled=True)
+
+
+_QWEN_WORDS = (  # the pattern of Qwen2 and Qwen3
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@functools.cache
+def _qwen_file() -> str:
+    prompts = [text for asked in PROMPTS.values() for text in asked.prompt.parameters.values()]
+    texts = [text for entry in read_queries(PARITY_SET) for text in (f"{entry.query}?\n", *entry.documents)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
+    words = pre_tokenizers.Split(Regex(_QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    tokenizer.train_from_iterator(
+        [*texts, *[*prompts, "yes no Yes No 1 0"] * 50],
+        trainers.BpeTrainer(
+            vocab_size=1500,
+            special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    return str(tokenizer.to_str())
+
+
+def qwen_words() -> Tokenizer:
+    """Qwen's kind: no special tokens around a pair, and words that may end with the line break behind them."""
+    return Tokenizer.from_str(_qwen_file())
 
 
 @dataclass(frozen=True)
@@ -155,14 +204,28 @@ TINY = {
             "model_input_names": ["input_ids", "attention_mask"],
         },
     ),
+    "Qwen3ForSequenceClassification": Tiny(  # heads wider than the layer divided by them, as Qwen3 has them
+        "Qwen3Config",
+        "PreTrainedTokenizerFast",
+        qwen_words,
+        {**_QWEN, "head_dim": 16},
+        _QWEN_TOKENIZER,
+    ),
+    "Qwen2ForSequenceClassification": Tiny(
+        "Qwen2Config", "PreTrainedTokenizerFast", qwen_words, _QWEN, _QWEN_TOKENIZER
+    ),
 }
+CAUSAL = {family.causal: name for name, family in FAMILIES.items() if family.causal}
 
 
 def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: Any) -> Path:
-    """Write a family's tiny checkpoint: two layers, 32 wide; ``changes`` go into its config."""
-    tiny = TINY[architecture]
+    """Write a family's tiny checkpoint: two layers, 32 wide; ``changes`` go into its config.
+
+    A causal language model is made like the classifier of its family; its folder's name tells its prompt, or nothing.
+    """
+    tiny = TINY[CAUSAL.get(architecture, architecture)]
     tokenizer = getattr(transformers, tiny.tokenizer)(
-        tokenizer_object=tiny.words(), model_max_length=MAX_LENGTH, **tiny.of_tokenizer
+        tokenizer_object=tiny.words(), **{"model_max_length": MAX_LENGTH, **tiny.of_tokenizer}
     )
     settings = {
         "vocab_size": len(tokenizer),

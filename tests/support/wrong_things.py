@@ -241,6 +241,7 @@ CASES: dict[str, Case] = {
     "`max_query_tokens` that leaves the document no token": argument(max_query_tokens=4096),
     "`max_document_tokens` 0": argument(max_document_tokens=0),
     "`max_document_tokens` that leaves the query no token": argument(max_document_tokens=4096),
+    "`instruction` for a model without a prompt": argument(instruction="find code"),
     "`text_key` that is a number": Case(arguments={"text_key": 5}),
     "a header's name with a space": argument(headers={"a b": "c"}),
     "a header's value with a new line": argument(headers={"a": "b\nc: d"}),

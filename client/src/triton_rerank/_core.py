@@ -33,6 +33,7 @@ class Options:
     long_documents: LongDocuments = "truncate"
     max_chunks: int = DEFAULT_MAX_CHUNKS
     overlap_tokens: int = DEFAULT_OVERLAP_TOKENS
+    instruction: str | None = None
 
 
 def choose_scorer(
@@ -168,6 +169,7 @@ def _pairs(request: _validate.Request[D], options: Options) -> PairRequest:
         max_length=_validate.check_tokens("max_length", options.max_length),
         max_query_tokens=_validate.check_tokens("max_query_tokens", options.max_query_tokens),
         max_document_tokens=_validate.check_tokens("max_document_tokens", options.max_document_tokens),
+        instruction=_validate.check_instruction(options.instruction),
     )
 
 

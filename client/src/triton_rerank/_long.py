@@ -90,11 +90,12 @@ async def score(
 
 async def _room(scorer: Scorer, request: PairRequest, call: Call) -> int:
     """Tokens that a document has beside the query."""
-    length = request.max_length
-    if length is None:
-        length = (await scorer.model_info(call)).max_length if isinstance(scorer, ModelScorer) else _MAX_LENGTH
+    info = await scorer.model_info(call) if isinstance(scorer, ModelScorer) else None
+    length = request.max_length or (_MAX_LENGTH if info is None else info.max_length)
+    around = _SPECIAL_TOKENS + (0 if info is None else info.prompt_tokens)
+    around += int(len((request.instruction or "").encode()) / _BYTES_PER_TOKEN)
     query = min(int(len(request.query) / _BYTES_PER_TOKEN), request.max_query_tokens or length // 2, length // 2)
-    return max(1, min(length - query - _SPECIAL_TOKENS, request.max_document_tokens or length))
+    return max(1, min(length - query - around, request.max_document_tokens or length))
 
 
 def _cut(request: PairRequest, whole: Scored, room: int, cutting: Cutting) -> list[_Long]:

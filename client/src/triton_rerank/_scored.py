@@ -21,6 +21,7 @@ class PairRequest:
         max_length: longest pair in tokens; None means the model's own.
         max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
         max_document_tokens: most tokens that are kept of each document; None means as many as have room.
+        instruction: what a model with a prompt is told to look for; None means the prompt's own.
     """
 
     query: bytes
@@ -28,6 +29,7 @@ class PairRequest:
     max_length: int | None = None
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no truth value

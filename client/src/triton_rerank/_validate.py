@@ -146,6 +146,20 @@ def check_tokens(name: str, value: object) -> int | None:
     return None if value is None else whole(name, value, error=InvalidRequestError)
 
 
+def check_instruction(instruction: object) -> str | None:
+    """What a model with a prompt is told to look for, None for the prompt's own; the server knows if it takes one.
+
+    Raises:
+        InvalidRequestError: not a text, or blank.
+        RequestTooLargeError: as for `encode_text`.
+    """
+    if instruction is None:
+        return None
+    if not encode_text("instruction", instruction).strip():
+        raise InvalidRequestError("instruction is blank: give a text, or None for the model's own")
+    return str(instruction)
+
+
 def check_headers(headers: Mapping[Any, Any] | None) -> dict[str, str]:
     """Metadata of a call, names in lower case as gRPC wants them.
 

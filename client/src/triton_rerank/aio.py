@@ -66,6 +66,7 @@ class AsyncRerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        instruction: str | None = None,
         headers: Mapping[str, str] | None = None,
         long_documents: LongDocuments = "truncate",
         max_chunks: int = DEFAULT_MAX_CHUNKS,
@@ -74,7 +75,7 @@ class AsyncRerankClient(Remade):
         """As `RerankClient.rerank`."""
         cutting = (long_documents, max_chunks, overlap_tokens)
         lengths = (max_length, max_query_tokens, max_document_tokens)
-        options = Options(top_k, min_score, timeout_s, *lengths, headers, *cutting)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers, *cutting, instruction=instruction)
         return await self._core.rerank(query, documents, options)
 
     async def rerank_many(
@@ -88,12 +89,13 @@ class AsyncRerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        instruction: str | None = None,
         headers: Mapping[str, str] | None = None,
         concurrency: int = 4,
     ) -> list[RerankResult[D] | RerankError]:
         """As `RerankClient.rerank_many`, with a task for each query."""
         lengths = (max_length, max_query_tokens, max_document_tokens)
-        options = Options(top_k, min_score, timeout_s, *lengths, headers)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers, instruction=instruction)
         return await self._core.rerank_many(queries, document_lists, options, concurrency)
 
     async def score(
@@ -105,11 +107,12 @@ class AsyncRerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        instruction: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[float]:
         """As `RerankClient.score`."""
         lengths = (max_length, max_query_tokens, max_document_tokens)
-        options = Options(None, None, timeout_s, *lengths, headers)
+        options = Options(None, None, timeout_s, *lengths, headers, instruction=instruction)
         return await self._core.score(query, documents, options)
 
     async def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:

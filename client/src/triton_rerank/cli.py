@@ -103,6 +103,7 @@ def _rerank(options: argparse.Namespace) -> int:
             max_length=options.max_length,
             max_query_tokens=options.max_query_tokens,
             max_document_tokens=options.max_document_tokens,
+            instruction=options.instruction,
         )
     _print(_to_json(asdict(result)) if options.json else format_ranking(result, text_key=options.text_key))
     return 0
@@ -177,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     rerank.add_argument("--max-length", type=int, metavar="TOKENS", help="of a pair; default: the model's own")
     rerank.add_argument("--max-query-tokens", type=int, metavar="TOKENS", help="most that are kept of the query")
     rerank.add_argument("--max-document-tokens", type=int, metavar="TOKENS", help="most that are kept of a document")
+    rerank.add_argument("--instruction", metavar="TEXT", help="for a model with a prompt; default: the model's own")
     _add_server_arguments(rerank, DEFAULT_TIMEOUT_S, targets="several with commas between share the work")
     health = commands.add_parser("health", help="ask servers what they are, and let each score a pair", **layout)
     health.set_defaults(command=_health)

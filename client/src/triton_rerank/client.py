@@ -82,6 +82,7 @@ class RerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        instruction: str | None = None,
         headers: Mapping[str, str] | None = None,
         long_documents: LongDocuments = "truncate",
         max_chunks: int = DEFAULT_MAX_CHUNKS,
@@ -101,6 +102,8 @@ class RerankClient(Remade):
                 document; None means the model's own rule. Hosted scorers cut by their own rule, whatever this says.
             max_document_tokens: most tokens that are kept of each document, or of each chunk of it; None means as many
                 as the pair has room for.
+            instruction: what a model with a prompt (Qwen3-Reranker and its kind) is told to look for, instead of the
+                prompt's own; a model without one refuses it, and hosted scorers are not told of it.
             headers: gRPC metadata of this call, beside those in ``options``.
             long_documents: "truncate": a document longer than the model reads is cut. "chunk": it is scored again as
                 overlapping chunks, cut at the ends of sentences or words, and gets the score of its best one
@@ -121,7 +124,7 @@ class RerankClient(Remade):
         """
         cutting = (long_documents, max_chunks, overlap_tokens)
         lengths = (max_length, max_query_tokens, max_document_tokens)
-        options = Options(top_k, min_score, timeout_s, *lengths, headers, *cutting)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers, *cutting, instruction=instruction)
         return run_sync(self._core.rerank(query, documents, options))
 
     def rerank_many(
@@ -135,6 +138,7 @@ class RerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        instruction: str | None = None,
         headers: Mapping[str, str] | None = None,
         concurrency: int = 4,
     ) -> list[RerankResult[D] | RerankError]:
@@ -149,6 +153,7 @@ class RerankClient(Remade):
             max_length: longest pair.
             max_query_tokens: most of the query.
             max_document_tokens: most of each document.
+            instruction: for a model with a prompt.
             headers: gRPC metadata.
             concurrency: queries that are under way at a time, each in a thread.
 
@@ -159,7 +164,7 @@ class RerankClient(Remade):
             InvalidRequestError: there are not as many lists as queries, or concurrency or timeout_s is wrong.
         """
         lengths = (max_length, max_query_tokens, max_document_tokens)
-        options = Options(top_k, min_score, timeout_s, *lengths, headers)
+        options = Options(top_k, min_score, timeout_s, *lengths, headers, instruction=instruction)
         return run_sync(self._core.rerank_many(queries, document_lists, options, concurrency))
 
     def score(
@@ -171,6 +176,7 @@ class RerankClient(Remade):
         max_length: int | None = None,
         max_query_tokens: int | None = None,
         max_document_tokens: int | None = None,
+        instruction: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> list[float]:
         """Score documents without ordering them.
@@ -182,6 +188,7 @@ class RerankClient(Remade):
             max_length: longest pair.
             max_query_tokens: most of the query.
             max_document_tokens: most of each document.
+            instruction: for a model with a prompt.
             headers: gRPC metadata.
 
         Returns:
@@ -192,7 +199,7 @@ class RerankClient(Remade):
                 AllScorersFailedError where `rerank` would fall back to the first stage's order.
         """
         lengths = (max_length, max_query_tokens, max_document_tokens)
-        options = Options(None, None, timeout_s, *lengths, headers)
+        options = Options(None, None, timeout_s, *lengths, headers, instruction=instruction)
         return run_sync(self._core.score(query, documents, options))
 
     def model_info(self, *, timeout_s: float | None = None) -> ModelInfo:

@@ -32,6 +32,7 @@ SCHEDULING: Final = "scheduling"  # "continuous", or absent for executions that 
 MAX_LENGTH: Final = "max_length"  # tokens a pair, at most the model's own
 MAX_DOCUMENT_TOKENS: Final = "max_document_tokens"  # kept of the document; absent: as many as have room
 MAX_QUERY_TOKENS: Final = "max_query_tokens"  # tokens kept of the query; absent: cut only where the pair does not fit
+INSTRUCTION: Final = "instruction"  # what a model with a prompt is told to look for; absent: the prompt's own
 
 # Parameters of the ensemble in config.pbtxt, written by export and read by the client from the server.
 ACTIVATION: Final = "activation"  # "identity" or "sigmoid"
@@ -44,7 +45,10 @@ LENGTH_LADDER: Final = "length_ladder"  # comma-separated padded lengths; Triton
 PAD_TOKEN_ID: Final = "pad_token_id"
 QUERY_PROMPT: Final = "query_prompt"  # put before every query; absent for none
 SPECIAL_TOKENS_IN_TEXT: Final = "special_tokens_in_text"  # "text" or "special"; absent for "text"
-# MAX_LENGTH is one too.
+PROMPT: Final = (
+    "prompt_"  # begins the names of a prompt's pieces, which backends/tokenizer/prompt.py of the server says
+)
+# MAX_LENGTH and INSTRUCTION are, too.
 
 CONFIG_FILE: Final = "config.pbtxt"  # in the folder of the ensemble and of each step
 MANIFEST_FILE: Final = "manifest.json"  # in each version folder of the ensemble: source, tools, hashes, parity, canary

@@ -193,6 +193,7 @@ class ModelInfo:
         version: the version that answers, "" if the config does not say.
         length_ladder: padded lengths in tokens, ascending; a request is padded to the first that holds it.
         queue_bounded: requests that wait too long in the server, or are one too many, are refused.
+        prompt_tokens: about how many tokens of a pair the model's prompt takes, rather too many; 0 where there is none.
     """
 
     name: str
@@ -204,3 +205,4 @@ class ModelInfo:
     version: str = ""
     length_ladder: tuple[int, ...] = ()
     queue_bounded: bool = False
+    prompt_tokens: int = 0

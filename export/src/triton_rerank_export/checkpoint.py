@@ -11,12 +11,13 @@ from pathlib import Path
 from triton_rerank.types import Activation
 from triton_rerank_export import licence as licences
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
+from triton_rerank_export.causal import Asked, Head, head_of
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import SHORTEST, Facts, read_facts
-from triton_rerank_export.families import FAMILIES, Family, check_precision
+from triton_rerank_export.families import BY_CLASS, Family, check_precision
 from triton_rerank_export.labels import Label
 from triton_rerank_export.source import HubModel, fetch
-from triton_rerank_export.tokenizer_files import check_tokenizer
+from triton_rerank_export.tokenizer_files import check_tokenizer, load
 from triton_rerank_export.triton_config import Precision
 from triton_rerank_export.weights import check_weights
 
@@ -47,6 +48,9 @@ class Checkpoint:
         hidden_size: width, for fusion.
         allow_pickle: the weights may be a pickle, to be read with torch's weights_only.
         one_of: the label that is served, where the classifier has several; None for the only one.
+        asked: the prompt around its pairs; None for a model without.
+        asked_by_name: its name says so, or the user; else its class.
+        head: of a language model, the rows of its head that a score is made from; None for a classifier.
     """
 
     name: str
@@ -65,11 +69,14 @@ class Checkpoint:
     hidden_size: int
     allow_pickle: bool = False
     one_of: Label | None = None
+    asked: Asked | None = None
+    asked_by_name: bool = True
+    head: Head | None = None
 
     @property
     def family(self) -> Family:
         """What its class leaves unsaid."""
-        return FAMILIES[self.architecture]
+        return BY_CLASS[self.architecture]
 
     @property
     def row(self) -> int | None:
@@ -105,6 +112,7 @@ def resolve(
     allow_pickle: bool = False,
     asked_label: str | None = None,
     accepted_licence: str | None = None,
+    prompt: str | None = None,
     on_step: Callable[[str], object] = lambda _: None,
 ) -> Checkpoint:
     """Find a model by its public name, its folder or its Hugging Face id, and fetch it if need be.
@@ -118,6 +126,7 @@ def resolve(
         allow_pickle: take pickled weights where there are no safetensors.
         asked_label: number or name of the label that is to be served; None: it must have one only.
         accepted_licence: licence that the user accepts, though it restricts what the weights may be used for.
+        prompt: name of the prompt that a causal reranker was trained with; None: what its name or its class says.
         on_step: called with what is being done, if it takes long.
 
     Raises:
@@ -130,7 +139,7 @@ def resolve(
     licences.check_accepted(licence, accepted_licence, origin.source)
 
     def check(folder: Path) -> None:
-        facts = _read_files(folder, origin.source, precision, asked_label)
+        facts = _read_files(folder, origin.source, precision, asked_label, origin.source, prompt)
         licences.check_accepted(licences.of_card(folder, origin.source), accepted_licence, origin.source)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision:
@@ -151,6 +160,7 @@ def resolve(
         asked_label=asked_label,
         accepted_licence=accepted_licence,
         precision=precision,
+        prompt=prompt,
         label=origin.source if origin.entry and origin.entry.build else "",
     )
 
@@ -167,6 +177,7 @@ def read_checkpoint(
     allow_pickle: bool = False,
     asked_label: str | None = None,
     accepted_licence: str | None = None,
+    prompt: str | None = None,
     label: str = "",
 ) -> Checkpoint:
     """Check that a folder holds a cross-encoder that can be served, and read its facts.
@@ -182,6 +193,7 @@ def read_checkpoint(
         allow_pickle: as for `resolve`.
         asked_label: as for `resolve`.
         accepted_licence: as for `resolve`.
+        prompt: as for `resolve`.
         label: what it is called in a message; by default its source and revision, or its folder.
 
     Raises:
@@ -190,7 +202,7 @@ def read_checkpoint(
     """
     _check_name(name)
     label = label or (f"{source}@{revision}" if revision else str(folder))
-    facts = _read_files(folder, label, precision, asked_label)
+    facts = _read_files(folder, label, precision, asked_label, source, prompt)
     card = licences.of_card(folder, label)
     licences.check_accepted(card, accepted_licence, label)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
@@ -211,12 +223,17 @@ def read_checkpoint(
         hidden_size=facts.hidden_size,
         allow_pickle=allow_pickle,
         one_of=facts.one_of,
+        asked=facts.asked,
+        asked_by_name=facts.asked_by_name,
+        head=head_of(load(folder, label), facts.asked, label) if facts.asked and facts.causal else None,
     )
 
 
-def _read_files(folder: Path, label: str, precision: Precision, asked_label: str | None) -> Facts:
+def _read_files(
+    folder: Path, label: str, precision: Precision, asked_label: str | None, source: str, prompt: str | None
+) -> Facts:
     """All that is known before the weights are there."""
-    facts = read_facts(folder, label, asked=asked_label)
+    facts = read_facts(folder, label, asked=asked_label, source=source, prompt=prompt)
     check_precision(facts.family, precision, label)
     check_tokenizer(folder, facts, label)
     return facts

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from triton_rerank_export.causal import PROMPTS
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS, SCHEDULINGS, SPECIAL_TOKENS_IN_TEXT
 from triton_rerank_export.warmup import WARMUPS
@@ -62,6 +63,10 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accept-licence", metavar="NAME", help="of weights that may not be used for everything")
     parser.add_argument(
         "--allow-pickle", action="store_true", help="take pytorch_model.bin; it can run its maker's code"
+    )
+    parser.add_argument(
+        "--prompt",
+        help=f"that a causal reranker was trained with ({', '.join(PROMPTS)}); default: by its name or class",
     )
     parser.add_argument("--reduce-range", action="store_true", help="7-bit int8 weights, for CPUs without VNNI")
     parser.add_argument(

@@ -10,8 +10,9 @@ from typing import Any
 
 from triton_rerank.types import Activation
 from triton_rerank_export import labels
+from triton_rerank_export.causal import PROMPTS, Asked, find
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.families import FAMILIES, Family
+from triton_rerank_export.families import BY_CLASS, FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
 from triton_rerank_export.labels import Label
 from triton_rerank_export.saved_settings import SavedSettings, check_modules, read_settings
@@ -59,7 +60,8 @@ _OTHER_KINDS = (
     (
         r"(ForCausalLM|LMHeadModel)$",
         "a causal LM",
-        f"Which tokens mean yes and no, and the prompt that it was trained with, are not in its files. Use {_INSTEAD}",
+        "Which tokens mean yes and no, and the prompt that it was trained with, are not in its files. --prompt names "
+        f"one of {', '.join(PROMPTS)}, for {', '.join(family.causal for family in FAMILIES.values() if family.causal)}",
     ),
     (r"ForMaskedLM$", "a masked LM, which has no classifier yet", "triton-rerank-export finetune trains one"),
     (
@@ -77,6 +79,7 @@ class Facts:
     """A cross-encoder.
 
     Attributes:
+        architecture: the model's class.
         family: the row of its architecture.
         one_of: the label that is served, where the classifier has several; None for the only one.
         token_type_ids: the model reads segment ids.
@@ -92,8 +95,11 @@ class Facts:
         vocab_size: rows of the table of tokens.
         n_segments: rows of the table of segments; 0 where there is none.
         n_positions: rows of the table of positions, or the longest text where there is none.
+        asked: the prompt around its pairs, and the tokens that answer; None for a model without.
+        asked_by_name: its id or its folder's name says so, or the user; else its class.
     """
 
+    architecture: str
     family: Family
     one_of: Label | None
     token_type_ids: bool
@@ -109,20 +115,26 @@ class Facts:
     vocab_size: int
     n_segments: int
     n_positions: int
+    asked: Asked | None = None
+    asked_by_name: bool = True
 
     @property
-    def architecture(self) -> str:
-        """The model's class."""
-        return self.family.architecture
+    def causal(self) -> bool:
+        """A language model, whose own head has the tokens that answer."""
+        return self.architecture == self.family.causal
 
 
-def read_facts(folder: Path, label: str, *, asked: str | None = None) -> Facts:
+def read_facts(
+    folder: Path, label: str, *, asked: str | None = None, source: str = "", prompt: str | None = None
+) -> Facts:
     """Read config.json, tokenizer_config.json and the files that sentence-transformers wrote.
 
     Args:
         folder: Hugging Face checkpoint folder.
         label: what the checkpoint is called in a message.
         asked: number or name of the label that is to be served; None: it must have one only.
+        source: its id, whose name may say how it is asked.
+        prompt: name of the prompt that it was trained with; None: what its name or its class says.
 
     Raises:
         ExportError: a file cannot be read, or the model is of a kind that is not supported; says what was found.
@@ -133,13 +145,17 @@ def read_facts(folder: Path, label: str, *, asked: str | None = None) -> Facts:
     _check_kind(config, _BY_OWN_CODE, label)
     _check_own_weights(config, label)
     check_modules(folder, label)  # whose architecture alone is that of an embedding model
-    family = FAMILIES[_architecture(config, label)]
+    named = find((source, folder.name), prompt, label)
+    architecture = _architecture(config, label, is_asked=named is not None)
+    family = BY_CLASS[architecture]
+    question = _asked(family, named, prompt, label)
+    causal = architecture == family.causal
     _check_model_type(config, family, label)
-    one_of = labels.choose(config, asked, label)
+    one_of = _one_of(config, asked, label, causal=causal)
     _check_required(config, family, label)
     saved = read_settings(folder, config, label)
     vocabulary = _number(config, "vocab_size", label)
-    pad = family.pad_token_id if config.get("pad_token_id") is None else _number(config, "pad_token_id", label)
+    pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
     positions = _number(config, "max_position_embeddings", label)
@@ -147,12 +163,18 @@ def read_facts(folder: Path, label: str, *, asked: str | None = None) -> Facts:
     segments = 0 if family.segments is None else _number(config, "type_vocab_size", label, default=family.segments)
     _number(config, family.depth, label, least=1)
     return Facts(
+        architecture=architecture,
         family=family,
         one_of=one_of,
         token_type_ids=family.reads_segments and segments > 0,
-        max_length=_longest(folder, saved, positions - (pad + 1 if family.positions_after_padding else 0), label),
+        max_length=_longest(
+            folder,
+            saved,
+            min(positions - (pad + 1 if family.positions_after_padding else 0), family.longest or positions),
+            label,
+        ),
         pad_token_id=pad,
-        activation=saved.activation,
+        activation=question.activation if question is not None and causal else saved.activation,
         query_prompt=saved.query_prompt,
         lower_case=saved.lower_case,
         n_heads=_heads(config, family, width, label),
@@ -162,6 +184,8 @@ def read_facts(folder: Path, label: str, *, asked: str | None = None) -> Facts:
         vocab_size=vocabulary,
         n_segments=segments,
         n_positions=positions,
+        asked=question,
+        asked_by_name=named is not None,
     )
 
 
@@ -200,17 +224,53 @@ def _check_own_weights(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _architecture(config: Mapping[str, Any], label: str) -> str:
+def _architecture(config: Mapping[str, Any], label: str, *, is_asked: bool) -> str:
+    """The class; that of a language model only if it is known how it is asked."""
     found = _stated(config)
-    if len(found) == 1 and found[0] in FAMILIES:
-        return found[0]
     if found and re.search(_ON_A_DECODER, found[-1]) and config.get("pad_token_id") is None:
         raise ExportError(
             f"{label}: pad_token_id in config.json is missing, and {found[-1]} reads the last token that is none; rows "
             f"of a batch could not be told from padding. Use {_INSTEAD}"
         )
+    if len(found) == 1 and found[0] in (BY_CLASS if is_asked else FAMILIES):
+        return found[0]
     _check_kind(config, _OTHER_KINDS, label)
     raise _of_another_kind(found, "", "", label)
+
+
+def _asked(family: Family, named: Asked | None, stated: str | None, label: str) -> Asked | None:
+    """What a checkpoint of a family is asked: by the user, by its name, or by its class."""
+    if not family.prompt:
+        if stated is not None:
+            raise ExportError(f"{label}: --prompt is for causal rerankers; pairs of {family.architecture} have none")
+        return None
+    return named or PROMPTS[family.prompt]
+
+
+def _one_of(config: Mapping[str, Any], asked: str | None, label: str, *, causal: bool) -> Label | None:
+    if not causal:
+        return labels.choose(config, asked, label)
+    if asked is not None:
+        raise ExportError(f"{label}: --label is for classifiers; the score of a causal LM is that of its yes and no")
+    return None
+
+
+def _pad(folder: Path, config: Mapping[str, Any], family: Family, label: str) -> int:
+    """A language model may name it in its tokenizer's files only."""
+    if config.get("pad_token_id") is not None:
+        return _number(config, "pad_token_id", label)
+    if not family.causal:
+        return family.pad_token_id
+    token = read_object_if_there(folder / TOKENIZER_CONFIG, label).get("pad_token")
+    name = token.get("content") if isinstance(token, dict) else token
+    added = read_object_if_there(folder / TOKENIZER, label).get("added_tokens") or ()
+    found = [entry.get("id") for entry in added if isinstance(entry, dict) and entry.get("content") == name]
+    if name is None or len(found) != 1 or not isinstance(found[0], int):
+        raise ExportError(
+            f"{label}: pad_token_id in config.json is missing, and pad_token in {TOKENIZER_CONFIG} ({name!r:.80}) is "
+            "no added token; rows of a batch could not be filled up. State one of the two"
+        )
+    return found[0]
 
 
 def _stated(config: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from triton_rerank.contract import LOGITS
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.triton_config import Precision
 
@@ -58,6 +59,22 @@ def _deberta_of_equal_lengths(model: Any) -> Iterator[None]:
         module.build_rpos = asked
 
 
+@contextlib.contextmanager
+def _last_token(model: Any) -> Iterator[None]:
+    """Read the last token under the attention mask; transformers looks for the last id that is not the padding's."""
+
+    def forward(input_ids: Any, attention_mask: Any) -> Any:
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        return {LOGITS: model.score(hidden.gather(1, last)[:, 0])}
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
 @dataclass(frozen=True)
 class Family:
     """One family. The defaults are BERT's.
@@ -87,6 +104,9 @@ class Family:
         fusion: what ONNX Runtime's optimiser calls the family; None: it does not know its attention.
         precisions: what it can be exported in.
         no_fp16: why fp16 is not among them.
+        causal: class of the language model whose head makes this class's; "" where there is none.
+        prompt: of causal.py, where a checkpoint of this class is not known by its name; "": pairs have no prompt.
+        longest: most tokens of a pair, whatever the table of positions.
     """
 
     architecture: str
@@ -112,7 +132,26 @@ class Family:
     fusion: str | None = "bert"
     precisions: tuple[Precision, ...] = ALL
     no_fp16: str = ""
+    causal: str = ""
+    prompt: str = ""
+    longest: int | None = None
 
+
+_DECODER: dict[str, Any] = {  # fields that Qwen2 and Qwen3 have in common
+    "segments": None,
+    "reads_segments": False,
+    "word_table": "embed_tokens",
+    "required": {"rope_scaling": (None,), "use_sliding_window": (False,)},
+    "classifier": "score",
+    "layer_weights": r"\blayers\.(\d{1,6})\.",
+    "feed_forward_out": r"/layers\.\d+/mlp/down_proj/MatMul$",
+    "last_layer_cut": None,
+    "traced_as": _last_token,
+    "fusion": None,
+    "precisions": _NO_HALF,
+    "no_fp16": "its activations pass fp16's range in transformers itself",
+    "longest": 8192,
+}
 
 _ROWS = (
     Family("BertForSequenceClassification", ("bert",)),
@@ -219,9 +258,24 @@ _ROWS = (
         precisions=_NO_HALF,
         no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
     ),
+    Family(
+        "Qwen3ForSequenceClassification",
+        ("qwen3",),
+        causal="Qwen3ForCausalLM",
+        prompt="qwen3-reranker",
+        **_DECODER,
+    ),
+    Family(
+        "Qwen2ForSequenceClassification",
+        ("qwen2",),
+        causal="Qwen2ForCausalLM",
+        prompt="mxbai-rerank-v2",
+        **_DECODER,
+    ),
 )
 
 FAMILIES = {family.architecture: family for family in _ROWS}
+BY_CLASS = FAMILIES | {family.causal: family for family in _ROWS if family.causal}
 
 
 def check_precision(family: Family, precision: Precision, label: str) -> None:

@@ -146,6 +146,8 @@ def _pytorch(
         allow_pickle=checkpoint.allow_pickle,
         row=checkpoint.row,
         watched=checkpoint.family.in_half if served.precision == "fp16" else None,
+        prompt=None if checkpoint.asked is None else checkpoint.asked.prompt,
+        head=checkpoint.head,
     )
     theirs, ours = reference.tokenizer.backend_tokenizer, load(checkpoint.folder, checkpoint.label)
     check_same(theirs, ours, checkpoint.label, special_are_text=served.special_tokens_in_text == "text")
@@ -175,4 +177,5 @@ def _token_difference(
         f"{served.name}: {name} at position {position} of {len(ours)} is {got}, transformers has {expected}, for "
         f"{query.query[:40]!r} / {document[:40]!r}; tokenizer.json, tokenizer_config.json and the pad_token_id of "
         f"config.json ({served.pad_token_id}) do not belong together"
+        + (", or the prompt is another" if served.prompt else "")
     )

@@ -51,7 +51,9 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     patches = [patch for patch in (family.traced_as, family.last_layer_cut if first_token_only else None) if patch]
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label)
+    model = load_model(
+        checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label, head=checkpoint.head
+    )
     if checkpoint.row is not None:
         _keep_row(model.get_submodule(family.classifier), checkpoint.row)
     with (

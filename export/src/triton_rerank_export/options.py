@@ -59,6 +59,7 @@ class ExportOptions:
         reduce_range: int8 weights have 7 bits, for NVIDIA's native backend on CPUs without VNNI.
         accept_licence: licence that is accepted, of weights that may not be used for everything.
         allow_pickle: read pytorch_model.bin where there are no safetensors.
+        prompt: name of the prompt that a causal reranker was trained with; None: what its name or its class says.
         timing_cache: file in which TensorRT keeps what it measured, for the next build; None means none is kept.
     """
 
@@ -82,6 +83,7 @@ class ExportOptions:
     reduce_range: bool = False
     accept_licence: str | None = None
     allow_pickle: bool = False
+    prompt: str | None = None
     timing_cache: Path | None = None
 
     def __post_init__(self) -> None:

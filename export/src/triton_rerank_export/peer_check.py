@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank._ranking import activate
+from triton_rerank_export.causal import Asked
 from triton_rerank_export.checkpoint import Checkpoint
 from triton_rerank_export.cross_encoder import CannotScore, Peer, PeerScores
 from triton_rerank_export.errors import ExportError
@@ -58,6 +59,8 @@ def hold_against_peer(
     Raises:
         ExportError: sentence-transformers cuts pairs earlier than they would be served, or gives other scores.
     """
+    if checkpoint.asked is not None:
+        return PeerReport(notes=_asked_otherwise(checkpoint, checkpoint.asked))
     try:
         peer = Peer(folder, special_tokens_in_text=served.special_tokens_in_text, row=checkpoint.row)
         if peer.max_length < served.max_length:
@@ -101,6 +104,16 @@ def _check(
         "the checkpoint changes scores and is not known here: look into its files for sentence-transformers, "
         "config.json and tokenizer_config.json"
     )
+
+
+def _asked_otherwise(checkpoint: Checkpoint, asked: Asked) -> tuple[str, ...]:
+    held = (
+        "The scores were not compared with sentence-transformers, which leaves the prompt to its caller; it is that of "
+        f"{asked.name}."
+    )
+    if checkpoint.asked_by_name:
+        return (held,)
+    return (held, f"No file says which prompt it was trained with; {asked.name} was taken for its class (--prompt).")
 
 
 def _shorter(checkpoint: Checkpoint, served: ServedModel, theirs: int) -> ExportError:

@@ -82,6 +82,7 @@ def export_model(
             allow_pickle=options.allow_pickle,
             asked_label=options.label,
             accepted_licence=options.accept_licence,
+            prompt=options.prompt,
             on_step=on_step,
         )
         served = served_model(checkpoint, options)
@@ -114,6 +115,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
         activation=checkpoint.activation,
         query_prompt=checkpoint.query_prompt,
         label=str(checkpoint.one_of or ""),
+        prompt={} if checkpoint.asked is None else checkpoint.asked.prompt.parameters,
         special_tokens_in_text=options.special_tokens_in_text,
         max_length=checkpoint.max_length,
         precision=options.precision,

@@ -14,29 +14,66 @@ import numpy.typing as npt
 
 from triton_rerank import contract
 from triton_rerank_export import fp16
+from triton_rerank_export.causal import Head
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.families import matches
 from triton_rerank_export.triton_config import SpecialTokensInText
+from triton_rerank_server.backends.tokenizer.prompt import Prompt
 from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_text
 
 
-def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:
+def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "", head: Head | None = None) -> Any:
     """Load a cross-encoder in fp32 with eager attention, from the disk only.
 
     Args:
         folder: checkpoint folder.
         allow_pickle: read ``pytorch_model.bin`` where there are no safetensors; torch then unpickles tensors only.
         label: what the checkpoint is called in a message; by default its folder.
+        head: of a language model; it becomes a classifier whose one row is the yes less the no.
 
     Raises:
         ExportError: the weights cannot be read, or do not cover the model.
     """
     from transformers import AutoModelForSequenceClassification
 
+    if head is not None:
+        return as_classifier(load_language_model(folder, allow_pickle=allow_pickle, label=label), head)
+    return _load(AutoModelForSequenceClassification, folder, allow_pickle=allow_pickle, label=label)
+
+
+def load_language_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:
+    """As `load_model`, with the head that gives each token a logit."""
+    from transformers import AutoModelForCausalLM
+
+    return _load(AutoModelForCausalLM, folder, allow_pickle=allow_pickle, label=label)
+
+
+def as_classifier(model: Any, head: Head) -> Any:
+    """A causal language model -> the classifier of its class with one label; it takes the layers over.
+
+    Args:
+        model: of transformers.
+        head: which tokens answer.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    rows = model.get_output_embeddings().weight.detach()
+    row = rows[head.positive] - (0 if head.negative is None else rows[head.negative])
+    model.config.num_labels = 1
+    with torch.device("meta"):
+        classifier = AutoModelForSequenceClassification.from_config(model.config, attn_implementation="eager")
+    setattr(classifier, classifier.base_model_prefix, model.base_model)
+    classifier.score = torch.nn.Linear(len(row), 1, bias=False)
+    classifier.score.weight = torch.nn.Parameter(row[None, :] / head.scale)
+    return classifier.eval()
+
+
+def _load(auto: Any, folder: Path, *, allow_pickle: bool, label: str) -> Any:
     label = label or str(folder)
     _silence_warnings()
     with explained(f"{label}: the checkpoint cannot be loaded", hidden=str(folder)):
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = auto.from_pretrained(
             folder,
             attn_implementation="eager",
             chunk_size_feed_forward=0,  # chunks save memory and change no logit; no graph could be traced with them
@@ -124,6 +161,8 @@ class Reference:
         allow_pickle: see `load_model`.
         row: of the logits, where the model gives several; None: it gives one.
         watched: keep ``peak`` up to date with the layers that this pattern names; None: watch none.
+        prompt: of a causal reranker.
+        head: of a language model, whose logits after the prompt are compared with one another as log probabilities.
 
     Raises:
         ExportError: transformers cannot load the tokenizer.
@@ -142,6 +181,8 @@ class Reference:
         allow_pickle: bool = False,
         row: int | None = None,
         watched: str | None = None,
+        prompt: Prompt | None = None,
+        head: Head | None = None,
     ) -> None:
         self.peak = None if watched is None else ActivationPeak()
         self._watched = watched or ""
@@ -154,6 +195,8 @@ class Reference:
         self._tensors = tensors
         self._max_length = max_length
         self._query_prompt = query_prompt
+        self._prompt = prompt
+        self._head = head
         self._split = special_tokens_in_text == "text"
         if self._split:
             self._let_no_text_name_a_special_token()
@@ -165,7 +208,11 @@ class Reference:
 
     @cached_property
     def _model(self) -> Any:
-        model = load_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
+        model = (
+            load_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
+            if self._head is None
+            else load_language_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
+        )
         if self.peak is not None:
             self.peak.watch(model, self._watched)
         return model
@@ -183,8 +230,7 @@ class Reference:
         with torch.no_grad(), explained(f"{self._label}: PyTorch cannot score a pair"):
             rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
             inputs = [{name: row[name] for name in self._tensors if name in row} for row in rows]
-            found = [model(**row, return_dict=True).logits for row in inputs]
-            logits = [float(one if self._row is None else one[0, self._row]) for one in found]
+            logits = [self._logit(model(**row, return_dict=True).logits) for row in inputs]
         odd = next((logit for logit in logits if not math.isfinite(logit)), None)
         if odd is not None:
             raise ExportError(
@@ -192,6 +238,16 @@ class Reference:
                 "its training diverged; get them anew, or train it again"
             )
         return np.array(logits, dtype=np.float32)
+
+    def _logit(self, output: Any) -> float:
+        """Of a classifier ``(1, 1)``, of a language model ``(1, tokens, vocabulary)``."""
+        if self._head is None:
+            return float(output if self._row is None else output[0, self._row])
+        last, head = output[0, -1], self._head
+        if head.negative is None:
+            return float(last[head.positive]) / head.scale
+        chances = last.log_softmax(dim=-1)
+        return float(chances[head.positive] - chances[head.negative]) / head.scale
 
     def tokens(self, query: str, document: str, *, width: int) -> dict[str, npt.NDArray[np.int64]]:
         """One pair as transformers cuts and joins it: input name -> int64 ``(width,)``.
@@ -213,6 +269,8 @@ class Reference:
 
         Of lists, as sentence-transformers calls it: beside a single query an empty document would be taken for none.
         """
+        if self._prompt is not None:
+            return self._encode_prompted(self._prompt, query, document)
         return self.tokenizer(
             [self._query_prompt + query],
             [document],
@@ -221,6 +279,41 @@ class Reference:
             split_special_tokens=self._split,
             verbose=False,
         )
+
+    def _encode_prompted(self, prompt: Prompt, query: str, document: str) -> Any:
+        """The pieces one by one. Only a query that has to be cut is made apart from the words around it."""
+        from transformers import BatchEncoding
+
+        before, after = prompt.around_query(prompt.instruction)
+        prefix, middle, suffix = (
+            self._ids(part, split=False) for part in (prompt.prefix, prompt.middle, prompt.suffix)
+        )
+        asked = self._ids(before + query + after, split=self._split)
+        told = self._ids(prompt.before_document + document, split=self._split)
+        room = self._max_length - len(prefix) - len(middle) - len(suffix)
+        if len(asked) + len(told) > room:
+            head, tail = self._ids(before.rstrip(), split=self._split), self._ids(after, split=self._split)
+            texts = before[len(before.rstrip()) :] + query, prompt.before_document + document
+            cut, kept = self._longest_first(*texts, room - len(head) - len(tail))
+            if cut != self._ids(texts[0], split=self._split):
+                asked, told = [*head, *cut, *tail], kept
+        ids = [*prefix, *asked, *middle, *told[: room - len(asked)], *suffix]
+        return BatchEncoding({contract.INPUT_IDS: [ids], contract.ATTENTION_MASK: [[1] * len(ids)]})
+
+    def _longest_first(self, query: str, document: str, room: int) -> tuple[list[int], list[int]]:
+        pair = self.tokenizer(
+            [query],
+            [document],
+            add_special_tokens=False,
+            truncation="longest_first",
+            max_length=room,
+            split_special_tokens=self._split,
+        )
+        owned = list(zip(pair[contract.INPUT_IDS][0], pair.sequence_ids(0), strict=True))
+        return [index for index, owner in owned if owner == 0], [index for index, owner in owned if owner == 1]
+
+    def _ids(self, text: str, *, split: bool) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
 
 
 def _weights_fit_fp16(module: Any) -> bool:

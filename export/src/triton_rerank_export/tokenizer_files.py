@@ -13,6 +13,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from triton_rerank_export.causal import check_prompt, head_of
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.facts import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Facts, check_no_code
 from triton_rerank_export.json_files import read_object, read_object_if_there
@@ -57,12 +58,18 @@ def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:
     content = read_object(folder / TOKENIZER, label)
     config = read_object_if_there(folder / TOKENIZER_CONFIG, label)
     check_no_code(config, TOKENIZER_CONFIG, label)
-    _check_sides(content, config, label)
+    if facts.asked is None:  # a language model is filled up on the left while it writes
+        _check_sides(content, config, label)
     _check_lower_case(content, config, facts, label)
     if facts.token_type_ids:
         _check_inputs(config, label)
     tokenizer = load(folder, label)
     _check_ids(tokenizer, facts, label)
+    if facts.asked is not None:
+        check_prompt(tokenizer, facts.asked, label)
+        if facts.causal:
+            head_of(tokenizer, facts.asked, label)
+        return
     with explained(f"{label}: {TOKENIZER} does not encode a pair"):
         segments = read_template(tokenizer).segments
     if facts.token_type_ids and max(segments) >= facts.n_segments:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from google.protobuf import text_format
@@ -69,6 +69,7 @@ class ServedModel:
         query_prompt: text put before every query; empty for none.
         label: number and name of the label whose logit is served, where the classifier has several; else empty.
         special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
+        prompt: of a causal reranker, parameters of the tokenizer step; empty for a model without.
     """
 
     name: str
@@ -94,6 +95,7 @@ class ServedModel:
     query_prompt: str = ""
     label: str = ""
     special_tokens_in_text: SpecialTokensInText = "text"
+    prompt: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokenizer_name(self) -> str:
@@ -124,6 +126,7 @@ class ServedModel:
             contract.PAD_TOKEN_ID: str(self.pad_token_id),
             **({contract.QUERY_PROMPT: self.query_prompt} if self.query_prompt else {}),
             **({contract.SPECIAL_TOKENS_IN_TEXT: "special"} if self.special_tokens_in_text == "special" else {}),
+            **self.prompt,
         }
 
     @property

@@ -60,9 +60,12 @@ async def _results(
     question: Question, model: Model, headers: Mapping[str, str], timeout_s: float
 ) -> tuple[RerankResult[str], ...]:
     options: dict[str, Any] = {"timeout_s": timeout_s, "headers": headers}
+    most = model.max_length - model.prompt_tokens - _PAIR_ROOM
     if question.max_query_tokens is not None:
-        options["max_query_tokens"] = max(1, min(question.max_query_tokens, model.max_length - _PAIR_ROOM))
-    if question.max_document_tokens is not None and question.max_document_tokens <= model.max_length - _PAIR_ROOM:
+        options["max_query_tokens"] = max(1, min(question.max_query_tokens, most))
+    if question.extras.instruction is not None:
+        options["instruction"] = question.extras.instruction
+    if question.max_document_tokens is not None and question.max_document_tokens <= most:
         options["max_document_tokens"] = question.max_document_tokens  # a higher bound cuts nothing
     try:
         if len(question.parts) == 1:

@@ -33,6 +33,7 @@ class Extras:
         return_details: tell logit, truncated, best_chunk and token_count of each result.
         max_chunks: score a document that is longer than the model reads as so many chunks at most; None cuts it.
         overlap_tokens: that neighbouring chunks have in common, None for the client's own.
+        instruction: for a model with a prompt; None for the model's own.
     """
 
     min_score: float | None = None
@@ -41,6 +42,7 @@ class Extras:
     return_details: bool = False
     max_chunks: int | None = None
     overlap_tokens: int | None = None
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ def read_extras(body: Fields) -> Extras:
         return_details=body.flag("return_details"),
         max_chunks=body.count("max_chunks_per_doc"),
         overlap_tokens=body.whole("overlap_tokens", least=0),
+        instruction=body.text("instruction"),
     )
 
 

@@ -871,3 +871,11 @@ def test_another_bound_of_the_texts_is_another_pair(name: str) -> None:
         bounds: dict[str, Any] = {name: most}
         score_sync(cached, replace(ask(0), **bounds))
     assert server.asked == ["0", "0", "0"]
+
+
+def test_another_instruction_makes_another_pair() -> None:
+    server = Server()
+    cached = CachedScorer(server)
+    for instruction in (None, "find code", None, "find prose", "find code"):
+        score_sync(cached, replace(ask(0), instruction=instruction))
+    assert server.asked == ["0", "0", "0"]

@@ -17,10 +17,12 @@ from triton_rerank import (
     CascadeScorer,
     FallbackScorer,
     InvalidRequestError,
+    ModelInfo,
     RerankClient,
     ServerUnavailableError,
 )
 from triton_rerank._chunk import spans
+from triton_rerank.scorers.base import Call
 from triton_rerank.testing import FakeScorer
 
 texts = st.text(st.sampled_from("ab .!?\n。é漢\U0001f600"), max_size=400) | st.text(max_size=200)
@@ -172,3 +174,21 @@ def test_wrong_arguments_are_refused_before_anything_is_sent(arguments: dict[str
     with RerankClient(scorer=asked) as client, pytest.raises(InvalidRequestError) as raised:
         client.rerank(QUERY, ["a"], **arguments)
     assert str(raised.value).startswith(said) and not asked.requests
+
+
+def test_a_chunk_leaves_room_for_the_models_prompt_and_for_the_instruction() -> None:
+    class Prompted(FakeScorer):
+        async def model_info(self, call: Call) -> ModelInfo:
+            return replace(await super().model_info(call), prompt_tokens=40)
+
+    lengths = []
+    for model, instruction in (
+        (scorer(), None),
+        (Prompted(max_length=120), None),
+        (Prompted(max_length=120), "x" * 90),
+    ):
+        with RerankClient(scorer=model) as client:
+            client.rerank(QUERY, [LONG], long_documents="chunk", max_chunks=100, instruction=instruction)
+        lengths.append(max(len(document) for document in model.requests[-1].documents))
+        assert {request.instruction for request in model.requests} == {instruction}
+    assert lengths[0] - lengths[1] >= 3 * 40 - 30 and lengths[1] - lengths[2] >= 3 * 30 - 30  # cut at a sentence's end

@@ -16,6 +16,7 @@ from triton_rerank._validate import (
     MAX_DOCUMENTS,
     MAX_TIMEOUT_S,
     check_headers,
+    check_instruction,
     check_many,
     check_min_score,
     check_request,
@@ -279,3 +280,13 @@ def test_a_wrong_header_is_refused_and_its_value_never_shown(headers: Any) -> No
     with pytest.raises(InvalidRequestError, match="^headers ") as error:
         check_headers(headers)
     assert "secret" not in str(error.value)
+
+
+def test_an_instruction_is_a_text_that_is_not_blank() -> None:
+    assert check_instruction(None) is None
+    assert check_instruction("find code\n") == "find code\n"
+    for wrong, words in ((7, "instruction is"), (" \n", "instruction is blank"), ("\ud800", "lone surrogate")):
+        with pytest.raises(InvalidRequestError, match=words):
+            check_instruction(wrong)
+    with pytest.raises(RequestTooLargeError, match="instruction has"):
+        check_instruction("x" * (MAX_TEXT_BYTES + 1))

@@ -32,6 +32,11 @@ HUB_MODELS = {
     "bge-reranker-base": ("BAAI/bge-reranker-base",),
     "bge-reranker-large": ("BAAI/bge-reranker-large",),
     "bge-reranker-v2-m3": ("BAAI/bge-reranker-v2-m3",),
+    "qwen3-reranker-0.6b": ("Qwen/Qwen3-Reranker-0.6B",),
+    "qwen3-reranker-4b": ("Qwen/Qwen3-Reranker-4B",),
+    "qwen3-reranker-8b": ("Qwen/Qwen3-Reranker-8B",),
+    "mxbai-rerank-base-v2": ("mixedbread-ai/mxbai-rerank-base-v2",),
+    "mxbai-rerank-large-v2": ("mixedbread-ai/mxbai-rerank-large-v2",),
 }
 ENTRIES = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=list(CATALOGUE))
 
@@ -99,6 +104,10 @@ def test_the_published_scores_are_the_cards() -> None:
         ],
         "bge-reranker-v2-m3": [
             (-5.65234375, FP16_TOLERANCE), (-8.1875, FP16_TOLERANCE), (5.26171875, FP16_TOLERANCE),
+        ],
+        "qwen3-reranker-0.6b": [
+            (-3.109297752380371, FP32_TOLERANCE), (7.120389938354492, FP32_TOLERANCE),
+            (-0.3787546157836914, FP32_TOLERANCE), (3.541637420654297, FP32_TOLERANCE),
         ],
     }  # fmt: skip
     assert (FP32_TOLERANCE, FP16_TOLERANCE, BF16_TOLERANCE) == (0.01, 0.05, 0.1)

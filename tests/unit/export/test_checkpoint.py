@@ -193,7 +193,7 @@ def test_a_model_of_another_kind_is_named(folder: Path, architectures: list[str]
         ("HF_ColBERT", "a late-interaction model", "It makes a vector for each token instead of a score for a pair"),
         ("T5ForConditionalGeneration", "an encoder-decoder model", "Its score is that of a word which it would write"),
         ("Qwen3ForCausalLM", "a causal LM", "Which tokens mean yes and no, and the prompt that it was trained with"),
-        ("Qwen2ForSequenceClassification", "a classifier of another architecture, on a", "Its pairs need the prompt"),
+        ("LlamaForSequenceClassification", "a classifier of another architecture, on a", "Its pairs need the prompt"),
         ("BertForMaskedLM", "a masked LM", "triton-rerank-export finetune trains one"),
     ],
 )

@@ -25,7 +25,7 @@ from support.tiny_families import write_tiny
 from support.tiny_models import resize_positions, write_settings
 
 from triton_rerank_export.catalogue import CATALOGUE, find
-from triton_rerank_export.families import FAMILIES
+from triton_rerank_export.families import BY_CLASS
 from triton_rerank_export.repository_check import check_repository
 
 HUB_ID = "acme/Tiny-Reranker"
@@ -325,7 +325,7 @@ def test_every_model_of_the_catalogue_is_fetched_at_its_revision(
         if entry.activation == "sigmoid"
         else {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
     )
-    after_padding = FAMILIES[entry.architecture].positions_after_padding
+    after_padding = BY_CLASS[entry.architecture].positions_after_padding
     positions = entry.max_length + 2 if after_padding else entry.max_length
     edit_json(resize_positions(hub.folder, positions) / "config.json", **fields)
     edit_json(hub.folder / "tokenizer_config.json", model_max_length=entry.max_length)

@@ -106,7 +106,7 @@ class LocalScorer(Remade):
         """Score every document of the request.
 
         Raises:
-            InvalidRequestError: a ``max_`` length is outside the model's bounds.
+            InvalidRequestError: a ``max_`` length is outside the model's bounds, or it takes no such instruction.
             DeadlineExceededError: the deadline passed first.
             ConfigurationError: as `load`.
             InferenceError: the tokenizer or the engine failed.
@@ -242,11 +242,12 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
     Raises:
         PairError: a ``max_`` length is outside the model's bounds.
     """
-    limits = tokenizer.limits(request.max_length, request.max_query_tokens, request.max_document_tokens)
-    (query,) = tokenizer.tokenize([tokenizer.prompted(request.query.decode("utf-8"))]).values()
+    lengths = (request.max_length, request.max_query_tokens, request.max_document_tokens)
+    limits = tokenizer.limits(*lengths, request.instruction)
+    (query,) = tokenizer.tokenize([tokenizer.prompted(request.query.decode("utf-8"), limits)]).values()
 
     def encode(rows: npt.NDArray[np.intp]) -> PairTensors:
-        documents = [request.documents[row].decode("utf-8") for row in rows]
+        documents = [tokenizer.prompted_document(request.documents[row].decode("utf-8")) for row in rows]
         tokens = tokenizer.tokenize(documents)
         return tokenizer.assemble([query] * len(rows), [tokens[document] for document in documents], limits)
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from triton_rerank.contract import ACTIVATION, LENGTH_LADDER, MAX_LENGTH, PRECISION, SOURCE
+from triton_rerank.contract import ACTIVATION, INSTRUCTION, LENGTH_LADDER, MAX_LENGTH, PRECISION, PROMPT, SOURCE
 from triton_rerank.errors import ConfigurationError
 from triton_rerank.types import Activation, ModelInfo
 
 _ACTIVATIONS = ("identity", "sigmoid")
+_PROMPT_BYTES_PER_TOKEN = 4  # fewer than the prompts have in their own vocabularies
 _LONGEST_NAME = 255  # of a folder, and thus of a model
 
 
@@ -67,7 +68,7 @@ def parse_model_info(model: str, config: Any) -> ModelInfo:
 
 
 def with_step(info: ModelInfo, step: Any) -> ModelInfo:
-    """Add what stands in the config of the ensemble's first step: the length ladder, and whether queues are bounded.
+    """Add what stands in the config of the ensemble's first step: length ladder, whether queues are bounded, prompt.
 
     Args:
         info: of the ensemble.
@@ -84,4 +85,8 @@ def with_step(info: ModelInfo, step: Any) -> ModelInfo:
         )
     policy = step.dynamic_batching.default_queue_policy
     bounded = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
-    return replace(info, length_ladder=tuple(map(int, rungs)), queue_bounded=bool(bounded))
+    pieces = [
+        value.string_value for key, value in step.parameters.items() if key.startswith(PROMPT) or key == INSTRUCTION
+    ]
+    prompt = -(-sum(len(piece.encode()) for piece in pieces) // _PROMPT_BYTES_PER_TOKEN)
+    return replace(info, length_ladder=tuple(map(int, rungs)), queue_bounded=bool(bounded), prompt_tokens=prompt)

@@ -242,7 +242,8 @@ def _keys(request: PairRequest) -> Iterator[bytes]:
     """Digest of each pair, within one generation. Lengths stand before texts, so that no two pairs read the same."""
     prefix = blake2b(digest_size=_KEY_BYTES)
     bounds = f"{request.max_length} {request.max_query_tokens} {request.max_document_tokens}"
-    for part in (bounds.encode(), request.query):
+    told = b"" if request.instruction is None else request.instruction.encode()
+    for part in (bounds.encode(), told, request.query):
         prefix.update(len(part).to_bytes(8, "little") + part)
     for document in request.documents:
         digest = prefix.copy()

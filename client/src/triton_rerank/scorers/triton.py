@@ -15,6 +15,7 @@ from triton_rerank._remade import Remade
 from triton_rerank._scored import PairRequest, Scored
 from triton_rerank._status import error_for
 from triton_rerank.contract import (
+    INSTRUCTION,
     MAX_DOCUMENT_TOKENS,
     MAX_LENGTH,
     MAX_QUERY_TOKENS,
@@ -207,6 +208,8 @@ class TritonScorer(Remade):
             most = getattr(request, name)
             if most is not None:
                 message.parameters[name].int64_param = most
+        if request.instruction is not None:
+            message.parameters[INSTRUCTION].string_param = request.instruction
         doing = f"{len(documents)} pairs were sent"
         return InferRequest(message, call.deadline, doing, self._metadata(call), COMPRESSION[self.options.compression])
 

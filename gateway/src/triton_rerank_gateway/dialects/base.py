@@ -115,5 +115,6 @@ def schema(required: list[str], **properties: Any) -> Json:
         "return_details": FLAG,
         "max_chunks_per_doc": COUNT,
         "overlap_tokens": COUNT,
+        "instruction": WORD,
     }
     return {"type": "object", "required": required, "properties": {**properties, **ours}}

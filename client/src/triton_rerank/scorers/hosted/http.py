@@ -37,7 +37,8 @@ class HostedScorer(Remade):
     certificates from the environment apply: the key and the documents go to ``base_url``, and through a proxy only if
     it is named here.
 
-    ``max_query_tokens`` is not sent, as no provider has it: the query is cut by the provider's own rule.
+    ``max_query_tokens`` is not sent, as no provider has it: the query is cut by the provider's own rule. Neither is
+    ``instruction``, which is for a model with a prompt.
     Results have scores and no logits, ``truncated`` is False for every document (providers cut long texts and do not
     say so), and ``token_count`` is 0 where the provider does not tell.
 

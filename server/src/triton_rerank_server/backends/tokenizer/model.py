@@ -24,7 +24,7 @@ from tokenizer.tokenizer_file import PairError
 
 @dataclass(frozen=True)
 class Pairs:
-    """One request, decoded; the queries with their prompt."""
+    """One request, decoded; the texts with their prompt."""
 
     queries: list[str]
     documents: list[str]
@@ -69,8 +69,9 @@ class TritonPythonModel:
         try:
             parameters = json.loads(request.parameters() or "{}")
             limits = self._tokenizer.limits(*(parameters.get(name) for name in LIMITS))
-            queries = [self._tokenizer.prompted(query) for query in self._texts(request, "query")]
-            return Pairs(queries, self._texts(request, "document"), limits)
+            queries = [self._tokenizer.prompted(query, limits) for query in self._texts(request, "query")]
+            documents = [self._tokenizer.prompted_document(text) for text in self._texts(request, "document")]
+            return Pairs(queries, documents, limits)
         except PairError as exc:
             return str(exc)
 

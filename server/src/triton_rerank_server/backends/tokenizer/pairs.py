@@ -2,39 +2,45 @@
 
 The text of a pair is tokenised apart from its special tokens, so that a query shared by a thousand documents is
 tokenised once. The special tokens around them are read from the tokenizer file itself, by looking at one pair. A pair
-is cut as ``longest_first`` does, the rule of sentence-transformers and TEI: one that fits is never cut.
+is cut as ``longest_first`` does, the rule of sentence-transformers and TEI: one that fits is never cut. Where the model
+has a prompt, its pieces stand in the places of the special tokens, and are never cut (prompt.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from tokenizers import Tokenizer
 
+from .prompt import Frame, Framer, Prompt, QueryTokens
 from .texts import TextReader, TextTokens
-from .tokenizer_file import TEXT, PairError, load_tokenizer, read_template
+from .tokenizer_file import SPECIAL, TEXT, PairError, Template, load_tokenizer, read_template
 
-LIMITS = ("max_length", "max_query_tokens", "max_document_tokens")  # of a request, as `PairTokenizer.limits` takes them
+# of a request, as `PairTokenizer.limits` takes them
+LIMITS = ("max_length", "max_query_tokens", "max_document_tokens", "instruction")
 
-__all__ = ["LIMITS", "PairError", "PairLimits", "PairTensors", "PairTokenizer", "TextTokens", "longest_first"]
+__all__ = ["LIMITS", "PairError", "PairLimits", "PairTensors", "PairTokenizer", "Prompt", "TextTokens", "longest_first"]
 
 
 @dataclass(frozen=True)
 class PairLimits:
-    """How long one request's pairs may be, in tokens.
+    """How long one request's pairs may be, in tokens, and what stands around their texts.
 
     Attributes:
-        max_length: of a pair, special tokens included.
+        max_length: of a pair, special tokens and prompt included.
         max_query_tokens: kept of a query, whatever the document's length; None means as ``longest_first`` does.
         max_document_tokens: kept of a document; the query may take what that leaves. None means as many as have room.
+        frame: the model's prompt with the request's instruction; None for a model without.
     """
 
     max_length: int
     max_query_tokens: int | None = None
     max_document_tokens: int | None = None
+    frame: Frame | None = None
 
     def cut(self, query: TextTokens, document: TextTokens, n_special: int) -> tuple[int, int]:
         """How many tokens a pair keeps of its query and of its document."""
@@ -76,6 +82,7 @@ class PairTokenizer:
         special_tokens_in_text: "text" reads special tokens that are written inside a text as text, so that no
             document can forge the border between query and document; "special" reads them as what they name, as
             Hugging Face does by default.
+        prompt: of a causal reranker, instead of special tokens around the texts; None for a model without.
 
     Raises:
         PairError: the file is missing or broken, the ladder does not reach ``max_length``, or
@@ -91,6 +98,7 @@ class PairTokenizer:
         pad_token_id: int,
         query_prompt: str = "",
         special_tokens_in_text: str = TEXT,
+        prompt: Prompt | None = None,
     ) -> None:
         if list(length_ladder) != sorted(set(length_ladder)) or not length_ladder or length_ladder[-1] < max_length:
             raise PairError(f"length_ladder {list(length_ladder)} must ascend and reach max_length {max_length}")
@@ -106,6 +114,15 @@ class PairTokenizer:
             )
         self.template = read_template(tokenizer)
         self.reader = TextReader(tokenizer, max_length)
+        self._framer: Framer | None = None
+        if prompt is not None:
+            whole = load_tokenizer(tokenizer_file, SPECIAL)
+            self._framer = Framer(prompt, _ids_by(whole), _ids_by(tokenizer), max_length)
+            self.template = self._framer.frame().template
+            if self.template.n_special + 2 > max_length:
+                raise PairError(
+                    f"max_length {max_length}: the model's prompt alone has {self.template.n_special} tokens"
+                )
 
     @classmethod
     def of_parameters(cls, tokenizer_file: Path, parameters: Mapping[str, str]) -> PairTokenizer:
@@ -126,11 +143,16 @@ class PairTokenizer:
             length_ladder=ladder,
             query_prompt=parameters.get("query_prompt", ""),
             special_tokens_in_text=parameters.get("special_tokens_in_text", TEXT),
+            prompt=Prompt.of_parameters(parameters),
             **lengths,
         )
 
     def limits(
-        self, max_length: object = None, max_query_tokens: object = None, max_document_tokens: object = None
+        self,
+        max_length: object = None,
+        max_query_tokens: object = None,
+        max_document_tokens: object = None,
+        instruction: object = None,
     ) -> PairLimits:
         """Check one request's parameters against the model's bounds.
 
@@ -139,22 +161,36 @@ class PairTokenizer:
             max_query_tokens: tokens kept of the query, the prompt's included; None means all where the pair fits,
                 and at least half of the room, as ``longest_first`` does.
             max_document_tokens: tokens kept of a document; None means as many as have room.
+            instruction: what the model is told to look for; None means the prompt's own.
 
         Raises:
-            PairError: not a whole number, or outside the bounds.
+            PairError: not a whole number, or outside the bounds; or the model takes no such instruction.
         """
-        n_special = self.template.n_special
+        frame = self._frame(instruction)
+        n_special = (self.template if frame is None else frame.template).n_special
         length = self.max_length if max_length is None else max_length
         length = _whole("max_length", length, n_special + 2, self.max_length)
         most = length - n_special - 1  # one token is left to the other text
         kept = {"max_query_tokens": max_query_tokens, "max_document_tokens": max_document_tokens}
-        return PairLimits(
-            length, **{name: _whole(name, value, 1, most) for name, value in kept.items() if value is not None}
-        )
+        bounds = {name: _whole(name, value, 1, most) for name, value in kept.items() if value is not None}
+        return PairLimits(length, **bounds, frame=frame)
 
-    def prompted(self, query: str) -> str:
+    def _frame(self, instruction: object) -> Frame | None:
+        if self._framer is not None:
+            return self._framer.frame(instruction)
+        if instruction is not None:
+            raise PairError("instruction: this model has no prompt that one could stand in; leave it out")
+        return None
+
+    def prompted(self, query: str, limits: PairLimits) -> str:
         """The text that is tokenised for a query."""
+        if limits.frame is not None:
+            return limits.frame.before + query + limits.frame.after
         return self.query_prompt + query
+
+    def prompted_document(self, document: str) -> str:
+        """The text that is tokenised for a document."""
+        return document if self._framer is None else self._framer.prompt.before_document + document
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, TextTokens]:
         """Tokenise each different text once; of a long one no more is read than its tokens need.
@@ -177,13 +213,11 @@ class PairTokenizer:
         Returns:
             Tensors padded to the first rung of the ladder that holds the longest pair.
         """
-        template = self.template
-        cuts = [
-            limits.cut(query, document, template.n_special) for query, document in zip(queries, documents, strict=True)
-        ]
-        counts = np.array([template.n_special + q + d for q, d in cuts], dtype=np.int32)
+        inside = _inside(queries, limits.frame)
+        joined = [self._join(query, document, limits) for query, document in zip(inside, documents, strict=True)]
+        counts = np.array([template.n_special + q + d for template, q, d in joined], dtype=np.int32)
         tensors = self._blank(counts)
-        for row, (query, document, (q, d)) in enumerate(zip(queries, documents, cuts, strict=True)):
+        for row, (query, document, (template, q, d)) in enumerate(zip(inside, documents, joined, strict=True)):
             parts = (template.prefix, query.ids[:q], template.middle, document.ids[:d], template.suffix)
             start = 0
             for part, segment in zip(parts, template.segments, strict=True):
@@ -195,12 +229,23 @@ class PairTokenizer:
             tensors.truncated[row, 0] = q < query.length or d < document.length
         return tensors
 
+    def _join(self, query: TextTokens, document: TextTokens, limits: PairLimits) -> tuple[Template, int, int]:
+        """What stands around a pair, and how many tokens it keeps of its query and of its document."""
+        if limits.frame is None:
+            return self.template, *limits.cut(query, document, self.template.n_special)
+        if isinstance(query, QueryTokens):
+            q, d = limits.cut(query, document, query.template.n_special)
+            if q == query.length:
+                return query.template, q, d
+        return limits.frame.template, *limits.cut(query, document, limits.frame.template.n_special)
+
     def encode(self, query: str, documents: Sequence[str], limits: PairLimits | None = None) -> PairTensors:
         """Tokenise and assemble one query with n documents; what a request does, without Triton."""
-        prompted = self.prompted(query)
-        tokens = self.tokenize([prompted, *documents])
-        queries = [tokens[prompted]] * len(documents)
-        return self.assemble(queries, [tokens[d] for d in documents], limits or self.limits())
+        limits = limits or self.limits()
+        texts = [self.prompted_document(document) for document in documents]
+        prompted = self.prompted(query, limits)
+        tokens = self.tokenize([prompted, *texts])
+        return self.assemble([tokens[prompted]] * len(texts), [tokens[text] for text in texts], limits)
 
     def _blank(self, counts: npt.NDArray[np.int32]) -> PairTensors:
         longest = int(counts.max())
@@ -213,6 +258,18 @@ class PairTokenizer:
             token_count=counts[:, None],
             truncated=np.zeros((len(counts), 1), dtype=np.bool_),
         )
+
+
+def _ids_by(tokenizer: Tokenizer) -> Callable[[str], list[int]]:
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _inside(queries: Sequence[TextTokens], frame: Frame | None) -> Sequence[TextTokens]:
+    """The queries without the prompt's words around them; each different one is looked at once."""
+    if frame is None:
+        return queries
+    found = {id(query): frame.query(query) for query in {id(query): query for query in queries}.values()}
+    return [found[id(query)] for query in queries]
 
 
 def longest_first(query: int, document: int, room: int) -> int:
