@@ -125,14 +125,6 @@ eval: $(VENV)/.test ## what each stage brings on your data: eval/report.html (DA
 speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
-.PHONY: perf-client
-perf-client: $(VENV)/.test $(DEMO_MANIFEST) ## what the client adds to a raw tritonclient call, in one run
-	$(BIN)/triton-rerank-bench client --model-repository $(REPOSITORY) $(ARGS)
-
-.PHONY: splitting
-splitting: $(VENV)/.test $(DEMO_MANIFEST) ## padding and merging by the client's plan, beside simpler ones
-	$(BIN)/triton-rerank-bench splitting --model-repository $(REPOSITORY) $(ARGS)
-
 .PHONY: perf
 perf: $(VENV)/.test $(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick)
 	$(BIN)/triton-rerank-bench perf --model-repository int8=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
@@ -234,7 +226,7 @@ lint: $(VENV)/.test ## ruff
 .PHONY: types
 types: $(VENV)/.test ## mypy --strict
 	$(BIN)/mypy $(TYPED)
-	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases examples tests
+	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases examples tests bench/experiments
 
 .PHONY: imports
 imports: $(VENV)/.test ## imports go one way

@@ -25,10 +25,9 @@ from support.slow_model import write_slow
 from support.tritons import start
 
 from triton_rerank import InferenceError, OverloadedError
-from triton_rerank_bench.arrivals import poisson_arrivals
-from triton_rerank_bench.http_calls import HttpCalls
-from triton_rerank_bench.load import latency
-from triton_rerank_bench.load_loops import Answer, Sample, Window, closed_loop, open_loop
+from triton_rerank_bench.gateway.http_calls import HttpCalls
+from triton_rerank_bench.load.generator import latency
+from triton_rerank_bench.load.loops import Answer, Sample, Window, closed_loop, open_loop, poisson_arrivals
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_server import TritonServer
 

@@ -10,25 +10,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from triton_rerank_bench import gpu_command, report
-from triton_rerank_bench.contestants import SERVED
+from triton_rerank_bench import report
+from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.gpu_device import CPU_NOTE
-from triton_rerank_bench.gpu_peer import BEST, DEFAULT
+from triton_rerank_bench.gpu import command as gpu_command
+from triton_rerank_bench.gpu.device import CPU_NOTE
 
 SHORT = (
-    "--device",
-    "cpu",
-    "--shape",
-    "tiny",
-    "--rounds",
-    "1",
-    "--level-s",
-    "0.3",
-    "--concurrency",
-    "2",
-    "--batch-size",
-    "32",
+    *("--device", "cpu", "--shape", "tiny", "--minutes", "0.25", "--rounds", "1", "--level-s", "0.3"),
+    *("--concurrency", "2", "--batch-size", "32"),
 )
 
 
@@ -46,11 +36,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
 
 def test_a_run_without_a_gpu_says_so_first(measured: tuple[dict[str, Any], str, int]) -> None:
     document, printed, code = measured
-    assert printed.splitlines()[1] == CPU_NOTE
+    assert printed.splitlines()[1].strip() == CPU_NOTE
     assert (document["device"]["kind"], document["device"]["note"]) == ("cpu", CPU_NOTE)
     assert document["device"]["driver"] is None
     (model,) = document["models"]
-    assert model["memory"] == {"server_mib": None, "peer_mib": None}
+    assert (model["server_mib"], model["peer_mib"]) == (None, None)
     assert [target["passed"] for target in model["targets"]] == [True, None]
     assert code == 0
 
@@ -59,33 +49,35 @@ def test_every_side_is_measured_on_every_workload(measured: tuple[dict[str, Any]
     (model,) = measured[0]["models"]
     assert (model["shape"], model["weights"], model["precision"]) == ("tiny", "random", "fp32")
     for workload, pairs in zip(model["workloads"], (100, 1), strict=True):
-        speed = workload["speed"]
-        assert speed["tokens"]["pairs"] == pairs
-        assert {timing["contestant"] for timing in speed["timings"]} == {SERVED, DEFAULT, BEST}
-        assert all(timing["pairs_per_s"] > 0 and timing["tokens_per_s"] > 0 for timing in speed["timings"])
+        lists = workload["lists"]
+        assert lists["tokens"]["pairs"] == pairs
+        assert [timing["contestant"] for timing in lists["ours"]] == [SERVED]
+        (peer,) = lists["peers"]
+        for at in (peer["default"], peer["best"]):
+            assert at["timing"]["pairs_per_s"] > 0
+            assert at["ratio"]["median"] > 0
         (level,) = workload["levels"]
         assert (level["concurrency"], level["errors"]) == (2, {})
         assert 0 < level["latency"]["p50_ms"] <= level["latency"]["p99_ms"]
         assert level["pairs_per_s"] > 0
-        assert all(rate > 0 for rate in workload["capacity"]["peer_pairs_per_s"])
-        assert len(workload["capacity"]["served_pairs_per_s"]) == 3
-        assert workload["bulk_batch_sizes"][0]["pairs_per_s"] > 0
+        most = workload["capacity"]
+        assert all(rate > 0 for rate in most["peer_pairs_per_s"])
+        assert len(most["served_pairs_per_s"]) == 3
 
 
 def test_orders_are_held_against_fp32(measured: tuple[dict[str, Any], str, int]) -> None:
-    (model,) = measured[0]["models"]
-    passages, single = model["workloads"]
-    taus = {agreement["second"]: agreement["kendall_tau"] for agreement in passages["to_reference"]}
-    assert taus[SERVED] > 0.999  # fp32 on both sides
-    assert taus[DEFAULT] < 1.0  # bf16
-    assert single["to_reference"] == []
+    passages = measured[0]["models"][0]["workloads"][0]["lists"]
+    assert passages["our_kendall_tau"] > 0.999  # fp32 on both sides
+    assert passages["peers"][0]["default"]["kendall_tau"] < 1.0  # bf16
 
 
-def test_the_setting_is_told_as_a_change_of_the_configs(measured: tuple[dict[str, Any], str, int]) -> None:
-    (model,) = measured[0]["models"]
-    assert len(model["tried"]) == 2
-    assert all(tried["pairs_per_s"] > 0 for tried in model["tried"])
+def test_the_setting_is_searched_and_told_as_a_change_of_the_configs(measured: tuple[dict[str, Any], str, int]) -> None:
+    document, printed, _ = measured
+    (model,) = document["models"]
+    assert model["tuning"]["sweeps"][0]["levels"][0]["pairs_per_s"] > 0
+    assert model["answer"]["setting"]["repository"] == "tiny"
     assert "+  kind: KIND_CPU" in model["config_change"]
+    assert "served with tiny" in printed
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_built(

@@ -24,12 +24,12 @@ from tritonclient.utils import InferenceServerException
 
 from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX
-from triton_rerank_bench import load_command, report
-from triton_rerank_bench.load import Load, LoadFigures
-from triton_rerank_bench.load_level import ELSEWHERE
-from triton_rerank_bench.raw import Sender
-from triton_rerank_bench.served import ServedModel
-from triton_rerank_bench.strategies import padded_tokens
+from triton_rerank_bench import report
+from triton_rerank_bench.compare.contestants import tokenizer_of
+from triton_rerank_bench.load import command as load_command
+from triton_rerank_bench.load.generator import Load, LoadFigures
+from triton_rerank_bench.load.level import ELSEWHERE
+from triton_rerank_bench.served import ServedModel, read_model
 from triton_rerank_bench.workloads import BY_NAME, Workload
 from triton_rerank_server import TritonServer
 
@@ -76,17 +76,17 @@ def test_a_closed_loop_answers_all_and_the_servers_counters_agree(triton: Triton
     assert figures.peak_memory_bytes > 10**7
 
 
-def test_padding_is_that_of_the_tensors_that_the_encoder_gets(triton: TritonServer, served: ServedModel) -> None:
-    """Held against the server's token counts and the ladder in its config: short and long documents, in one request."""
+def test_padding_is_that_of_the_tensors_that_the_encoder_gets(tiny_repository: Path, served: ServedModel) -> None:
+    """Held against the tokenizer's own tensors of short and long documents, in one request."""
     documents = [f"{number} " + "word " * (60 if number % 2 else 1) for number in range(240)]
     mixed = Workload("short and long", "a query", documents, calls=1)
-    with closing(Sender(triton.grpc_target, NAME)) as sender:
-        counts = sender.send(mixed.query, documents, [range(240)])
-    together = padded_tokens([range(240)], counts, served.client.model_info().length_ladder) / sum(counts)
+    tensors = tokenizer_of(read_model(tiny_repository, NAME)).encode(mixed.query, documents)
+    counts = tensors.token_count[:, 0]
+    together = tensors.input_ids.size / counts.sum()
     with closing(Load(served, NAME, [mixed], seed=1)) as load:
         figures = load.closed(1, duration_s=0.3, warm_up_s=0.0)
     assert figures.padded_over_real == pytest.approx(together)
-    assert figures.tokens_per_s / figures.pairs_per_s == pytest.approx(sum(counts) / 240)
+    assert figures.tokens_per_s / figures.pairs_per_s == pytest.approx(counts.sum() / 240)
     with closing(Load(served, NAME, [mixed], seed=1, options=TritonOptions(split="padding"))) as load:
         split = load.closed(1, duration_s=0.3, warm_up_s=0.0)
     assert split.padded_over_real is not None

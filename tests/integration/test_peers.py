@@ -11,12 +11,13 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from triton_rerank_bench import peers_command, workloads
-from triton_rerank_bench.contestants import InProcess
-from triton_rerank_bench.metrics import kendall_tau
-from triton_rerank_bench.peers.catalogue import PEERS
-from triton_rerank_bench.peers.process import PeerProcess
-from triton_rerank_bench.repository import read_model
+from triton_rerank_bench import workloads
+from triton_rerank_bench.compare import command as peers_command
+from triton_rerank_bench.compare.catalogue import PEERS
+from triton_rerank_bench.compare.contestants import InProcess
+from triton_rerank_bench.compare.process import PeerProcess
+from triton_rerank_bench.compare.rounds import kendall_tau
+from triton_rerank_bench.served import read_model
 
 MODEL = "tiny-bert"
 

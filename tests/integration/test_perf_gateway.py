@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from triton_rerank_bench.cli import main
-from triton_rerank_bench.gateway_command import GATEWAY, PEER, Level, judge
-from triton_rerank_bench.load import Latency
+from triton_rerank_bench.gateway.command import GATEWAY, PEER, Level, judge
+from triton_rerank_bench.load.generator import Latency
 
 
 def test_the_gateway_is_measured_and_a_peer_that_is_not_there_is_named(
@@ -41,5 +41,5 @@ def test_pairs_and_p99_are_held_against_the_peers_at_the_same_number_of_callers(
         return Level(server, "single", 8, 100, 0, pairs, Latency(1, 1, p99, p99))
 
     targets = judge([], [level(GATEWAY, 100 * factor, 10 / factor), level(PEER, 100, 10)])
-    assert [target.passed for target in targets] == [passed, True]
-    assert targets[0].value == pytest.approx(factor)
+    assert [target["passed"] for target in targets] == [passed, True]
+    assert targets[0]["value"] == pytest.approx(factor)

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from support import speed_smoke as smoke
 from support.graphs import checkpoint_of
+from support.speed_smoke import FP32, INT8, OVERHEAD, SORTING, UNSORTED, Bound, measure
 
 from triton_rerank import RerankClient
 from triton_rerank.repository import Artefacts
-from triton_rerank_bench import smoke
-from triton_rerank_bench.contestants import IN_PROCESS, SERVED, Contestant
+from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, Contestant
 from triton_rerank_bench.machine import describe_machine
-from triton_rerank_bench.repository import read_model
-from triton_rerank_bench.smoke import FP32, INT8, OVERHEAD, SORTING, UNSORTED, Bound, measure
+from triton_rerank_bench.served import read_model
 from triton_rerank_export import graph
 from triton_rerank_export.precision import convert
 from triton_rerank_server import TritonServer

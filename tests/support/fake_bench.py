@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from triton_rerank_bench.knobs import BOUNDED, Ground, Setting
-from triton_rerank_bench.load import Latency, LoadFigures
-from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuner import Tuner
-from triton_rerank_bench.tuning import Schedule, Wanted
+from triton_rerank_bench.load.generator import Latency, LoadFigures
+from triton_rerank_bench.tune.findings import Schedule, Wanted
+from triton_rerank_bench.tune.knobs import BOUNDED, Ground, Setting
+from triton_rerank_bench.tune.search import Tuner
+from triton_rerank_bench.tune.servers import Level
 
 PAIRS = 100
 EXPORTED = Setting("int8", 1, 0, 256, 0, BOUNDED, (32, 64, 128, 512))

@@ -1,4 +1,4 @@
-"""Pictures of a tuning run: latency against throughput, throughput against the size of a call."""
+"""Pictures, as PNGs: latency against throughput, throughput against the size of a call, peers beside ours."""
 
 from __future__ import annotations
 
@@ -6,29 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triton_rerank_bench.choice import operating_point
-from triton_rerank_bench.tuning import Sweep, Tuning
+from triton_rerank_bench.tune.choice import operating_point
+from triton_rerank_bench.tune.findings import Sweep, Tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from triton_rerank_bench.compare.race import PeerFigures, WorkloadPeers
+
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 6.0, 120
 # Okabe and Ito's colours, which people with any colour vision tell apart; black and grey are taken for bounds and text.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_KINDS = {"default": _COLOURS[0], "best": _COLOURS[1]}
 _GREY = "#767676"
 _ANSWER = "#000000"
 
 
 def plot_latency(tuning: Tuning, path: Path, *, title: str, caption: str) -> None:
-    """A curve a setting through its levels of callers: p99 above pairs a second; write a PNG.
-
-    Args:
-        tuning: with one sweep at least.
-        path: of the PNG.
-        title: above.
-        caption: below: machine, model, date.
-    """
+    """A curve a setting through its levels of callers: p99 above pairs a second; the caption goes below."""
     figure, axes = _new(title, caption)
     for sweep, colour in zip(tuning.sweeps, _COLOURS, strict=False):
         _latency_curve(axes, sweep, colour)
@@ -57,14 +53,7 @@ def plot_latency(tuning: Tuning, path: Path, *, title: str, caption: str) -> Non
 
 
 def plot_sizes(sweeps: Sequence[Sweep], path: Path, *, title: str, caption: str) -> None:
-    """A curve a repository: pairs a second above the pairs of a call; write a PNG.
-
-    Args:
-        sweeps: of the exported settings.
-        path: of the PNG.
-        title: above.
-        caption: below: machine, model, date.
-    """
+    """A curve a repository as it was exported: pairs a second above the pairs of a call."""
     figure, axes = _new(title, caption)
     shown: set[int] = set()
     for sweep, colour in zip(sweeps, _COLOURS, strict=False):
@@ -79,6 +68,61 @@ def plot_sizes(sweeps: Sequence[Sweep], path: Path, *, title: str, caption: str)
     axes.set_ylabel("throughput, pairs a second")
     axes.set_ylim(bottom=0)
     _save(figure, axes, path)
+
+
+def plot_peers(workloads: Sequence[WorkloadPeers], path: Path, *, title: str, caption: str) -> None:
+    """A bar a peer and setting: seconds over ours served, with the spread of the rounds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second to import, which no other command needs
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    n_bars = max(len(figures.peers) for figures in workloads)
+    figure = Figure(figsize=(6.0 * len(workloads) + 3.0, 1.6 + 0.42 * n_bars), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="medium")
+    for axes, figures in zip(figure.subplots(1, len(workloads), squeeze=False)[0], workloads, strict=True):
+        _panel(axes, figures)
+    handles = [Patch(color=colour, label=f"at its {kind}") for kind, colour in _KINDS.items()]
+    ours = Line2D([], [], color=_ANSWER, linewidth=1, label="ours, served: 1")
+    figure.legend(handles=[*handles, ours], loc="outside right upper", frameon=False, fontsize="small")
+    figure.supxlabel(caption, fontsize="small", color=_GREY)
+    figure.savefig(path, format="png")
+
+
+def _panel(axes: Axes, figures: WorkloadPeers) -> None:
+    peers = sorted((peer for peer in figures.peers if peer.default), key=_slowness)
+    for offset, (kind, colour) in zip((-0.2, 0.2), _KINDS.items(), strict=True):
+        bars = [(place, getattr(peer, kind).ratio) for place, peer in enumerate(peers) if getattr(peer, kind).ratio]
+        for place, ratio in bars:
+            spread = [[ratio.median - ratio.min], [ratio.max - ratio.median]]
+            axes.barh(place + offset, ratio.median, 0.38, xerr=spread, color=colour, ecolor="#333333", capsize=2)
+            axes.annotate(
+                f"{ratio.median:.2f}",
+                (ratio.max, place + offset),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="x-small",
+            )
+    for place in (place for place, peer in enumerate(peers) if peer.default and not peer.default.ratio):
+        axes.annotate(" other order: no ratio", (0, place), va="center", fontsize="x-small", color=_GREY)
+    axes.axvline(1.0, color=_ANSWER, linewidth=1)
+    axes.set_yticks(range(len(peers)), [peer.peer for peer in peers], fontsize="small")
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlim(left=0)
+    axes.set_title(
+        f"{figures.workload}: {figures.tokens.pairs} pairs, {figures.tokens.total:,} tokens", fontsize="small"
+    )
+    axes.grid(visible=True, axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _slowness(peer: PeerFigures) -> float:
+    assert peer.default is not None
+    return peer.default.timing.median_s
 
 
 def _latency_curve(axes: Axes, sweep: Sweep, colour: str) -> None:

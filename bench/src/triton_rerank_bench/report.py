@@ -1,138 +1,246 @@
-"""Turns measurements into tables for people and one JSON object for programs."""
+"""One form of report for all commands: lines and tables for people, one JSON object for programs.
+
+Its files replace older ones only when all of them are there.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Table as Grid
 
+from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.machine import describe_machine, installed_versions, today
-from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
-from triton_rerank_bench.speed import SpeedReport, Target
+from triton_rerank_server import atomic
 
 QUIET = 0.05  # share of the cores that others may use before times mean little
+NOT_KNOWN = "–"
 
 Json = dict[str, object]
-_VERDICTS = {True: "[green]pass[/green]", False: "[red]MISS[/red]", None: "not measured here"}
+Row = Mapping[str, Any]
+_VERDICTS = {True: "pass", False: "MISS", None: "not measured here"}
+_STYLES = {"pass": "green", "MISS": "red"}
 
 
-def speed_json(report: SpeedReport, settings: Json) -> Json:
-    """The speed report as plain data: date, machine, versions, settings, figures, targets."""
-    return {**header("speed", report.triton_version, settings), **dataclasses.asdict(report)}
+@dataclass(frozen=True)
+class Table:
+    """Figures in rows. People see the columns; a program gets the rows, which may hold more.
+
+    Attributes:
+        title: above the table.
+        columns: heading -> key of a row, with a format behind a colon: ``{"p99 ms": "latency.p99_ms:,.1f"}``.
+        rows: mappings or dataclasses; a dot in a key goes into a nested one.
+    """
+
+    title: str
+    columns: Mapping[str, str]
+    rows: Sequence[Any]
+
+    def cells(self) -> list[list[str]]:
+        """The text of each cell, row by row."""
+        return [[text(_value(row, key), form) for key, form in self._keys()] for row in self.rows]
+
+    def grid(self) -> Grid:
+        """For a terminal: the first column to the left, the others to the right."""
+        grid = Grid(title=escape(self.title), title_justify="left")
+        for number, heading in enumerate(self.columns):
+            grid.add_column(heading, justify="left" if number == 0 else "right")
+        for cells in self.cells():
+            grid.add_row(*(f"[{_STYLES[cell]}]{cell}[/]" if cell in _STYLES else escape(cell) for cell in cells))
+        return grid
+
+    def markdown(self) -> str:
+        """A heading and a table."""
+        headings = [heading or " " for heading in self.columns]
+        lines = [headings, ["---"] + ["---:"] * (len(headings) - 1), *self.cells()]
+        rows = (f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
+        return f"### {self.title}\n\n{''.join(rows)}"
+
+    def _keys(self) -> list[tuple[str, str]]:
+        parts = (column.partition(":") for column in self.columns.values())
+        return [(key, form) for key, _, form in parts]
 
 
-def compact(document: Mapping[str, object]) -> str:
+@dataclass(frozen=True)
+class Report:
+    """What one run of a command came to.
+
+    Attributes:
+        kind: of report.
+        triton_version: as the server says.
+        settings: of the command.
+        figures: for programs, besides date, machine, versions and settings.
+        parts: for people, in order: lines and tables.
+    """
+
+    kind: str
+    triton_version: str | None
+    settings: Json
+    figures: Json
+    parts: Sequence[str | Table]
+
+    def json(self) -> Json:
+        """Plain data; what is infinite or not a number is null, since JSON knows neither."""
+        document = {
+            "kind": self.kind,
+            "date": today(),
+            "machine": dataclasses.asdict(describe_machine()),
+            "versions": self.versions(),
+            "settings": self.settings,
+            **self.figures,
+        }
+        plain: Json = _plain(document)
+        return plain
+
+    def versions(self) -> dict[str, str]:
+        """Of what a figure depends on."""
+        return installed_versions() | ({"tritonserver": self.triton_version} if self.triton_version else {})
+
+    def print(self, console: Console) -> None:
+        """Everything for people, on the terminal."""
+        for part in self.parts:
+            if isinstance(part, Table):
+                console.print(part.grid())
+            else:
+                loud = part.startswith(LOUD)
+                console.print(part.removeprefix(LOUD), markup=False, highlight=False, style="red" if loud else None)
+
+    def markdown(self, title: str, *more: str) -> str:
+        """Everything for people, as a file: lines as a list, tables, and more paragraphs at the end."""
+        parts = [
+            f"- {part.removeprefix(LOUD)}" if isinstance(part, str) else f"\n{part.markdown()}" for part in self.parts
+        ]
+        return "\n".join([f"# {title}\n", *parts, *more]) + "\n"
+
+
+LOUD = "\a"  # begins a line that must not be passed over
+
+
+def others(share: float) -> str:
+    """The line on what other processes used of the cores meanwhile."""
+    told = f"Other processes used {share:.0%} of the cores meanwhile"
+    return told if share <= QUIET else f"{LOUD}{told}; do not rely on the times: measure again on a quiet machine"
+
+
+def target(
+    what: str, value: float, *, at_most: float | None = None, at_least: float | None = None, judged: bool = True
+) -> Json:
+    """A row of `targets`: whether a figure holds its bound; None where this run cannot tell."""
+    if at_most is not None:
+        told, passed = f"at most {at_most:g}", value <= at_most
+    else:
+        assert at_least is not None
+        told, passed = f"at least {at_least:g}", value >= at_least
+    return {"text": f"{what}: {told}", "value": value, "passed": passed if judged else None}
+
+
+def targets(rows: Sequence[Row]) -> Table:
+    """Each target with what was measured."""
+    told = [{**row, "verdict": _VERDICTS[row["passed"]]} for row in rows]
+    return Table("targets", {"target": "text", "measured": "value:.3f", "verdict": "verdict"}, told)
+
+
+def missed(rows: Sequence[Row]) -> bool:
+    """Whether a target was missed."""
+    return any(row["passed"] is False for row in rows)
+
+
+def text(value: Any, form: str = "") -> str:
+    """A value for people; a `rounds.Ratio` with its least and most."""
+    if hasattr(value, "median"):
+        return f"{value.median:{form}} ({value.min:{form}} to {value.max:{form}})"
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return NOT_KNOWN
+    return format(value, form if not isinstance(value, str) else "")
+
+
+def compact(document: Json) -> str:
     """One line of JSON."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
-def indented(document: Mapping[str, object]) -> str:
-    """JSON for a file that people read too, with a newline at the end."""
+def indented(document: Json) -> str:
+    """JSON for a file that people read too."""
     return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
-def print_speed(console: Console, report: SpeedReport) -> None:
-    """Write the figures of each workload, the server's memory and the targets."""
-    machine = describe_machine()
-    console.print(
-        f"{report.model} {report.precision}, max_length {report.max_length}, Triton {report.triton_version}; "
-        f"{machine.cpu}, {report.n_threads} threads each, {report.n_rounds} rounds"
-    )
-    quiet = report.other_load <= QUIET
-    console.print(
-        f"Other processes used {report.other_load:.0%} of the cores meanwhile"
-        + ("" if quiet else "; [red]do not rely on the times: measure again on a quiet machine[/red]")
-    )
-    for workload in report.workloads:
-        print_timings(console, workload)
-    floor = report.floor
-    console.print(
-        f"Linear layers of the 100 pairs alone, in bf16: {floor.seconds:.3f} s at {floor.tflops:.2f} TFLOP/s; served "
-        f"takes {_ratio_text(floor.served)} times that"
-    )
-    _print_list_sizes(console, report)
-    _print_memory(console, report)
-    console.print(targets_table(report.targets))
+def _value(row: Any, key: str) -> Any:
+    for name in key.split("."):
+        row = row.get(name) if isinstance(row, Mapping) else getattr(row, name)
+        if row is None:
+            return None
+    return row
 
 
-def header(kind: str, triton_version: str | None, settings: Json) -> Json:
-    """What every report begins with: its kind, date, machine, versions and settings."""
-    versions = installed_versions() | ({"tritonserver": triton_version} if triton_version else {})
-    return {
-        "kind": kind,
-        "date": today(),
-        "machine": dataclasses.asdict(describe_machine()),
-        "versions": versions,
-        "settings": settings,
-    }
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def print_timings(console: Console, workload: WorkloadSpeed) -> None:
-    """Write seconds, ratios and agreements of one workload."""
-    tokens = workload.tokens
-    title = (
-        f"{workload.workload}: {tokens.pairs} pairs, {tokens.total:,} tokens (mean {tokens.mean:.1f}, "
-        f"longest {tokens.longest}, {tokens.tokens_per_word:.2f} a word)"
-    )
-    rows = (
-        (
-            t.contestant,
-            f"{t.median_s:.4f}",
-            f"{t.min_s:.4f}",
-            f"{t.max_s:.4f}",
-            f"{t.pairs_per_s:,.1f}",
-            f"{t.tokens_per_s:,.0f}",
-        )
-        for t in workload.timings
-    )
-    console.print(table(title, ["contestant", "median s", "min s", "max s", "pairs/s", "tokens/s"], rows))
-    for ratio in workload.ratios:
-        console.print(f"  {ratio.numerator} / {ratio.denominator}: {_ratio_text(ratio)}")
-    for agreement in workload.agreements:
-        console.print(f"  order of {agreement.first} and {agreement.second}: Kendall tau {agreement.kendall_tau:.4f}")
+class ReportFolder:
+    """Files are written beside their places, and moved there at the end; a context manager that tidies up.
 
+    Whether they can be written is found out at once, before anything is measured for them.
 
-def _ratio_text(ratio: Ratio) -> str:
-    return f"{ratio.median:.3f} ({ratio.min:.3f} to {ratio.max:.3f})"
+    Raises:
+        BenchError: from ``with``: it is a file, or cannot be written to.
+    """
 
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        self.folder, self._names = folder, names
+        self._made: list[Path] = []
+        self._beside: Path | None = None
+        self._stack = ExitStack()
 
-def _print_list_sizes(console: Console, report: SpeedReport) -> None:
-    rows = (
-        (
-            f"{size.documents:,}",
-            f"{size.tokens:,}",
-            f"{size.us_per_token:.1f}",
-            _ratio_text(size.over_reference),
-        )
-        for size in report.list_sizes
-    )
-    columns = ["documents", "tokens", "µs / token", "/ that of 100 documents"]
-    console.print(table("served lists of several sizes", columns, rows))
+    def __enter__(self) -> ReportFolder:
+        try:
+            self._make()
+            self._beside = self._stack.enter_context(atomic.scratch(self.folder, "report"))
+        except OSError as exc:
+            self._remove_made()
+            raise BenchError(f"--output {self.folder}: must be a folder to write to ({exc.strerror})") from exc
+        blocked = [name for name in self._names if (self.folder / name).is_dir()]
+        if blocked:
+            self.__exit__(None, None, None)
+            raise BenchError(f"--output {self.folder}: {blocked[0]} in it is a folder, and cannot be replaced")
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+        self._remove_made()
 
-def _print_memory(console: Console, report: SpeedReport) -> None:
-    memory = report.server_memory
-    parts = ", ".join(f"{process.name} {process.pss_bytes / 1e6:.0f}" for process in memory.processes)
-    console.print(
-        f"Peak server memory: {memory.pss_bytes / 1e6:.0f} MB = {parts}; sum of PSS (shared pages counted once) of "
-        f"tritonserver and its children, largest of {memory.samples} samples"
-    )
+    def path(self, name: str) -> Path:
+        """Where to write a file until `publish`."""
+        assert self._beside is not None
+        return self._beside / name
 
+    def publish(self) -> list[Path]:
+        """Move all files to their places; OSError, and nothing is moved, where one was not written."""
+        sizes = {name: self.path(name).stat().st_size for name in self._names}  # raises before anything is moved
+        return [self.path(name).replace(self.folder / name) for name in sizes]
 
-def targets_table(targets: Sequence[Target]) -> Table:
-    """Each target with what was measured."""
-    rows = ((target.text, f"{target.value:.3f}", _VERDICTS[target.passed]) for target in targets)
-    return table("targets", ["target", "measured", "verdict"], rows)
+    def _make(self) -> None:
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir()
+            self._made.append(path)
 
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """Rows of text; the first column to the left, the others to the right."""
-    grid = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if number == 0 else "right")
-    for row in rows:
-        grid.add_row(*row)
-    return grid
+    def _remove_made(self) -> None:
+        for path in reversed(self._made):
+            with suppress(OSError):  # it holds the report
+                path.rmdir()

@@ -1,15 +1,18 @@
-"""Starts the served model that is measured: a real Triton, reached by the real client."""
+"""The served model that is measured: which one, its active version's files, and a real Triton with a real client."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tritonclient.grpc as triton
 
-from triton_rerank import RerankClient
+from triton_rerank import ConfigurationError, RerankClient, TritonScorer, repository
+from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX
+from triton_rerank.repository import Artefacts
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_server import ServerConfig, TritonServer
 
@@ -18,10 +21,10 @@ CALL_TIMEOUT_S = 600.0  # 100 long pairs on a busy core take seconds, not minute
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A running server and a client connected to it.
+    """A running server and a client for one of its models.
 
     Attributes:
-        client: for one model.
+        client: connected.
         pid: process id of tritonserver; its children are the backends' stubs.
         triton_version: as the server says.
     """
@@ -30,18 +33,18 @@ class ServedModel:
     pid: int
     triton_version: str
 
+    @property
+    def target(self) -> str:
+        """Where it listens, ``host:port``."""
+        assert isinstance(self.client.scorer, TritonScorer)
+        return self.client.scorer.target
+
 
 @contextmanager
 def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], None]) -> Iterator[ServedModel]:
-    """Start Triton on free ports and stop it afterwards.
+    """Start Triton on free ports and stop it afterwards; raises ServerStartError where it does not start.
 
-    Args:
-        model_repository: folder that holds the model.
-        model: public model name.
-        on_progress: called with a short text at each step of the start.
-
-    Raises:
-        ServerStartError: Triton did not start.
+    ``on_progress`` is called with a short text at each step of the start.
     """
     config = ServerConfig(model_repository=model_repository, grpc_port=0, http_port=0, metrics_port=0)
     with (
@@ -52,13 +55,69 @@ def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], No
 
 
 def triton_version(target: str) -> str:
-    """Version that a running Triton states.
-
-    Raises:
-        BenchError: it does not answer.
-    """
+    """Version that a running Triton states; raises BenchError where it does not answer."""
     with triton.InferenceServerClient(target) as client:
         try:
             return str(client.get_server_metadata(client_timeout=10.0).version)
         except triton.InferenceServerException as exc:
             raise BenchError(f"{target}: no Triton answers there ({exc.message()})") from exc
+
+
+def name_repositories(values: Sequence[str]) -> dict[str, Path]:
+    """Name -> folder of ``--model-repository NAME=PATH`` or ``PATH``, whose name is then the folder's.
+
+    Raises:
+        BenchError: a folder is not there, or two have one name.
+    """
+    folders: list[tuple[str, Path]] = []
+    for value in values:
+        name, separator, path = value.rpartition("=")
+        if not Path(path).is_dir():
+            raise BenchError(f"--model-repository {value}: looked for the folder {path}; `make export` builds one")
+        folders.append((name if separator else Path(path).resolve().name, Path(path)))
+    found = dict(folders)
+    if len(found) < len(folders):
+        names = ", ".join(name for name, _ in folders)
+        raise BenchError(f"--model-repository: the names {names} must differ; give them as NAME=PATH")
+    return found
+
+
+def read_model(model_repository: Path, name: str | None = None) -> Artefacts:
+    """Read the configs of one model: its active version is what a server would serve, and what is measured.
+
+    Args:
+        model_repository: Triton model repository, as triton-rerank-export writes it.
+        name: public model name; None means the only one that is built there.
+
+    Raises:
+        BenchError: no such repository or model, more than one to choose from, or a file is missing.
+    """
+    try:
+        model = repository.read_artefacts(model_repository, name or _only_model(model_repository))
+    except ConfigurationError as exc:
+        raise BenchError(str(exc)) from exc
+    for path in (model.tokenizer_file, model.encoder_file):
+        if not path.is_file():
+            raise BenchError(f"{path}: looked for this file, and it is not there; `make export` builds it")
+    return model
+
+
+def read_config(model_repository: Path, folder: str) -> Any:
+    """The config.pbtxt of an ensemble or a step; raises BenchError where it is missing, or is not one."""
+    try:
+        return repository.read_config(model_repository, folder)
+    except ConfigurationError as exc:
+        raise BenchError(str(exc)) from exc
+
+
+def _only_model(model_repository: Path) -> str:
+    built = repository.exported_models(model_repository)
+    names = [name for name in built if repository.read_artefacts(model_repository, name).encoder_file.is_file()]
+    if not names:
+        raise BenchError(
+            f"--model-repository {model_repository}: looked for a built model there (<model>/{CONFIG_FILE} and "
+            f"<model>{ENCODER_SUFFIX}/<version>/model.onnx), and found none; `make export` builds one"
+        )
+    if len(names) > 1:
+        raise BenchError(f"--model-repository {model_repository}: holds {', '.join(names)}; say which by --model")
+    return names[0]

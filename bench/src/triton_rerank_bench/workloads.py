@@ -109,12 +109,12 @@ class TextMaker:
 
 def passages(seed: int, n_documents: int = N_DOCUMENTS) -> Workload:
     """100 passages, or another number, of log-normal length for one query of 12 words."""
-    return _lognormal_list("passages", n_documents, MEAN_WORDS, SPREAD, seed)
+    return lognormal_list("passages", n_documents, MEAN_WORDS, SPREAD, seed)
 
 
 def chunks(seed: int) -> Workload:
     """100 documents of log-normal length that just fit into 512 tokens with the query: about 26,000 tokens in all."""
-    return _lognormal_list("chunks", N_DOCUMENTS, CHUNK_WORDS, CHUNK_SPREAD, seed)
+    return lognormal_list("chunks", N_DOCUMENTS, CHUNK_WORDS, CHUNK_SPREAD, seed)
 
 
 def single(seed: int) -> Workload:
@@ -127,13 +127,13 @@ def single(seed: int) -> Workload:
 def mixed(seed: int) -> list[Workload]:
     """Lists of 1 to 1,000 passages in seeded order, each with a query of its own."""
     sizes = TextMaker(seed).shuffled(MIXED_SIZES)
-    return [_lognormal_list("mixed", size, MEAN_WORDS, SPREAD, seed + i) for i, size in enumerate(sizes)]
+    return [lognormal_list("mixed", size, MEAN_WORDS, SPREAD, seed + i) for i, size in enumerate(sizes)]
 
 
 def short(seed: int) -> list[Workload]:
     """Lists of 1 to 10 documents of very different lengths, in seeded order, each with a query of its own."""
     sizes = TextMaker(seed).shuffled(SHORT_SIZES)
-    return [_lognormal_list("short", size, MEAN_WORDS, SHORT_SPREAD, seed + i) for i, size in enumerate(sizes)]
+    return [lognormal_list("short", size, MEAN_WORDS, SHORT_SPREAD, seed + i) for i, size in enumerate(sizes)]
 
 
 def _several(make: Callable[[int], Workload]) -> Callable[[int], list[Workload]]:
@@ -219,7 +219,8 @@ def token_statistics(workload: Workload, token_counts: Sequence[int]) -> TokenSt
     )
 
 
-def _lognormal_list(name: str, size: int, mean: float, spread: float, seed: int) -> Workload:
+def lognormal_list(name: str, size: int, mean: float, spread: float, seed: int) -> Workload:
+    """A query with so many documents of log-normal length, in seeded order."""
     maker = TextMaker(seed)
     query = maker.words(QUERY_WORDS)
     lengths = maker.shuffled(lognormal_lengths(size, mean=mean, spread=spread))

@@ -10,14 +10,11 @@ from typing import Any
 import pytest
 
 from triton_rerank_bench.cli import main
+from triton_rerank_bench.compare.rounds import Ratio, WorkloadSpeed
+from triton_rerank_bench.compare.speed import judge
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.floor import Floor, LinearLayers
-from triton_rerank_bench.list_sizes import SizeSpeed, per_token
 from triton_rerank_bench.memory import PeakMemory
-from triton_rerank_bench.repository import read_model
-from triton_rerank_bench.rerankers import name_rerankers
-from triton_rerank_bench.rounds import Ratio, WorkloadSpeed
-from triton_rerank_bench.speed import judge, judge_floor
+from triton_rerank_bench.served import name_repositories, read_model
 from triton_rerank_bench.workloads import TokenStatistics
 from triton_rerank_export.repository import activate
 
@@ -52,14 +49,7 @@ def test_speed_times_all_contestants_and_they_agree(
     assert len(document["server_memory"]["processes"]) == 5  # tritonserver, and two stubs a model
     assert document["server_memory"]["pss_bytes"] > 10**7
     targets = document["targets"]
-    assert [target["passed"] for target in targets][3:5] == [None, True]  # no int8 here; memory is small
-    assert targets[5]["value"] == document["floor"]["served"]["median"] > 0
-    assert document["floor"]["seconds"] > 0
-    sizes = document["list_sizes"]
-    assert [size["documents"] for size in sizes] == [10, 30, 100, 300, 1000]
-    assert [size["tokens"] for size in sizes] == sorted(size["tokens"] for size in sizes)
-    assert (sizes[2]["over_reference"]["min"], sizes[2]["over_reference"]["max"]) == (1.0, 1.0)
-    assert all(size["us_per_token"] > 0 for size in sizes)
+    assert [target["passed"] for target in targets][2:] == [None, True]  # no int8 here; memory is small
 
 
 def test_missing_checkpoint_ends_with_2(
@@ -78,19 +68,17 @@ def test_rounds_must_be_a_whole_number_from_one(rounds: str, capsys: pytest.Capt
 
 
 def test_repository_may_have_a_name_or_take_its_folders(tmp_path: Path) -> None:
-    named, unnamed = name_rerankers([f"int8={tmp_path}", str(tmp_path)], None)
-    assert (named.label, named.model_repository) == ("int8", tmp_path)
-    assert unnamed.label == tmp_path.name
+    assert name_repositories([f"int8={tmp_path}", str(tmp_path)]) == {"int8": tmp_path, tmp_path.name: tmp_path}
 
 
 def test_two_repositories_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="must differ"):
-        name_rerankers([str(tmp_path), str(tmp_path)], None)
+        name_repositories([str(tmp_path), str(tmp_path)])
 
 
 def test_missing_repository_is_told(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match=r"looked for the folder .*absent"):
-        name_rerankers([f"int8={tmp_path / 'absent'}"], None)
+        name_repositories([f"int8={tmp_path / 'absent'}"])
 
 
 def test_model_is_read_from_its_three_configs(tiny_repository: Path) -> None:
@@ -144,55 +132,18 @@ def figures(overhead: float, speedup: float) -> WorkloadSpeed:
 
 
 @pytest.mark.parametrize(
-    ("overhead", "single_ms", "effect", "speedup", "memory", "precision", "passed"),
+    ("overhead", "single_ms", "speedup", "memory", "precision", "passed"),
     [
-        (1.03, 1.5, 1.09, 2.0, 10**9 - 1, "int8", [True, True, True, True, True]),
-        (1.04, 1.6, 0.89, 1.99, 10**9, "int8", [False, False, False, False, False]),
-        (1.0, -0.1, 0.95, 1.5, 0, "fp32", [True, True, True, None, True]),
+        (1.03, 1.5, 2.0, 10**9, "int8", [True, True, True, True]),
+        (1.04, 1.6, 1.99, 10**9 + 1, "int8", [False, False, False, False]),
+        (1.0, -0.1, 1.5, 0, "fp32", [True, True, None, True]),
     ],
 )
 def test_targets_hold_at_their_bounds(
-    overhead: float,
-    single_ms: float,
-    effect: float,
-    speedup: float,
-    memory: int,
-    precision: str,
-    passed: list[bool | None],
+    overhead: float, single_ms: float, speedup: float, memory: int, precision: str, passed: list[bool | None]
 ) -> None:
-    sizes = [
-        SizeSpeed(10, 900, 25.0, Ratio("10", "100", effect, effect, effect)),
-        SizeSpeed(100, 9000, 25.0, Ratio("100", "100", 1.0, 1.0, 1.0)),
-    ]
-    targets = judge(figures(overhead, speedup), single_ms, sizes, precision, PeakMemory(memory))
-    assert [target.passed for target in targets] == passed
-
-
-def test_the_floor_makes_the_products_of_all_tokens(checkpoints: dict[str, Path]) -> None:
-    layers = LinearLayers(checkpoints["tiny-bert"], tokens=2500)
-    assert layers.operations == 2 * 2500 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
-    assert layers.scores("q", ["d"]) == []
-
-
-def test_a_checkpoint_without_sizes_is_named(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"hidden_size": 32}', encoding="utf-8")
-    with pytest.raises(BenchError, match=r"config\.json: looked for hidden_size, intermediate_size, num_hidden_layers"):
-        LinearLayers(tmp_path, tokens=10)
-
-
-@pytest.mark.parametrize(
-    ("ratio", "flags", "passed"), [(1.0, ["amx_bf16"], True), (1.01, ["avx512_bf16"], False), (0.5, ["avx2"], None)]
-)
-def test_the_floor_is_one_only_where_the_cpu_has_bf16(ratio: float, flags: list[str], passed: bool | None) -> None:
-    assert judge_floor(Floor(0.1, 2.0, Ratio("served", "floor", ratio, ratio, ratio)), flags).passed is passed
-
-
-def test_time_a_token_is_held_against_that_of_a_hundred_documents_in_the_same_round() -> None:
-    small, hundred = per_token({10: 1000, 100: 10_000}, {10: [0.03, 0.06, 0.03], 100: [0.2, 0.4, 0.1]})
-    assert (small.documents, small.tokens, small.us_per_token) == (10, 1000, 30.0)
-    ratio = small.over_reference
-    assert (ratio.median, ratio.min, ratio.max) == pytest.approx((1.5, 1.5, 3.0))
-    assert hundred.over_reference == Ratio("100", "100", 1.0, 1.0, 1.0)
+    targets = judge(figures(overhead, speedup), single_ms, precision, PeakMemory(memory))
+    assert [target["passed"] for target in targets] == passed
 
 
 REPOSITORY = ["--model-repository", "absent"]  # the report's place is looked at first
@@ -202,8 +153,6 @@ REPOSITORY = ["--model-repository", "absent"]  # the report's place is looked at
     "command",
     [
         ["speed", *REPOSITORY, "--checkpoint", "absent"],
-        ["client", *REPOSITORY],
-        ["splitting", *REPOSITORY],
         ["load", *REPOSITORY],
         ["gpu", "--device", "cpu"],
     ],

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from triton_rerank_bench.rounds import WARM_UP_ROUNDS, Rounds, run_rounds, summarise, turns
+from triton_rerank_bench.compare.rounds import WARM_UP_ROUNDS, Rounds, kendall_tau, run_rounds, summarise, turns
 from triton_rerank_bench.workloads import TokenStatistics, Workload
 
 TOKENS = TokenStatistics(pairs=2, total=30, mean=15.0, median=15.0, longest=20, tokens_per_word=1.1)
@@ -96,5 +96,10 @@ def test_ratios_are_paired_within_rounds() -> None:
 def test_agreement_tells_a_contestant_that_scores_wrongly() -> None:
     scores = {"a": [1.0, 2.0], "b": [0.1, 0.7], "c": [2.0, 1.0]}
     rounds = Rounds({"pair": {name: [1.0] for name in scores}}, {"pair": scores})
-    found = {(a.first, a.second): a.kendall_tau for a in summarise(PAIR, rounds, TOKENS, ratios=[]).agreements}
+    agreements = summarise(PAIR, rounds, TOKENS, ratios=[]).agreements
+    found = {(each["first"], each["second"]): each["kendall_tau"] for each in agreements}
     assert found == pytest.approx({("a", "b"): 1.0, ("a", "c"): -1.0, ("b", "c"): -1.0})
+
+
+def test_a_constant_list_has_no_order_to_agree_with() -> None:
+    assert kendall_tau([1.0, 1.0], [1.0, 2.0]) == 0.0

@@ -5,28 +5,41 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import subprocess
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from triton_rerank_bench import gpu_command, gpu_device, gpu_models, gpu_report, gpu_speed
-from triton_rerank_bench.contestants import SERVED
+from triton_rerank_bench.compare.catalogue import on_device
+from triton_rerank_bench.compare.contestants import SERVED
+from triton_rerank_bench.compare.process import PeerError, PeerProcess
+from triton_rerank_bench.compare.race import AtSetting, PeerFigures, WorkloadPeers
+from triton_rerank_bench.compare.rounds import Timing
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.gpu_device import Device
-from triton_rerank_bench.gpu_figures import REFERENCE, WorkloadFigures, capacity, judge
-from triton_rerank_bench.gpu_models import Prepared, Shape, check_shape, prepare, write_random
-from triton_rerank_bench.gpu_peer import DEFAULT, BatchSize, DevicePeer, best_rate, fastest
-from triton_rerank_bench.gpu_settings import GRAPH_SHAPES, MICRO_BATCH_TOKENS, Setting, changes, graph_shapes
-from triton_rerank_bench.gpu_workload import Plan, longest, pairs_of
-from triton_rerank_bench.rounds import Agreement, WorkloadSpeed
-from triton_rerank_bench.speed import Target
-from triton_rerank_bench.variants import read_configs
+from triton_rerank_bench.gpu import command as gpu_command
+from triton_rerank_bench.gpu import device as gpu_device
+from triton_rerank_bench.gpu import models as gpu_models
+from triton_rerank_bench.gpu.command import WorkloadFigures, capacity, everything, judge, longest
+from triton_rerank_bench.gpu.device import Device
+from triton_rerank_bench.gpu.models import Shape, check_shape, prepare, write_random
+from triton_rerank_bench.report import Json, Report, target
+from triton_rerank_bench.tune.knobs import (
+    GRAPH_SHAPES,
+    MICRO_BATCH_TOKENS,
+    UNBOUNDED,
+    Setting,
+    candidates,
+    exported_setting,
+    graph_shapes,
+    ground,
+    on_cpu,
+    on_gpu,
+)
+from triton_rerank_bench.tune.variants import Configs, read_configs
 from triton_rerank_bench.workloads import TokenStatistics, Workload, chunks, passages
-from triton_rerank_server import ServerStartError
 from triton_rerank_server.backends.encoder.cuda import parse_shapes, provider_options
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
@@ -113,7 +126,7 @@ def test_random_models_have_the_size_and_read_the_words_that_are_timed(shape: Sh
     tokenizer = PairTokenizer(folder / "tokenizer.json", max_length=512, length_ladder=(512,), pad_token_id=0)
     for texts in (passages(1), chunks(1)):
         counts = tokenizer.encode(texts.query, texts.documents).token_count[:, 0]
-        words = sum(len(f"{query} {document}".split()) for query, document in pairs_of(texts))
+        words = sum(len(f"{texts.query} {document}".split()) for document in texts.documents)
         assert 1.0 < counts.sum() / words < 1.2
 
 
@@ -153,48 +166,68 @@ def test_an_export_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 # --- settings -----------------------------------------------------------------------------------------------------
 
 
+def exported(configs: Configs) -> Setting:
+    on_gpu(configs)
+    return exported_setting("tiny", configs)
+
+
 def test_a_gpu_setting_is_one_for_both_backends(tiny_repository: Path) -> None:
     configs = read_configs(tiny_repository, "tiny-bert")
-    setting = Setting("cuda", queue_bounds=False, graph_tokens=512, encoders=2, tokenizers=3, max_batch_size=1_024)
+    setting = dataclasses.replace(
+        exported(configs),
+        queue_bounds=UNBOUNDED,
+        micro_batch_tokens=16_384,
+        graph_tokens=512,
+        instances=2,
+        tokenizers=3,
+        max_batch_size=1_024,
+    )
     setting.change(configs)
     encoder, tokenizer = configs.encoder, configs.tokenizer
-    groups = [(group.count, group.Kind.Name(group.kind)) for group in (encoder.instance_group[0],)]
-    assert groups == [(2, "KIND_GPU")]
+    assert [(group.count, group.Kind.Name(group.kind)) for group in encoder.instance_group] == [(2, "KIND_GPU")]
     assert (tokenizer.instance_group[0].count, configs.ensemble.max_batch_size) == (3, 1_024)
     assert not encoder.dynamic_batching.HasField("default_queue_policy")
-    assert all(warmup.batch_size <= 1_024 for warmup in encoder.model_warmup)
-    assert encoder.parameters[MICRO_BATCH_TOKENS].string_value == "65536"
+    assert encoder.parameters[MICRO_BATCH_TOKENS].string_value == "16384"
     shapes = parse_shapes(encoder.parameters[GRAPH_SHAPES].string_value)
     assert (1, 32) in shapes
     assert all(rows * width <= 512 for rows, width in shapes)
     (accelerator,) = encoder.optimization.execution_accelerators.gpu_execution_accelerator
     assert accelerator.name == "cuda"
     provider_options(0, dict(accelerator.parameters), graphs=True)  # NVIDIA's backend would take graphs without shapes
+    assert exported_setting("tiny", configs) == setting
 
 
 def test_a_full_warm_up_stays_full_and_none_is_too_large(tiny_repository: Path) -> None:
     configs = read_configs(tiny_repository, "tiny-bert")
-    before = configs.encoder.max_batch_size
+    setting, before = exported(configs), configs.encoder.max_batch_size
     configs.encoder.model_warmup[0].batch_size = before
-    Setting("cuda", max_batch_size=2 * before).change(configs)
+    dataclasses.replace(setting, max_batch_size=2 * before).change(configs)
     assert configs.encoder.model_warmup[0].batch_size == 2 * before
-    Setting("cuda", max_batch_size=4).change(configs)
+    dataclasses.replace(setting, max_batch_size=4).change(configs)
     assert max(warmup.batch_size for warmup in configs.encoder.model_warmup) == 4
 
 
-def test_a_cpu_setting_has_nothing_of_a_gpu(tiny_repository: Path) -> None:
+def test_on_a_cpu_nothing_of_a_gpu_is_tried_or_set(tiny_repository: Path) -> None:
     configs = read_configs(tiny_repository, "tiny-bert")
-    Setting("cpu").change(configs)
-    assert configs.encoder.instance_group[0].kind == configs.encoder.instance_group[0].KIND_CPU
+    on_cpu(configs)
+    on = ground("tiny", configs, cores=4, has_gpu=False, most_pairs=100)
+    assert not on.on_gpu
+    for knob in ("micro_batch_tokens", "graph_tokens", "tokenizers"):
+        assert candidates(knob, on.exported, on) == []
+    on.exported.change(configs)
     assert not configs.encoder.HasField("optimization")
     assert MICRO_BATCH_TOKENS not in configs.encoder.parameters
 
 
-@pytest.mark.parametrize("kind", ["cuda", "cpu"])
-def test_every_change_changes_something(kind: gpu_device.Kind) -> None:
-    first = Setting(kind)
-    assert changes(kind)
-    assert all(dataclasses.replace(first, **change) != first for change in changes(kind))
+def test_on_a_gpu_every_knob_of_its_own_has_values_to_try(tiny_repository: Path) -> None:
+    configs = read_configs(tiny_repository, "tiny-bert")
+    on_gpu(configs)
+    on = ground("tiny", configs, cores=4, has_gpu=True, most_pairs=100)
+    assert on.on_gpu
+    for knob in ("micro_batch_tokens", "graph_tokens", "tokenizers", "instances"):
+        assert {frozenset(each.changes_from(on.exported)) for each in candidates(knob, on.exported, on)} == {
+            frozenset({knob})
+        }
 
 
 def test_graph_shapes_leave_no_gap() -> None:
@@ -208,159 +241,68 @@ def test_graph_shapes_leave_no_gap() -> None:
     assert max(rows for rows, _ in graph_shapes((32,), 10**6, 8)) == 8
 
 
-@pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Pairs a second by setting, in place of servers; an exception is raised where one stands."""
-    rates: dict[str, Any] = {}
-
-    def answer(_model: Prepared, setting: Setting, *_: object) -> float:
-        found = rates.get(str(setting), 50.0)
-        if isinstance(found, Exception):
-            raise found
-        return float(found)
-
-    monkeypatch.setattr(gpu_speed, "_try", answer)
-    return rates
-
-
-def test_the_search_keeps_what_is_faster_and_notes_what_is_refused(trials: dict[str, Any], tmp_path: Path) -> None:
-    first = Setting("cuda")
-    unbounded = dataclasses.replace(first, queue_bounds=False)
-    graphs = dataclasses.replace(unbounded, graph_tokens=8_192)
-    trials |= {str(first): 100.0, str(unbounded): 120.0, str(graphs): ServerStartError("no graphs\nlog")}
-    two = dataclasses.replace(unbounded, encoders=2)
-    trials[str(two)] = 130.0
-    model = Prepared("tiny", "random", tmp_path, tmp_path)
-    best, tried = gpu_speed.choose_setting(model, plan(H100), on_step=lambda _: None)
-    assert best == two
-    assert tried[0].pairs_per_s == 100.0
-    (refused,) = [each for each in tried if each.refused]
-    assert (refused.setting, refused.pairs_per_s, refused.refused) == (str(graphs), None, "no graphs\nlog")
-    assert len(tried) == 1 + len(changes("cuda"))
-
-
-def test_a_first_setting_that_does_not_start_ends_the_run(trials: dict[str, Any], tmp_path: Path) -> None:
-    trials[str(Setting("cuda"))] = ServerStartError("no CUDA")
-    with pytest.raises(ServerStartError):
-        gpu_speed.choose_setting(Prepared("tiny", "random", tmp_path, tmp_path), plan(H100), on_step=lambda _: None)
-
-
 # --- the peer -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def peer(checkpoints: dict[str, Path]) -> Iterator[DevicePeer]:
-    peer = DevicePeer(
-        checkpoints["tiny-bert"], max_length=128, kind="cpu", device_id=0, dtype="float32", attention="sdpa"
-    )
-    yield peer
-    peer.close()
+def test_both_ways_to_ask_the_peer_give_its_logits(checkpoints: dict[str, Path]) -> None:
+    documents = ["quick sort", "a file", "the sort of an array", ""]
+    fp32 = {"dtype": "float32"}
+    with PeerProcess("torch", Path(sys.executable), n_threads=1) as process:
+        peer = on_device("cpu", "sdpa", (2,))
+        arguments = {"folder": str(checkpoints["tiny-bert"]), "max_length": 128, "n_threads": 1}
+        process.load(peer.library, {**arguments, **peer.load, **fp32})
+        default, best = (process.scores("how do I sort?", documents, each.options) for each in peer.settings)
+        assert default == pytest.approx(best, abs=1e-5)
+        lists = [Workload("x", "how do I sort?", documents[:2], 1), Workload("x", "a file", documents[2:], 1)]
+        asked, bulk = everything(peer, lists)
+        scores = process.scores(bulk.query, bulk.documents, asked.settings[1].options)
+        assert scores[:2] == pytest.approx(best[:2], abs=1e-5)
+        assert scores[2:] != pytest.approx(best[2:], abs=1e-5)  # another query
+        with pytest.raises(PeerError, match="nonsense"):
+            process.load(peer.library, {**arguments, **peer.load, **fp32, "attention": "nonsense"})
 
 
-def test_both_ways_to_ask_the_peer_give_its_logits(peer: DevicePeer) -> None:
-    pairs = [("how do I sort?", text) for text in ("quick sort", "a file", "the sort of an array", "")]
-    default, tuned = peer.default(pairs), peer.tuned(pairs, 2)
-    assert default == pytest.approx(tuned, abs=1e-5)
-
-
-def test_the_peer_gives_logits(peer: DevicePeer, tmp_path: Path) -> None:
-    random = write_random(tmp_path / "model", TINY_XLMR)  # num_labels 1 and no word on it: CrossEncoder's is a sigmoid
-    bf16 = DevicePeer(random, max_length=128, kind="cpu", device_id=0, dtype="bfloat16", attention="sdpa")
-    documents = passages(1).documents
-    scores = bf16.default([("sort", document) for document in documents])
-    assert min(scores) < 0 or max(scores) > 1  # a sigmoid in bf16 would tie the best
-
-
-def test_batch_sizes_stop_where_a_list_is_one_batch(peer: DevicePeer) -> None:
-    pairs = [("sort", f"text {i}") for i in range(5)]
-    assert [size.batch_size for size in peer.sweep(pairs, (2, 4, 8, 16))] == [2, 4, 8]
-    assert [size.batch_size for size in peer.sweep(pairs[:1], (2, 4))] == [2]
-
-
-def test_a_batch_without_room_is_no_end(peer: DevicePeer, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    tuned = peer.tuned
-
-    def small(pairs: Any, batch_size: int) -> list[float]:
-        if batch_size > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return tuned(pairs, batch_size)
-
-    monkeypatch.setattr(peer, "tuned", small)
-    found = peer.sweep([("sort", f"text {i}") for i in range(5)], (2, 4))
-    assert found[0].pairs_per_s is not None
-    assert found[1] == BatchSize(4, None)
-    assert fastest(found) == 2
-    with pytest.raises(BenchError, match="no batch of 4 pairs or more fits"):
-        fastest(found[1:])
-
-
-def test_the_first_call_is_not_counted() -> None:
-    times = iter([0.0, 10.0, 10.0, 12.0, 12.0, 13.0, 13.0, 17.0])
-    assert best_rate(lambda *_: [], [("a", "b")] * 4, 2, clock=times.__next__) == 4.0
-
-
-def test_an_attention_that_is_not_there_is_one_line(checkpoints: dict[str, Path]) -> None:
-    with pytest.raises(BenchError, match="cannot load .* with nonsense attention"):
-        DevicePeer(
-            checkpoints["tiny-bert"], max_length=128, kind="cpu", device_id=0, dtype="float32", attention="nonsense"
-        )
+def test_the_peers_batch_sizes_are_tried_beside_its_default() -> None:
+    peer = on_device("cuda:3", "sdpa", (16, 512))
+    assert [each.text for each in peer.settings] == ["batch 32", "batch 16, one piece", "batch 512, one piece"]
+    assert (peer.load["device"], peer.load["dtype"]) == ("cuda:3", "bfloat16")
+    assert peer.least_tau == -1.0  # its order is held against ours
 
 
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def plan(device: Device) -> Plan:
-    return Plan(
-        device=device,
-        device_id=0,
-        workloads=("passages",),
-        n_rounds=1,
-        level_s=1.0,
-        concurrencies=(1, 4),
-        attention="sdpa",
-        batch_sizes=(32,),
-        seed=1,
-    )
-
-
 def workload(served_tau: float, peer_tau: float, served: float = 20_000.0, peer: float = 10_000.0) -> WorkloadFigures:
     tokens = TokenStatistics(pairs=2, total=180, mean=90.0, median=90.0, longest=100, tokens_per_word=1.1)
-    return WorkloadFigures(
-        speed=WorkloadSpeed("passages", tokens, [], [], []),
-        levels=[],
-        capacity=capacity(8, 64, [served] * 3, [peer] * 3, 90.0),
-        batch_sizes=[],
-        bulk_batch_sizes=[],
-        to_reference=[Agreement(REFERENCE, SERVED, served_tau), Agreement(REFERENCE, DEFAULT, peer_tau)],
-    )
+    default = AtSetting("batch 32", peer_tau, Timing("peer", 1.0, 1.0, 1.0, 2.0, 180.0), None)
+    lists = WorkloadPeers("passages", tokens, 1, [], None, served_tau, [PeerFigures("p", "bf16", -1, {}, default)], 0.0)
+    return WorkloadFigures(lists, [], capacity(8, "p", {SERVED: [1 / served] * 3, "p": [1 / peer] * 3}))
 
 
-def verdicts(targets: list[Target]) -> list[bool | None]:
-    return [target.passed for target in targets]
+def verdicts(shape: str, device: Device, *figures: WorkloadFigures) -> list[object]:
+    return [target["passed"] for target in judge(shape, device, figures)]
 
 
 def test_nobody_wins_by_being_wrong() -> None:
-    assert verdicts(judge("minilm-l6", OTHER, [workload(0.99, 0.95)])) == [True, True, None]
-    assert verdicts(judge("minilm-l6", OTHER, [workload(0.94, 0.95)])) == [True, True, None]
-    assert verdicts(judge("minilm-l6", OTHER, [workload(0.90, 0.95)])) == [False, True, None]
-    assert verdicts(judge("minilm-l6", OTHER, [workload(0.99, 0.95), workload(0.1, 0.95)]))[0] is False
+    assert verdicts("minilm-l6", OTHER, workload(0.99, 0.95)) == [True, True, None]
+    assert verdicts("minilm-l6", OTHER, workload(0.94, 0.95)) == [True, True, None]
+    assert verdicts("minilm-l6", OTHER, workload(0.90, 0.95)) == [False, True, None]
+    assert verdicts("minilm-l6", OTHER, workload(0.99, 0.95), workload(0.1, 0.95))[0] is False
 
 
 def test_speed_is_judged_on_gpus_and_the_goal_on_its_own_device_only() -> None:
     slower = workload(0.99, 0.95, served=9_000.0)
-    assert verdicts(judge("minilm-l6", OTHER, [slower])) == [True, False, None]
-    assert verdicts(judge("minilm-l6", CPU, [slower])) == [True, None, None]
-    assert verdicts(judge("minilm-l6", H100, [workload(0.99, 0.95)])) == [True, True, False]
-    assert verdicts(judge("minilm-l6", H100, [workload(0.99, 0.95, served=31_000.0)])) == [True, True, True]
+    assert verdicts("minilm-l6", OTHER, slower) == [True, False, None]
+    assert verdicts("minilm-l6", CPU, slower) == [True, None, None]
+    assert verdicts("minilm-l6", H100, workload(0.99, 0.95)) == [True, True, False]
+    assert verdicts("minilm-l6", H100, workload(0.99, 0.95, served=31_000.0)) == [True, True, True]
     assert len(judge("tiny", H100, [workload(0.99, 0.95)])) == 2
 
 
 def test_capacity_is_paired_within_rounds() -> None:
-    found = capacity(8, 64, [100.0, 50.0, 120.0], [50.0, 25.0, 40.0], 90.0)
-    assert (found.ratio.median, found.ratio.min, found.ratio.max) == (2.0, 2.0, 3.0)
-    assert found.peer_tokens_per_s == 3_600.0
+    found = capacity(8, "p", {SERVED: [1 / 100, 1 / 50, 1 / 120], "p": [1 / 50, 1 / 25, 1 / 40]})
+    assert (found.ratio.median, found.ratio.min, found.ratio.max) == pytest.approx((2.0, 2.0, 3.0))
+    assert found.served_pairs_per_s == pytest.approx([100.0, 50.0, 120.0])
 
 
 def test_the_longest_list_of_a_workload_is_timed_alone() -> None:
@@ -402,9 +344,9 @@ def test_wrong_numbers_are_refused_by_the_parser(arguments: list[str]) -> None:
     assert raised.value.code == 2
 
 
-def test_an_interruption_keeps_the_models_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    done = SimpleNamespace(targets=[Target("met", 1.0, True)], triton_version="2.51.0")
-    answers = iter([done])
+def measured(monkeypatch: pytest.MonkeyPatch, *models: Any) -> None:
+    """`measure_model` gives these, then the user interrupts."""
+    answers = iter(models)
 
     def measure(*_: object, **__: object) -> Any:
         try:
@@ -414,11 +356,18 @@ def test_an_interruption_keeps_the_models_that_are_done(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(gpu_command, "prepare", lambda *_, **__: None)
     monkeypatch.setattr(gpu_command, "measure_model", measure)
-    monkeypatch.setattr(gpu_report, "print_model", lambda *_: None)
-    monkeypatch.setattr(gpu_report, "gpu_json", lambda device, models, settings: {"n": len(models), **settings})
+    monkeypatch.setattr(gpu_command, "model_report", lambda _: Report("gpu", None, {}, {}, []))
+
+
+def model(*targets: Json) -> Any:
+    return SimpleNamespace(targets=list(targets), triton_version="2.51.0")
+
+
+def test_an_interruption_keeps_the_models_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    measured(monkeypatch, model(target("met", 1.0, at_most=1)))
     given = options("--device", "cpu", "--work", str(tmp_path))
     document, code = gpu_command.run(given, Console(quiet=True))
-    assert (document["n"], document["interrupted"], code) == (1, True, 130)
+    assert (len(cast(Any, document["models"])), cast(Any, document["settings"])["interrupted"], code) == (1, True, 130)
     with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
         gpu_command.run(given, Console(quiet=True))
 
@@ -427,10 +376,6 @@ def test_an_interruption_keeps_the_models_that_are_done(monkeypatch: pytest.Monk
 def test_a_missed_target_is_an_exit_code_where_it_is_asked_for(
     arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = SimpleNamespace(targets=[Target("missed", 1.0, False), Target("unknown", 1.0, None)])
-    monkeypatch.setattr(gpu_command, "prepare", lambda *_, **__: None)
-    monkeypatch.setattr(gpu_command, "measure_model", lambda *_, **__: done)
-    monkeypatch.setattr(gpu_report, "print_model", lambda *_: None)
-    monkeypatch.setattr(gpu_report, "gpu_json", lambda *_: {})
+    measured(monkeypatch, model(target("missed", 2.0, at_most=1), target("unknown", 1.0, at_most=0, judged=False)))
     given = options("--device", "cpu", "--shape", "tiny", *arguments)
     assert gpu_command.run(given, Console(quiet=True))[1] == code

@@ -8,17 +8,19 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
 from support.toy_collection import QUERIES, write_collection
 
-from triton_rerank import RerankError
-from triton_rerank_bench import load_command
+from triton_rerank import ModelInfo, RerankError
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.load import Latency, LoadFigures, latency
-from triton_rerank_bench.load_command import Rate, choose_lists, parse_concurrency, parse_rates
-from triton_rerank_bench.load_report import LoadReport, figures_json, load_json, print_load
+from triton_rerank_bench.load import command as load_command
+from triton_rerank_bench.load.command import Rate, choose_lists, load_report, parse_concurrency, parse_rates
+from triton_rerank_bench.load.generator import Latency, LoadFigures, latency
+from triton_rerank_bench.report import Report
 
 CLOSED = LoadFigures(
     workload="passages",
@@ -69,8 +71,13 @@ def parse(*arguments: str) -> argparse.Namespace:
 def printed(*levels: LoadFigures) -> str:
     console = Console(width=120, file=io.StringIO())
     with console.capture() as captured:
-        print_load(console, LoadReport("demo", "int8", 512, "2.51.0", list(levels)))
+        report(*levels).print(console)
     return captured.get()
+
+
+def report(*levels: LoadFigures) -> Report:
+    info = SimpleNamespace(name="demo", precision="int8", max_length=512)
+    return load_report(cast(ModelInfo, info), "2.51.0", levels, {"seed": 1}, interrupted=False)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +176,7 @@ def test_errors_a_late_generator_and_a_busy_machine_are_told() -> None:
 
 
 def test_json_is_strict_though_nothing_was_answered() -> None:
-    document = load_json(LoadReport("demo", "int8", 512, "2.51.0", [CLOSED, OPEN]), {"seed": 1})
+    document = report(CLOSED, OPEN).json()
     closed, opened = json.loads(json.dumps(document, allow_nan=False))["levels"]
     assert closed["latency"]["p99_ms"] == 2200.0
     assert closed["late"] is None
@@ -177,4 +184,4 @@ def test_json_is_strict_though_nothing_was_answered() -> None:
     assert opened["late"]["max_ms"] == 0.4
     assert (document["kind"], document["model"], document["settings"]) == ("load", "demo", {"seed": 1})
     assert math.isinf(OPEN.latency.p50_ms)
-    assert figures_json(OPEN)["errors"] == {"OverloadedError": 30, "NotSent": 2}
+    assert opened["errors"] == {"OverloadedError": 30, "NotSent": 2}

@@ -13,10 +13,19 @@ from collections.abc import Sequence
 import pytest
 
 from triton_rerank import DeadlineExceededError, OverloadedError
-from triton_rerank_bench.arrivals import check_rate, poisson_arrivals
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.load import Latency, latency
-from triton_rerank_bench.load_loops import NOT_SENT, Answer, Ask, Sample, Window, closed_loop, open_loop
+from triton_rerank_bench.load.generator import Latency, latency
+from triton_rerank_bench.load.loops import (
+    NOT_SENT,
+    Answer,
+    Ask,
+    Sample,
+    Window,
+    check_rate,
+    closed_loop,
+    open_loop,
+    poisson_arrivals,
+)
 
 ANSWER = Answer(pairs=3, tokens=200, padded_tokens=384)
 MOST = 10_000

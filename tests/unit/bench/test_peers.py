@@ -7,22 +7,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from rich.console import Console
 
-from triton_rerank_bench import peers_command, peers_report
-from triton_rerank_bench.contestants import IN_PROCESS, SERVED
+from triton_rerank_bench.compare import command as peers_command
+from triton_rerank_bench.compare.catalogue import LEAST_TAU, PEERS, Peer, Setting
+from triton_rerank_bench.compare.command import FILES, Measured, judge, peers_report, write_peers
+from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED
+from triton_rerank_bench.compare.process import PeerError
+from triton_rerank_bench.compare.race import Race, WorkloadPeers
+from triton_rerank_bench.compare.search import Found, search
+from triton_rerank_bench.compare.workers import Workers
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.machine import OtherLoad
-from triton_rerank_bench.peers.catalogue import LEAST_TAU, PEERS, Peer, Setting
-from triton_rerank_bench.peers.figures import PeersReport, WorkloadPeers, judge
-from triton_rerank_bench.peers.measure import Plan, Race
-from triton_rerank_bench.peers.process import PeerError
-from triton_rerank_bench.peers.search import Found, search
-from triton_rerank_bench.peers.workers import Workers
-from triton_rerank_bench.report_folder import ReportFolder
+from triton_rerank_bench.report import ReportFolder
 from triton_rerank_bench.workloads import Workload, token_statistics
 
 TEXT = Workload("passages", "q", ["a", "bb", "ccc", "dddd"], calls=1)
@@ -135,10 +136,11 @@ def race(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
     def make(*peers: Peer, interrupt_at: int = 10**9) -> tuple[Race, FakeWorkers, Any]:
         workers = FakeWorkers()
         monkeypatch.setattr("time.sleep", lambda seconds: None)
-        plan = Plan(tmp_path, None, tmp_path, tmp_path, tmp_path, peers, [TEXT], n_rounds=3, seed=1, quick=False)
         ours = [Ours(SERVED, workers, 2.0, interrupt_at), Ours(IN_PROCESS, workers, 1.6)]
         tokens = token_statistics(TEXT, [3, 4, 5, 6])
-        return Race(plan, TEXT, tokens, REFERENCE, cast(Workers, workers), silent, workers.clock), workers, ours
+        fake = cast(Workers, workers)
+        it = Race(peers, TEXT, tokens, REFERENCE, fake, n_rounds=3, seed=1, on_step=silent, clock=workers.clock)
+        return it, workers, ours
 
     return make
 
@@ -164,8 +166,8 @@ def test_a_race_gives_ratios_at_default_and_best_and_none_to_a_wrong_order(race:
     assert figures.served_over_in_process == pytest.approx(1.25)
     assert (figures.n_rounds, it.interrupted) == (3, False)
     targets = judge([figures])
-    assert [target.value for target in targets] == pytest.approx([4.0, 2.5])  # the liar does not count
-    assert [target.passed for target in targets] == [True, True]
+    assert [target["value"] for target in targets] == pytest.approx([4.0, 2.5])  # the liar does not count
+    assert [target["passed"] for target in targets] == [True, True]
 
 
 def test_a_default_that_is_faster_in_the_rounds_is_the_best(race: Any) -> None:
@@ -201,11 +203,11 @@ def test_every_peer_has_a_bound_and_settings_that_differ() -> None:
 
 def test_the_report_says_who_was_not_measured_and_whose_order_is_wrong(race: Any, tmp_path: Path) -> None:
     it, _, ours = race(GOOD, LIAR, ABSENT)
-    figures = run(it, ours)
-    report = PeersReport("m", "int8", "onnxruntime", 512, 2, "2.51.0", workloads=figures, targets=judge(figures))
-    document = peers_report.peers_json(report, {"seed": 1}, {"onnx": {"torch": "2.13.0"}})
-    with ReportFolder(tmp_path / "perf", peers_report.FILES) as folder:
-        markdown, line, plot = peers_report.write_peers(folder, report, document, {"onnx": {"torch": "2.13.0"}})
+    files = SimpleNamespace(info=SimpleNamespace(name="m", precision="int8", max_length=512), engine="onnxruntime")
+    measured = Measured(cast(Any, files), 2, "2.51.0", workloads=run(it, ours))
+    report = peers_report(measured, {"seed": 1}, {"onnx": {"torch": "2.13.0"}})
+    with ReportFolder(tmp_path / "perf", FILES) as folder:
+        markdown, line, plot = write_peers(folder, measured, report)
     text = markdown.read_text(encoding="utf-8")
     assert "| good (computes in fp32) | batch 32 | 8.000 | 4.00 (4.00 to 4.00) | batch 8 | 5.000 |" in text
     assert "| liar (computes in fp32) | batch 32 | 0.100 | other order |" in text
@@ -216,7 +218,7 @@ def test_the_report_says_who_was_not_measured_and_whose_order_is_wrong(race: Any
     assert json.loads(line.read_text(encoding="utf-8"))["workloads"][0]["peers"][0]["peer"] == "good"
     assert plot.read_bytes().startswith(b"\x89PNG")
     console = Console(record=True, width=140)
-    peers_report.print_peers(console, replace(report, interrupted=True))
+    peers_report(replace(measured, interrupted=True), {}, {}).print(console)
     assert "Interrupted" in console.export_text()
 
 

@@ -9,9 +9,10 @@ import pytest
 from rich.console import Console
 
 from triton_rerank import RerankError
-from triton_rerank_bench import perf_command, setting_servers
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.knobs import KNOBS
+from triton_rerank_bench.tune import command as perf_command
+from triton_rerank_bench.tune import servers as setting_servers
+from triton_rerank_bench.tune.knobs import KNOBS
 
 
 def parse(*arguments: str) -> argparse.Namespace:

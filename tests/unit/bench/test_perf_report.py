@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 from support.fake_bench import EXPORTED, PAIRS, FakeBench, figures, tuner
 
-from triton_rerank_bench import perf_report, plots
+from triton_rerank_bench import plots
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.knobs import UNBOUNDED, Setting
-from triton_rerank_bench.perf_answer import answer_lines, change_lines, machine_lines, setting_text
-from triton_rerank_bench.perf_report import FILES, About, markdown, perf_json, write_report
-from triton_rerank_bench.report_folder import ReportFolder
-from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuning import Answer, OpenLoop, Tuning
+from triton_rerank_bench.report import ReportFolder
+from triton_rerank_bench.tune import report as module
+from triton_rerank_bench.tune.answer import Exported, answer_lines, change_lines, machine_lines, setting_text
+from triton_rerank_bench.tune.findings import OpenLoop, Sweep, Trial, Tuning, Wanted
+from triton_rerank_bench.tune.knobs import UNBOUNDED, Setting
+from triton_rerank_bench.tune.report import FILES, About, markdown, perf_report, tables, write_report
+from triton_rerank_bench.tune.servers import Level
 
 ABOUT = About(
     "tiny",
-    {"int8": "int8"},
-    {"int8": "openvino"},
+    {"int8": Exported("int8", "openvino", "model_repository")},
     "passages",
     float(PAIRS),
     "2.51.0",
@@ -114,8 +114,7 @@ def test_where_random_arrivals_always_miss_the_bound_no_number_of_machines_is_pr
 
 def test_changes_are_told_where_they_are_made() -> None:
     setting = replace(EXPORTED, instances=2, max_batch_size=64, queue_bounds=UNBOUNDED, split="padding", sub_requests=4)
-    answer = Answer(setting, EXPORTED, 1, 1, 9, 1.0, 1.0, 1.0, 1.0, 1.0, True, True)
-    assert change_lines(answer, "tiny", "int8", "openvino") == [
+    assert change_lines(found(setting), "tiny", ABOUT.exported) == [
         "instances: 1 -> 2",
         "max_batch_size: 256 -> 64",
         "queue_bounds: as exported -> none",
@@ -127,7 +126,25 @@ def test_changes_are_told_where_they_are_made() -> None:
         'in the client: RerankClient(…, options=TritonOptions(split="padding", concurrency=4))',
     ]
     assert setting_text(EXPORTED, EXPORTED) == "int8 as exported"
-    assert change_lines(replace(answer, setting=EXPORTED), "tiny", "int8", "openvino") == []
+
+
+def found(setting: Setting) -> Tuning:
+    exported = Sweep(replace(EXPORTED, repository=setting.repository), [figures(100, 50, Level(1))])
+    sweeps = [Sweep(EXPORTED, [figures(90, 50, Level(1))]), exported] if setting.repository != "int8" else [exported]
+    trial = Trial("instances", setting, EXPORTED, [figures(120, 40, Level(1))], 1.0, True, "")
+    return Tuning(Wanted(None, None, ()), 60.0, 1.0, sweeps=sweeps, trials=[trial], best=setting)
+
+
+def test_the_advice_is_a_command_whatever_is_served_now() -> None:
+    assert change_lines(found(EXPORTED), "tiny", ABOUT.exported) == [
+        "Nothing to change: make serve REPOSITORY=model_repository serves this setting."
+    ]
+    both = {**ABOUT.exported, "bf16": Exported("bf16", "openvino", ".cache/bf16")}
+    (line,) = change_lines(found(replace(EXPORTED, repository="bf16")), "tiny", both)
+    assert line == (
+        "serve bf16: make serve REPOSITORY=.cache/bf16, or, into the repository that you serve: "
+        "make export MODEL=tiny PRECISION=bf16 ENGINE=openvino (MODEL as it was exported first)"
+    )
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -135,9 +152,10 @@ def test_changes_are_told_where_they_are_made() -> None:
 
 def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
     tuning = tuned("instances", "queue_bounds", p99_ms=1000, rate=1000)
-    document = perf_json(tuning, ABOUT)
+    report = perf_report(tuning, ABOUT)
+    document = report.json()
     with ReportFolder(tmp_path / "new" / "perf", FILES) as folder:
-        written = write_report(folder, tuning, ABOUT, document)
+        written = write_report(folder, tuning, ABOUT, report)
     assert sorted(path.name for path in (tmp_path / "new" / "perf").iterdir()) == sorted(FILES)
     assert sorted(path.name for path in written) == sorted(FILES)
     line = (tmp_path / "new" / "perf" / "report.json").read_text(encoding="utf-8")
@@ -155,21 +173,22 @@ def test_an_interrupted_report_says_so() -> None:
     tuning = tuned("instances")
     tuning.interrupted = True
     tuning.not_tried = ["threads 1"]
-    text = markdown(tuning, ABOUT)
-    assert "**Interrupted:" in text
+    text = markdown(perf_report(tuning, ABOUT), ABOUT)
+    assert "- Interrupted: this is what was measured until then." in text
     assert "Not tried, for want of time: threads 1." in text
-    assert perf_json(tuning, ABOUT)["interrupted"] is True
+    assert perf_report(tuning, ABOUT).json()["interrupted"] is True
 
 
 def test_tables_have_as_many_cells_as_columns() -> None:
-    for table in perf_report._tables(tuned("instances", "queue_bounds", p99_ms=1000)):
-        assert {len(row) for row in table.rows} == {len(table.columns)}, table.title
+    for table in tables(tuned("instances", "queue_bounds", p99_ms=1000)):
+        assert {len(row) for row in table.cells()} == {len(table.columns)}, table.title
+        assert all(cell for row in table.cells() for cell in row), table.title
 
 
 def test_latencies_of_calls_that_were_never_answered_are_null_in_json() -> None:
     tuning = tuned()
     tuning.sweeps[0].levels.append(figures(0, math.inf, Level(4), errors={"OverloadedError": 3}))
-    document = json.loads(json.dumps(perf_json(tuning, ABOUT), allow_nan=False))
+    document = json.loads(json.dumps(perf_report(tuning, ABOUT).json(), allow_nan=False))
     assert document["sweeps"][0]["levels"][-1]["latency"]["p99_ms"] is None
 
 
@@ -180,9 +199,9 @@ def test_a_failure_leaves_old_files_as_they_were(tmp_path: Path, monkeypatch: py
     for name in FILES:
         (tmp_path / name).write_text("old")
     tuning = tuned()
-    monkeypatch.setattr(perf_report, "markdown", lambda *_: 1 / 0)  # the last file
+    monkeypatch.setattr(module, "markdown", lambda *_: 1 / 0)  # the last file
     with pytest.raises(ZeroDivisionError), ReportFolder(tmp_path, FILES) as folder:
-        write_report(folder, tuning, ABOUT, perf_json(tuning, ABOUT))
+        write_report(folder, tuning, ABOUT, perf_report(tuning, ABOUT))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, "old")
 
 

@@ -11,8 +11,8 @@ from matplotlib.image import imread
 from support.fake_bench import EXPORTED, FakeBench, figures, tuner
 
 from triton_rerank_bench.plots import DPI, HEIGHT_INCHES, WIDTH_INCHES, plot_latency, plot_sizes
-from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuning import OfSize, Sweep, Tuning, Wanted
+from triton_rerank_bench.tune.findings import OfSize, Sweep, Tuning, Wanted
+from triton_rerank_bench.tune.servers import Level
 
 SIZE = (round(HEIGHT_INCHES * DPI), round(WIDTH_INCHES * DPI))
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import speed_smoke as smoke
+from support.speed_smoke import OVERHEAD, in_order, measure, uneven
 
-from triton_rerank_bench import smoke
-from triton_rerank_bench.contestants import IN_PROCESS, SERVED, InProcess
+from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, InProcess
 from triton_rerank_bench.machine import Machine
-from triton_rerank_bench.smoke import OVERHEAD, in_order, measure, uneven
 
 
 class Known(InProcess):

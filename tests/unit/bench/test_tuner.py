@@ -8,12 +8,12 @@ import re
 import pytest
 from support.fake_bench import EXPORTED, PAIRS, FakeBench, figures, tuner
 
-from triton_rerank_bench.choice import LEAST_NOISE, Score, machines, noise_of, operating_point
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.knobs import KNOBS, UNBOUNDED, Setting
-from triton_rerank_bench.setting_servers import Level
-from triton_rerank_bench.tuner import SIZES
-from triton_rerank_bench.tuning import Schedule
+from triton_rerank_bench.tune.choice import LEAST_NOISE, Score, machines, noise_of, operating_point
+from triton_rerank_bench.tune.findings import Schedule
+from triton_rerank_bench.tune.knobs import KNOBS, UNBOUNDED, Setting
+from triton_rerank_bench.tune.search import SIZES
+from triton_rerank_bench.tune.servers import Level
 from triton_rerank_server import ServerStartError
 
 

@@ -11,8 +11,8 @@ from support.fake_bench import EXPORTED, ground_of
 
 from triton_rerank import TritonOptions
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.knobs import BOUNDED, KNOBS, UNBOUNDED, candidates, exported_setting, ground
-from triton_rerank_bench.variants import Configs, config_diff, read_configs, variant, without_queue_bounds
+from triton_rerank_bench.tune.knobs import BOUNDED, KNOBS, UNBOUNDED, candidates, exported_setting, ground
+from triton_rerank_bench.tune.variants import Configs, clear_queue_bounds, config_diff, read_configs, variant
 from triton_rerank_server.backends.encoder.engine import options_of
 
 NAME = "tiny-bert"
@@ -69,14 +69,14 @@ def test_a_diff_names_the_file_and_the_line(tiny_repository: Path) -> None:
 def test_a_broken_or_missing_config_is_told(tmp_path: Path, tiny_repository: Path) -> None:
     with pytest.raises(BenchError, match="no such file; .* or export the model"):
         read_configs(tmp_path, NAME)
-    with without_queue_bounds(tiny_repository, NAME) as copy:
+    with variant(tiny_repository, NAME, clear_queue_bounds) as copy:
         (copy / NAME / "config.pbtxt").write_text("no config {")
         with pytest.raises(BenchError, match=r"config\.pbtxt: not a model config"):
             read_configs(copy, NAME)
 
 
 def test_without_queue_bounds_changes_the_policies_only(tiny_repository: Path, configs: Configs) -> None:
-    with without_queue_bounds(tiny_repository, NAME) as copy:
+    with variant(tiny_repository, NAME, clear_queue_bounds) as copy:
         there = read_configs(copy, NAME)
     for old, new in zip(configs, there, strict=True):
         assert not new.dynamic_batching.HasField("default_queue_policy")

@@ -1,0 +1,1 @@
+"""Ours beside others, in one run: alternating rounds, paired ratios, order checked before speed."""

@@ -1,0 +1,242 @@
+"""Scores with one peer library, in that library's environment, for a process that measures it.
+
+A script, not a module of ours: the environment it runs in has the peer library and nothing of ours, so it imports the
+standard library and, inside functions, the peer. One JSON object a line comes in on stdin, one goes out on stdout:
+
+    {"op": "load", "library": …, "arguments": {…}}                  → {"notes": {…}}
+    {"op": "score", "query": …, "documents": […], "options": {…}}   → {"scores": […]}
+
+and ``{"error": …}`` where that failed. It ends when stdin does. What the library itself prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Options = dict[str, Any]
+Score = Callable[[str, list[str], Options], Sequence[float]]
+Notes = dict[str, str]
+
+READY_TIMEOUT_S = 240.0
+CALL_TIMEOUT_S = 120.0
+
+
+def main() -> int:
+    """Answer the lines of stdin until it ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries print progress and warnings, in C++ too: not among the answers
+    score: Score | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if request["op"] == "load":
+                score, notes = LOADERS[request["library"]](request["arguments"])
+                answer: dict[str, Any] = {"notes": notes}
+            else:
+                assert score is not None, "load comes first"
+                values = score(request["query"], request["documents"], request["options"])
+                answer = {"scores": [float(value) for value in values]}
+        except Exception as exc:  # noqa: BLE001 - whatever a library raises is an answer: the measurement goes on without it
+            text = " ".join(str(exc).split())
+            answer = {"error": f"{type(exc).__name__}: {text}"}
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
+
+
+def _sentence_transformers(arguments: Options) -> tuple[Score, Notes]:
+    """Arguments: folder, backend, max_length, n_threads, dtype, file_name, ov_config, device, attention.
+
+    Options: batch_size; one_piece: all logits are fetched from the device at once; queries: one a document.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.set_num_threads(arguments["n_threads"])
+    backend, model_kwargs = arguments["backend"], {}
+    if backend == "torch":
+        model_kwargs["torch_dtype"] = getattr(torch, arguments["dtype"])
+        if "attention" in arguments:
+            model_kwargs["attn_implementation"] = arguments["attention"]
+    elif backend == "onnx":
+        import onnxruntime
+
+        session_options = onnxruntime.SessionOptions()
+        session_options.intra_op_num_threads = arguments["n_threads"]
+        model_kwargs |= {"file_name": arguments["file_name"], "session_options": session_options}
+        model_kwargs["provider"] = "CPUExecutionProvider"
+    else:
+        ov_config = {**arguments["ov_config"], "INFERENCE_NUM_THREADS": arguments["n_threads"]}
+        model_kwargs |= {"file_name": arguments["file_name"], "ov_config": ov_config}
+    model = CrossEncoder(
+        arguments["folder"],
+        max_length=arguments["max_length"],
+        device=arguments.get("device", "cpu"),
+        backend=backend,
+        model_kwargs=model_kwargs,
+    )
+    identity = torch.nn.Identity()  # logits: the activation costs nothing that could be timed, and may tie the best
+
+    def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        queries = options.get("queries") or [query] * len(documents)
+        found = model.predict(
+            list(zip(queries, documents, strict=True)),
+            batch_size=options["batch_size"],
+            activation_fn=identity,
+            show_progress_bar=False,
+            convert_to_tensor=options.get("one_piece", False),
+        )
+        scores: list[float] = (found.float().cpu() if options.get("one_piece") else found).tolist()
+        return scores
+
+    return score, _openvino_notes(model) if backend == "openvino" else {}
+
+
+def _openvino_notes(model: Any) -> Notes:
+    """The precision that OpenVINO computes in: on a processor with bf16 its own choice is bf16, not fp32."""
+    encoder = getattr(model, "transformers_model", None) or model.model  # its name before sentence-transformers 6
+    encoder.compile()
+    compiled = encoder.request
+    precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    return {"computes in": str(precision)}
+
+
+def _fastembed(arguments: Options) -> tuple[Score, Notes]:
+    """Arguments: folder, file_name, n_threads. Options: batch_size."""
+    from fastembed.common.model_description import ModelSource
+    from fastembed.rerank.cross_encoder import TextCrossEncoder
+
+    name = "local/checkpoint"
+    TextCrossEncoder.add_custom_model(model=name, sources=ModelSource(hf=name), model_file=arguments["file_name"])
+    model = TextCrossEncoder(name, threads=arguments["n_threads"], specific_model_path=arguments["folder"], cuda=False)
+
+    def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        return list(model.rerank(query, documents, batch_size=options["batch_size"]))
+
+    return score, {}
+
+
+def _flashrank(arguments: Options) -> tuple[Score, Notes]:
+    """Arguments: folder, file_name, max_length. Options: documents_a_call, None for all.
+
+    It has no setting for threads or batches: it takes as many threads as there are cores, and each call is one batch.
+    """
+    from flashrank import Ranker, RerankRequest
+    from flashrank.Config import model_file_map
+
+    folder = Path(arguments["folder"])
+    model_file_map[folder.name] = arguments["file_name"]
+    model = Ranker(folder.name, cache_dir=str(folder.parent), max_length=arguments["max_length"], log_level="WARNING")
+
+    def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        scores = [0.0] * len(documents)
+        size = options["documents_a_call"] or len(documents)
+        for start in range(0, len(documents), size):
+            part = documents[start : start + size]
+            passages = [{"id": start + place, "text": document} for place, document in enumerate(part)]
+            for passage in model.rerank(RerankRequest(query=query, passages=passages)):
+                scores[passage["id"]] = passage["score"]
+        return scores
+
+    return score, {}
+
+
+def infinity_server(program: Path, arguments: Options, **popen: Any) -> tuple[subprocess.Popen[bytes], int]:
+    """Its HTTP server with a model, and its port; it ends with the thread that starts it.
+
+    Arguments: folder, flags. Raises RuntimeError with its last error where it does not start.
+    """
+    port = _free_port()
+    command = [str(program), "v2", "--model-id", ".", "--served-model-name", "m"]
+    command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port), *arguments["flags"]]
+    # in the model's folder: its optimum engine finds ONNX files of a local model by relative path only
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the server
+    server = subprocess.Popen(
+        command,
+        cwd=arguments["folder"],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
+        preexec_fn=_die_with_parent,
+        **popen,
+    )
+    try:
+        _connect(server, port).close()
+    except RuntimeError as exc:
+        words = [line.strip() for line in os.pread(log.fileno(), 1 << 24, 0).decode(errors="replace").splitlines()]
+        errors = [line for line in words if re.match(r"\w+(Error|Exception):", line)]
+        raise RuntimeError(f"{exc}; {errors[-1] if errors else words[-1:]}") from exc
+    return server, port
+
+
+def _infinity(arguments: Options) -> tuple[Score, Notes]:
+    """Arguments: folder, flags. No options: all its settings are flags of its server."""
+    _, port = infinity_server(Path(sys.executable).with_name("infinity_emb"), arguments)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_S)
+    headers = {"Content-Type": "application/json"}
+
+    def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        body = {"model": "m", "query": query, "documents": documents, "raw_scores": True}
+        connection.request("POST", "/rerank", json.dumps(body), headers)
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        connection.close()  # its server hangs up after 5 quiet seconds, which others' turns last; opening costs 0.1 ms
+        if response.status != http.client.OK:
+            raise RuntimeError(f"status {response.status}: {answer}")
+        scores = [0.0] * len(documents)
+        for result in answer["results"]:
+            scores[result["index"]] = result["relevance_score"]
+        return scores
+
+    return score, {}
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
+def _connect(server: subprocess.Popen[bytes], port: int) -> http.client.HTTPConnection:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=CALL_TIMEOUT_S)
+    end = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise RuntimeError(f"its server ended with {server.returncode}")
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/health")
+            response = connection.getresponse()
+            response.read()
+            if response.status == http.client.OK:
+                return connection
+        connection.close()
+        time.sleep(0.2)
+    raise RuntimeError(f"its server was not ready after {READY_TIMEOUT_S:g} s")
+
+
+LOADERS: dict[str, Callable[[Options], tuple[Score, Notes]]] = {
+    "sentence-transformers": _sentence_transformers,
+    "fastembed": _fastembed,
+    "flashrank": _flashrank,
+    "infinity": _infinity,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The served model on a GPU: its fastest setting, and sentence-transformers beside it on the same device."""

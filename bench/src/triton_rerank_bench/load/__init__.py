@@ -1,0 +1,1 @@
+"""One server under load: callers that wait for answers, arrivals that do not."""

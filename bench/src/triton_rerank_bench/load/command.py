@@ -1,0 +1,306 @@
+"""``triton-rerank-bench load``: one server under load, level by level."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
+from triton_rerank import ModelInfo, RerankClient
+from triton_rerank_bench import workloads
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
+from triton_rerank_bench.load.generator import TIMEOUT_S, Load, LoadFigures, check_concurrency, check_seconds
+from triton_rerank_bench.load.level import ELSEWHERE
+from triton_rerank_bench.load.loops import check_rate
+from triton_rerank_bench.machine import describe_machine
+from triton_rerank_bench.progress import bar
+from triton_rerank_bench.report import LOUD, QUIET, Json, Report, Table, text
+from triton_rerank_bench.served import CALL_TIMEOUT_S, ServedModel, read_model, serve, triton_version
+from triton_rerank_bench.workloads import Workload
+
+DEFAULT_CONCURRENCY = "1,2,4,8"
+DEFAULT_RATE = "50%,80%"
+LATE = 0.1  # of the median latency, that the load generator's own delay may be before figures mean little
+_SECONDS = (("--duration", 20.0, "of a level"), ("--warm-up", 3.0, "before it"), ("--timeout", TIMEOUT_S, "of a call"))
+_ASK_TIMEOUT_S = 10.0  # for a server to say that it has the model
+
+_CALLERS = {
+    "level": "level", "calls": "calls", "failed": "failed", "pairs/s": "pairs_per_s:,.1f",
+    "tokens/s": "tokens_per_s:,.0f", "p50 ms": "latency.p50_ms:,.1f", "p90 ms": "latency.p90_ms:,.1f",
+    "p99 ms": "latency.p99_ms:,.1f", "max ms": "latency.max_ms:,.1f", "late ms": "late.p99_ms:,.1f",
+}  # fmt: skip
+_SERVER = {
+    "level": "level", "queue ms": "queue_ms:,.1f", "compute ms": "compute_ms:,.1f",
+    "merged": "requests_per_execution:.2f", "rows/execution": "rows_per_execution:.2f",
+    "padding": "padded_over_real:.2f", "memory MB": "memory_mb:.0f", "others": "other_load:.0%",
+}  # fmt: skip
+_NOTE = (
+    "Open loop: latency counts from the intended start of a call, and late is the part of it before the call was "
+    "made (p99). queue, compute: Triton's own, mean a request of the encoder. merged: requests an execution. "
+    "padding: padded over real tokens of the encoder's tensors. others: share of the cores that other processes "
+    "used meanwhile."
+)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Calls a second, or a share of what the closed loop reached."""
+
+    value: float
+    is_share: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Levels of each workload, and how long each of them lasts."""
+
+    concurrencies: tuple[int, ...]
+    rates: tuple[Rate, ...]
+    duration_s: float
+    warm_up_s: float
+    timeout_s: float
+    seed: int
+
+    @property
+    def level_s(self) -> float:
+        """Seconds of one level."""
+        return self.warm_up_s + self.duration_s
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all levels of one workload."""
+        return (len(self.concurrencies) + len(self.rates)) * self.level_s
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--model-repository", type=Path, metavar="PATH", help="serve and load the model in it")
+    where.add_argument("--target", metavar="HOST:PORT", help="load the server that runs there (gRPC); needs --model")
+    parser.add_argument("--model", help="public model name, if the repository holds more than one")
+    names = ", ".join(workloads.BY_NAME)
+    parser.add_argument("--workload", action="append", metavar="NAME", help=f"{names}; repeatable (default passages)")
+    parser.add_argument("--concurrency", help=f"callers of each closed loop (default {DEFAULT_CONCURRENCY})")
+    parser.add_argument(
+        "--rate",
+        help="calls a second of each open loop, or a share of the best closed loop, such as 80%% "
+        f"(default {DEFAULT_RATE.replace('%', '%%')}; with only one of --rate and --concurrency, only its levels)",
+    )
+    for name, default, of in _SECONDS:
+        parser.add_argument(name, type=float, default=default, metavar="S", help=f"{of} (default %(default)g s)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="real text: a collection in BEIR form")
+    parser.add_argument("--seed", type=int, default=1, help="of texts and arrivals (default %(default)s)")
+    parser.add_argument("--output", type=Path, help="write the report there as JSON")
+
+
+def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
+    """Measure all levels and print tables.
+
+    Returns:
+        The report as plain data, and 0, or 130 if the user interrupted it; it has the levels that had ended then.
+
+    Raises:
+        BenchError: an option is wrong, or the server ended.
+        ServerStartError: Triton did not start.
+        RerankError: no server at the target, or it does not have the model.
+    """
+    sweep = _sweep(options)
+    lists = choose_lists(options.workload or ["passages"], options.data, options.seed)
+    model = _model(options)
+    progress = bar(TextColumn("left"), TimeRemainingColumn())
+    levels: list[LoadFigures] = []
+    interrupted = False
+    with _reach(options, model, progress) as served:
+        info = served.client.model_info()
+        try:
+            for figures in measure_load(served, model, lists, sweep, progress):
+                levels.append(figures)
+        except KeyboardInterrupt:
+            interrupted = True
+    if not levels:
+        console.print("interrupted before a level ended: there are no figures")
+        return {"kind": "load", "interrupted": True}, INTERRUPTED
+    settings: Json = {
+        **{name: getattr(sweep, name) for name in ("duration_s", "warm_up_s", "timeout_s", "seed")},
+        "target": options.target,
+        "data": options.data.resolve().name if options.data else None,
+    }
+    report = load_report(info, served.triton_version, levels, settings, interrupted=interrupted)
+    report.print(console)
+    return report.json(), INTERRUPTED if interrupted else 0
+
+
+def measure_load(
+    served: ServedModel, model: str, lists: Mapping[str, Sequence[Workload]], sweep: Sweep, progress: Progress
+) -> Iterator[LoadFigures]:
+    """Run all levels of all workloads, closed loops first: they tell the capacity.
+
+    Raises:
+        BenchError: a share of the capacity is wanted, and no call was answered.
+        RerankError: the server ended.
+    """
+    task = progress.add_task("", total=len(lists) * sweep.seconds)
+    done = 0
+
+    def advance(seconds: float) -> None:
+        progress.advance(task, seconds)
+
+    for of_name in lists.values():
+        load = Load(served, model, of_name, seed=sweep.seed, timeout_s=sweep.timeout_s, on_seconds=advance)
+        with closing(load):
+            for level in _levels(load, of_name, sweep, lambda label: progress.update(task, description=label)):
+                done += 1
+                progress.update(task, completed=done * sweep.level_s)
+                yield level
+
+
+def choose_lists(names: Sequence[str], data: Path | None, seed: int) -> dict[str, list[Workload]]:
+    """Lists of each workload, generated or from a collection.
+
+    Raises:
+        BenchError: a name is not known, or the collection is not there or too small.
+    """
+    known = workloads.BY_NAME
+    for name in names:
+        if name not in known:
+            raise BenchError(f"--workload {name}: there is none of this name; there are {', '.join(known)}")
+    known = workloads.from_collection(data) if data else known
+    return {name: known[name](seed) for name in names}
+
+
+def load_report(
+    info: ModelInfo, version: str, levels: Sequence[LoadFigures], settings: Json, *, interrupted: bool
+) -> Report:
+    """What callers saw and what the server did, workload by workload."""
+    is_here = any(figures.other_load is not None for figures in levels)
+    machine = describe_machine()
+    where = f"{machine.cpu}, {machine.cores} cores" if is_here else "a server that ran already"
+    parts: list[str | Table] = [
+        f"{info.name} {info.precision}, max_length {info.max_length}, Triton {version}; {where}",
+        *([f"{LOUD}Interrupted: these levels had ended."] if interrupted else []),
+    ]
+    for name, of_name in itertools.groupby(levels, key=lambda figures: figures.workload):
+        these = list(of_name)
+        rows = [_row(figures) for figures in these]
+        parts += [
+            Table(f"{name}: what callers saw", _CALLERS, rows),
+            Table(f"{name}: what the server did", _SERVER, rows),
+        ]
+        parts += itertools.chain.from_iterable(map(_remarks, these))
+    named = {"model": info.name, "precision": info.precision, "max_length": info.max_length}
+    figures: Json = {**named, "triton_version": version, "levels": levels, "interrupted": interrupted}
+    return Report("load", version, settings, figures, [*parts, _NOTE])
+
+
+def parse_concurrency(value: str) -> tuple[int, ...]:
+    """Read "1,2,4"; raises BenchError where a part of it cannot be a number of callers."""
+    parts = [part.strip() for part in value.split(",")]
+    for part in parts:
+        if not part.isdecimal():
+            raise BenchError(
+                f"--concurrency {value}: {part!r} is not a whole number; give such as {DEFAULT_CONCURRENCY}"
+            )
+    return tuple(check_concurrency(int(part)) for part in parts)
+
+
+def parse_rates(value: str, duration_s: float) -> tuple[Rate, ...]:
+    """Read "1.5,80%"; raises BenchError where a part cannot be a rate, or gives no call in the duration."""
+    rates = []
+    for part in (part.strip() for part in value.split(",")):
+        try:
+            rate = Rate(float(part.removesuffix("%")) / (100 if part.endswith("%") else 1), part.endswith("%"))
+        except ValueError as exc:
+            raise BenchError(f"--rate {value}: {part!r} is not a number; give such as 1.5 or 80%") from exc
+        check_rate(rate.value, math.inf if rate.is_share else duration_s)
+        rates.append(rate)
+    return tuple(rates)
+
+
+def _sweep(options: argparse.Namespace) -> Sweep:
+    check_seconds(options.duration, options.warm_up)
+    if not (math.isfinite(options.timeout) and options.timeout > 0):
+        raise BenchError(f"--timeout {options.timeout:g}: it must be a number of seconds above 0")
+    neither = options.concurrency is None and options.rate is None
+    concurrency = DEFAULT_CONCURRENCY if neither else options.concurrency
+    rate = DEFAULT_RATE if neither else options.rate
+    concurrencies = () if concurrency is None else parse_concurrency(concurrency)
+    rates = () if rate is None else parse_rates(rate, options.duration)
+    if any(r.is_share for r in rates) and not concurrencies:
+        raise BenchError(f"--rate {rate}: a share is one of the best closed loop; give --concurrency too")
+    return Sweep(concurrencies, rates, options.duration, options.warm_up, options.timeout, options.seed)
+
+
+def _levels(
+    load: Load, lists: Sequence[Workload], sweep: Sweep, on_level: Callable[[str], None]
+) -> Iterator[LoadFigures]:
+    name, best = lists[0].name, 0.0
+    for concurrency in sweep.concurrencies:
+        on_level(f"{name}, callers: {concurrency}")
+        figures = load.closed(concurrency, sweep.duration_s, sweep.warm_up_s)
+        best = max(best, figures.pairs_per_s)
+        yield figures
+    calls_per_s = best * len(lists) / sum(len(workload.documents) for workload in lists)
+    for rate in sweep.rates:
+        if rate.is_share and not calls_per_s:
+            raise BenchError(f"{name}: no call of the closed loops was answered ({figures.errors}); look at the server")
+        per_s = max(rate.value * calls_per_s, 1 / sweep.duration_s) if rate.is_share else rate.value
+        on_level(f"{name}, calls a second: {per_s:.3g}")
+        yield load.open(per_s, sweep.duration_s, sweep.warm_up_s)
+
+
+def _model(options: argparse.Namespace) -> str:
+    if options.target is None:
+        return read_model(options.model_repository, options.model).info.name
+    if options.model is None:
+        raise BenchError(f"--target {options.target}: say by --model which of its models is to be loaded")
+    return str(options.model)
+
+
+@contextmanager
+def _reach(options: argparse.Namespace, model: str, progress: Progress) -> Iterator[ServedModel]:
+    """The server, started here or running elsewhere; progress is shown once the latter has answered."""
+    if options.target is not None:
+        with RerankClient(options.target, model=model, timeout_s=CALL_TIMEOUT_S) as client:
+            client.model_info(timeout_s=_ASK_TIMEOUT_S)
+            with progress:
+                yield ServedModel(client, ELSEWHERE, triton_version(options.target))
+        return
+    task = progress.add_task("starting Triton", total=None)
+
+    def on_progress(step: str) -> None:
+        progress.update(task, description=step)
+
+    with progress, serve(options.model_repository, model, on_progress=on_progress) as served:
+        progress.remove_task(task)
+        yield served
+
+
+def _row(figures: LoadFigures) -> Json:
+    memory = figures.peak_memory_bytes
+    return {
+        **vars(figures),
+        "level": _level(figures),
+        "failed": sum(figures.errors.values()),
+        "memory_mb": None if memory is None else memory / 1e6,
+    }
+
+
+def _level(figures: LoadFigures) -> str:
+    return f"closed, {figures.concurrency}" if figures.mode == "closed" else f"open, {figures.rate:.3g}/s"
+
+
+def _remarks(figures: LoadFigures) -> Iterator[str]:
+    for error, count in figures.errors.items():
+        yield f"  {_level(figures)}: {count} of {figures.calls} calls failed: {error}"
+    if figures.other_load is not None and figures.other_load > QUIET:
+        yield f"{LOUD}  {_level(figures)}: the machine was busy; do not rely on the times"
+    if figures.late and figures.late.p99_ms > LATE * figures.latency.p50_ms:
+        late = text(figures.late.p99_ms, ".1f")
+        yield f"{LOUD}  {_level(figures)}: the load generator itself was late by {late} ms (p99)"

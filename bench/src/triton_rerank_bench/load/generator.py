@@ -1,0 +1,252 @@
+"""Loads a served model with real calls, in a closed loop or an open one, and says what came of it.
+
+One thread with an event loop makes all calls, through the public async client. Threads would wait for each other's
+interpreter lock for up to 5 ms, which is as long as a call for one pair takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from triton_rerank import AsyncRerankClient, TritonOptions
+from triton_rerank.contract import ENCODER_SUFFIX
+from triton_rerank_bench.counters import TritonStatistics
+from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.load.level import Levels, Seen
+from triton_rerank_bench.load.loops import (
+    NOT_SENT,
+    Answer,
+    Sample,
+    Window,
+    check_rate,
+    closed_loop,
+    open_loop,
+    poisson_arrivals,
+)
+from triton_rerank_bench.load.padding import encoder_tensors
+from triton_rerank_bench.served import ServedModel
+from triton_rerank_bench.workloads import Workload
+
+TIMEOUT_S = 60.0  # of a call; Triton lets a request wait for 10 s as exported
+MOST_CALLERS = 1000
+MOST_IN_FLIGHT = 1000  # of an open loop; many more than the queues that export writes let wait
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds; nearest-rank percentiles of all answered calls, all infinite where none was answered."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    max_ms: float
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """What one level of load came to.
+
+    Attributes:
+        workload: name.
+        mode: "closed" or "open".
+        concurrency: closed loop: callers.
+        rate: open loop: calls a second offered.
+        duration_s: seconds in which counted calls began, or should have.
+        calls: counted, answered or failed; the warm-up's are not among them.
+        errors: error class name -> counted calls; "NotSent" where too many were under way already.
+        pairs_per_s: answered pairs a second.
+        tokens_per_s: answered tokens a second, special tokens included, padding not.
+        latency: of an open loop from the intended start.
+        queue_ms: mean a request of the encoder, Triton's own; None, here and below, where it is not known.
+        compute_ms: mean a request of the encoder; each request is charged its whole batch.
+        requests_per_execution: requests that Triton merged.
+        rows_per_execution: Triton's inference count over its execution count.
+        padded_over_real: tokens of the encoder's tensors over real ones.
+        peak_memory_bytes: PSS of the server's processes, seen during the warm-up and after the last call.
+        late: open loop: from the intended start until the call was made, which is the generator's own part of latency.
+        other_load: share of all cores' time that processes other than ours used meanwhile, 0 to 1.
+    """
+
+    workload: str
+    mode: Literal["closed", "open"]
+    concurrency: int | None
+    rate: float | None
+    duration_s: float
+    calls: int
+    errors: dict[str, int]
+    pairs_per_s: float
+    tokens_per_s: float
+    latency: Latency
+    queue_ms: float | None
+    compute_ms: float | None
+    requests_per_execution: float | None
+    rows_per_execution: float | None
+    padded_over_real: float | None
+    peak_memory_bytes: int | None
+    late: Latency | None = None
+    other_load: float | None = None
+
+
+class Load:
+    """Loads one server with one workload, at one level after the other.
+
+    Args:
+        served: the server; its pid may be `load.level.ELSEWHERE`.
+        model: public model name.
+        lists: what a workload's name stands for; calls take them in turn.
+        seed: of the arrivals.
+        options: of the client.
+        timeout_s: of each call.
+        on_seconds: told about twice a second how many seconds went by since it was told last.
+
+    Raises:
+        BenchError: the server does not tokenise the lists.
+        RerankError: the server does not have the model, or is not there.
+    """
+
+    def __init__(
+        self,
+        served: ServedModel,
+        model: str,
+        lists: Sequence[Workload],
+        *,
+        seed: int,
+        options: TritonOptions | None = None,
+        timeout_s: float = TIMEOUT_S,
+        on_seconds: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        options = options or TritonOptions()
+        self._lists, self._seed, self._timeout_s = lists, seed, timeout_s
+        self._tensors = encoder_tensors(served.target, served.client.model_info(), lists, options)
+        self._client = AsyncRerankClient(served.target, model=model, timeout_s=timeout_s, options=options)
+        encoder = TritonStatistics(served.target, model + ENCODER_SUFFIX)
+        self._levels = Levels(self._client, encoder, served.pid, on_seconds)
+
+    def closed(self, concurrency: int, duration_s: float, warm_up_s: float) -> LoadFigures:
+        """So many callers, each of which asks again as soon as it is answered, and has one counted call at least.
+
+        Pairs a second are the sum over the callers, each from its first counted call to the end of its last.
+
+        Raises:
+            BenchError: an argument is out of its bounds.
+            RerankError: the server was not there at the start.
+        """
+        check_concurrency(concurrency)
+        check_seconds(duration_s, warm_up_s)
+        callers, seen = self._levels.run(
+            lambda window: closed_loop(self._ask, concurrency, window), duration_s, warm_up_s
+        )
+        counted = [sample for samples in callers for sample in samples]
+        return self._figures("closed", counted, per_second(callers), seen, concurrency=concurrency)
+
+    def open(self, rate: float, duration_s: float, warm_up_s: float) -> LoadFigures:
+        """Calls at Poisson times, whatever has been answered; latency counts from the time when a call should start.
+
+        Pairs a second are those that came within the duration.
+
+        Raises:
+            BenchError: an argument is out of its bounds, or the rate gives no call in this time.
+            RerankError: the server was not there at the start.
+        """
+        check_seconds(duration_s, warm_up_s)
+        check_rate(rate, duration_s)
+
+        def calls(window: Window) -> Awaitable[list[Sample]]:
+            warm_up = poisson_arrivals(rate, window.start_s - warm_up_s, window.start_s, seed=self._seed + 1)
+            arrivals = poisson_arrivals(rate, window.start_s, window.end_s, seed=self._seed)
+            return open_loop(self._ask, [*warm_up, *arrivals], most_in_flight=MOST_IN_FLIGHT)
+
+        samples, seen = self._levels.run(calls, duration_s, warm_up_s)
+        came = [s.answer for s in samples if s.answer and seen.window.start_s <= s.ended_s < seen.window.end_s]
+        per_s = sum(a.pairs for a in came) / duration_s, sum(a.tokens for a in came) / duration_s
+        counted = [s for s in samples if s.intended_s >= seen.window.start_s]
+        return self._figures("open", counted, per_s, seen, rate=rate)
+
+    def close(self) -> None:
+        """Close the connections; calls that an interrupted level left are cancelled."""
+        self._levels.close()
+
+    async def _ask(self, number: int) -> Answer:
+        place = number % len(self._lists)
+        workload = self._lists[place]
+        result = await self._client.rerank(workload.query, workload.documents, timeout_s=self._timeout_s)
+        tensors = self._tensors[place]
+        is_as_planned = result.timings.requests == tensors.requests
+        return Answer(result.usage.pairs, result.usage.token_count, tensors.padded_tokens if is_as_planned else None)
+
+    def _figures(
+        self,
+        mode: Literal["closed", "open"],
+        counted: Sequence[Sample],
+        per_s: tuple[float, float],
+        seen: Seen,
+        *,
+        concurrency: int | None = None,
+        rate: float | None = None,
+    ) -> LoadFigures:
+        counts = seen.counts if seen.counts and seen.counts.requests and seen.counts.executions else None
+        sent = [s.sent_s - s.intended_s for s in counted if s.error != NOT_SENT]
+        return LoadFigures(
+            workload=self._lists[0].name,
+            mode=mode,
+            concurrency=concurrency,
+            rate=rate,
+            duration_s=seen.window.end_s - seen.window.start_s,
+            calls=len(counted),
+            errors=dict(Counter(s.error for s in counted if s.error)),
+            pairs_per_s=per_s[0],
+            tokens_per_s=per_s[1],
+            latency=latency([s.ended_s - s.intended_s for s in counted if s.answer]),
+            queue_ms=1e3 * counts.queue_seconds / counts.requests if counts else None,
+            compute_ms=1e3 * counts.compute_seconds / counts.requests if counts else None,
+            requests_per_execution=counts.requests / counts.executions if counts else None,
+            rows_per_execution=counts.inferences / counts.executions if counts else None,
+            padded_over_real=_padded_over_real([s.answer for s in counted if s.answer]),
+            peak_memory_bytes=seen.peak_memory_bytes,
+            late=latency(sent) if mode == "open" else None,
+            other_load=seen.other_load,
+        )
+
+
+def latency(seconds: Sequence[float]) -> Latency:
+    """Nearest-rank percentiles: each is one of the values, the least that so many percent do not exceed."""
+    ranks = np.percentile([1e3 * each for each in seconds] or [math.inf], (50, 90, 99, 100), method="inverted_cdf")
+    return Latency(*ranks.tolist())
+
+
+def per_second(callers: Sequence[Sequence[Sample]]) -> tuple[float, float]:
+    """Pairs and tokens a second of a closed loop: each caller's from its first counted call to the end of its last."""
+    pairs = tokens = 0.0
+    for samples in callers:
+        seconds = samples[-1].ended_s - samples[0].sent_s
+        pairs += sum(s.answer.pairs for s in samples if s.answer) / seconds
+        tokens += sum(s.answer.tokens for s in samples if s.answer) / seconds
+    return pairs, tokens
+
+
+def _padded_over_real(answers: Sequence[Answer]) -> float | None:
+    padded = [answer.padded_tokens for answer in answers if answer.padded_tokens is not None]
+    if not padded or len(padded) < len(answers):
+        return None
+    return sum(padded) / sum(answer.tokens for answer in answers)
+
+
+def check_concurrency(concurrency: int) -> int:
+    """The number of callers; raises BenchError unless it is from 1 to `MOST_CALLERS`."""
+    if not 1 <= concurrency <= MOST_CALLERS:
+        raise BenchError(f"the concurrency is {concurrency}: it must be a number of callers from 1 to {MOST_CALLERS}")
+    return concurrency
+
+
+def check_seconds(duration_s: float, warm_up_s: float) -> None:
+    """Raises BenchError unless both are finite, the duration above 0 and the warm-up 0 or more."""
+    if not (math.isfinite(duration_s) and duration_s > 0):
+        raise BenchError(f"the duration is {duration_s:g} s: it must be above 0")
+    if not (math.isfinite(warm_up_s) and warm_up_s >= 0):
+        raise BenchError(f"the warm-up is {warm_up_s:g} s: it must be 0 or more")

@@ -1,0 +1,52 @@
+"""Progress on stderr, since stdout carries the report. Drawing it must not cost what is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+
+class OnStep(Protocol):
+    """Told of each step."""
+
+    def __call__(self, doing: str, left_s: float | None = None) -> None:
+        """What is being done and, where that is known anew, how many seconds are left."""
+
+
+def bar(*columns: ProgressColumn) -> Progress:
+    """A bar with what is being done, the time that it took, and more columns."""
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn())
+    return Progress(*shown, console=Console(stderr=True), refresh_per_second=2)
+
+
+@contextmanager
+def showing_time_left() -> Iterator[OnStep]:
+    """Shows steps of very different length, which say themselves how long the rest will take."""
+    start_s = time.monotonic()
+    with bar(_TimeLeft()) as progress:
+        task = progress.add_task("starting", total=None, ends_s=None)
+
+        def on_step(doing: str, left_s: float | None = None) -> None:
+            now_s = time.monotonic()
+            progress.update(task, description=doing, completed=now_s - start_s)
+            if left_s is not None:
+                progress.update(task, total=now_s - start_s + left_s, ends_s=now_s + left_s)
+
+        yield on_step
+
+
+class _TimeLeft(ProgressColumn):
+    """What was expected at the last estimate, less what went by since."""
+
+    def render(self, task: Task) -> Text:
+        ends_s = task.fields["ends_s"]
+        if ends_s is None:
+            return Text("")
+        left_s = round(max(0.0, ends_s - time.monotonic()))
+        return Text(f"about {left_s // 60}:{left_s % 60:02d} left")

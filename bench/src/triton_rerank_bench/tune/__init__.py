@@ -1,0 +1,1 @@
+"""The fastest setting of a served model that holds a p99 on this machine."""

@@ -1,0 +1,186 @@
+"""``triton-rerank-bench perf``: the fastest setting that holds a p99 on this machine, and a report with plots."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from triton_rerank_bench import workloads
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
+from triton_rerank_bench.load.command import choose_lists
+from triton_rerank_bench.machine import usable_cores
+from triton_rerank_bench.options import DEFAULT_SEED, add_folder, number
+from triton_rerank_bench.progress import OnStep, showing_time_left
+from triton_rerank_bench.report import Json, ReportFolder
+from triton_rerank_bench.served import name_repositories, read_model
+from triton_rerank_bench.tune.answer import Exported
+from triton_rerank_bench.tune.findings import Schedule, Tuning, Wanted
+from triton_rerank_bench.tune.knobs import KNOBS, Ground, ground
+from triton_rerank_bench.tune.report import FILES, About, perf_report, write_report
+from triton_rerank_bench.tune.search import Tuner
+from triton_rerank_bench.tune.servers import SettingServers
+from triton_rerank_bench.tune.variants import read_configs
+from triton_rerank_bench.workloads import Workload
+
+DEFAULT_MINUTES = 20.0
+QUICK_MINUTES = 3.0
+_LEAST_MINUTES = 0.25
+_NVIDIA = Path("/proc/driver/nvidia/version")  # is there while its driver is loaded
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run` reads."""
+    parser.add_argument(
+        "--model-repository", action="append", default=[], metavar="[NAME=]PATH", help="one a precision; repeatable"
+    )
+    parser.add_argument("--model", help="public model name, if a repository holds more than one")
+    parser.add_argument("--workload", default="passages", help=f"{', '.join(workloads.BY_NAME)} (default passages)")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="real text: a collection in BEIR form")
+    parser.add_argument("--p99-ms", metavar="MS", help="latency that 99 of 100 calls must not exceed (default: any)")
+    parser.add_argument("--rate", metavar="N", help="pairs a second that all machines together must answer")
+    parser.add_argument("--quick", action="store_true", help=f"take {QUICK_MINUTES:g} minutes")
+    parser.add_argument("--minutes", metavar="M", help=f"that it may take (default {DEFAULT_MINUTES:g})")
+    parser.add_argument("--knob", action="append", default=[], metavar="NAME", help=f"{', '.join(KNOBS)} (default all)")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts and arrivals (default %(default)s)")
+    add_folder(parser)
+
+
+def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
+    """Tune, print the answer and write the report.
+
+    Returns:
+        The report as plain data, and 0, or 130 if the user interrupted it.
+
+    Raises:
+        BenchError: an option is wrong, or an exported setting cannot be measured; nothing is written then.
+        ServerStartError: Triton did not start with an exported setting.
+        RerankError: a served model did not answer.
+    """
+    wanted, schedule = _wanted(options), Schedule.of(60 * _minutes(options))
+    repositories, model = _repositories(options)
+    lists = choose_lists([options.workload], options.data, options.seed)[options.workload]
+    grounds = _grounds(repositories, model, lists)
+    with ReportFolder(options.output_folder, FILES) as folder:
+        with showing_time_left() as on_step:
+            servers = SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step)
+            tuning = tune(servers, grounds, wanted, schedule, lists, on_step=on_step)
+        answer = tuning.answer()
+        if answer is None:
+            console.print("interrupted before anything was measured: nothing is written")
+            return {"kind": "perf", "interrupted": True}, INTERRUPTED
+        about = About(
+            model=model,
+            exported=_exported(repositories, model),
+            workload=options.workload,
+            pairs_per_call=pairs_per_call(lists),
+            triton_version=servers.triton_version,
+            command=_command(options),
+            settings={"seed": options.seed, "knobs": list(wanted.knobs), "quick": options.quick},
+            diff=servers.diff(answer.setting),
+        )
+        report = perf_report(tuning, about)
+        written = write_report(folder, tuning, about, report)
+    report.print(console)
+    for line in (*about.diff.splitlines(), "written: " + ", ".join(map(str, written))):
+        console.print(line, markup=False, highlight=False)
+    return report.json(), INTERRUPTED if tuning.interrupted else 0
+
+
+def tune(
+    servers: SettingServers,
+    grounds: Mapping[str, Ground],
+    wanted: Wanted,
+    schedule: Schedule,
+    lists: Sequence[Workload],
+    *,
+    on_step: OnStep,
+) -> Tuning:
+    """Find the best setting of the repositories of ``grounds``; an interruption keeps what was measured.
+
+    Raises:
+        BenchError: an exported setting cannot be measured. ServerStartError and RerankError likewise.
+    """
+    tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=pairs_per_call(lists), on_step=on_step)
+    with servers:
+        try:
+            tuner.run()
+        except KeyboardInterrupt:
+            tuner.tuning.interrupted = True
+    tuner.tuning.elapsed_s = tuner.elapsed_s
+    tuner.tuning.other_load = servers.other_load.share()
+    return tuner.tuning
+
+
+def pairs_per_call(lists: Sequence[Workload]) -> float:
+    """Mean over the lists."""
+    return statistics.fmean(len(workload.documents) for workload in lists)
+
+
+def _wanted(options: argparse.Namespace) -> Wanted:
+    for knob in options.knob:
+        if knob not in KNOBS:
+            raise BenchError(f"--knob {knob}: there is none of this name; there are {', '.join(KNOBS)}")
+    return Wanted(
+        p99_ms=number("--p99-ms", options.p99_ms),
+        rate=number("--rate", options.rate),
+        knobs=tuple(knob for knob in KNOBS if not options.knob or knob in options.knob),
+    )
+
+
+def _minutes(options: argparse.Namespace) -> float:
+    if options.quick and options.minutes is not None:
+        raise BenchError(f"--quick takes {QUICK_MINUTES:g} minutes: give it or --minutes, not both")
+    minutes = QUICK_MINUTES if options.quick else number("--minutes", options.minutes) or DEFAULT_MINUTES
+    if minutes < _LEAST_MINUTES:
+        raise BenchError(f"--minutes {minutes:g}: nothing can be compared in less than {_LEAST_MINUTES:g} minutes")
+    return minutes
+
+
+def _repositories(options: argparse.Namespace) -> tuple[dict[str, Path], str]:
+    """Label -> folder, and the public name of the model that all of them hold."""
+    if not options.model_repository:
+        raise BenchError("--model-repository: none is given; give the one to tune, several as NAME=PATH to compare")
+    folders = name_repositories(options.model_repository)
+    names = {label: read_model(folder, options.model).info.name for label, folder in folders.items()}
+    if len(set(names.values())) > 1:
+        held = ", ".join(f"{label} holds {name}" for label, name in names.items())
+        raise BenchError(f"--model-repository: {held}; say by --model which one is to be compared")
+    return folders, next(iter(names.values()))
+
+
+def _exported(repositories: Mapping[str, Path], model: str) -> dict[str, Exported]:
+    files = {label: read_model(folder, model) for label, folder in repositories.items()}
+    return {
+        label: Exported(each.info.precision, each.engine, str(repositories[label])) for label, each in files.items()
+    }
+
+
+def _grounds(repositories: Mapping[str, Path], model: str, lists: Sequence[Workload]) -> dict[str, Ground]:
+    return {
+        label: ground(
+            label,
+            read_configs(folder, model),
+            cores=usable_cores(),
+            has_gpu=_NVIDIA.exists(),
+            most_pairs=max(len(workload.documents) for workload in lists),
+        )
+        for label, folder in repositories.items()
+    }
+
+
+def _command(options: argparse.Namespace) -> str:
+    """As it can be given again."""
+    words = ["triton-rerank-bench", "perf"]
+    for value in options.model_repository:
+        words += ["--model-repository", value]
+    for flag in ("model", "workload", "data", "p99_ms", "rate", "minutes", "seed"):
+        value = getattr(options, flag)
+        words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
+    for knob in options.knob:
+        words += ["--knob", knob]
+    return shlex.join([*words, *(["--quick"] if options.quick else []), "--output", str(options.output_folder)])

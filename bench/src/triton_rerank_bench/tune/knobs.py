@@ -1,0 +1,305 @@
+"""What can be set about a served model without another export, and which values of it are worth a try. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from triton_rerank import TritonOptions
+from triton_rerank.contract import LENGTH_LADDER
+from triton_rerank.repository import encoder_engine
+from triton_rerank.scorers.channel import Split
+from triton_rerank_bench.tune.variants import Configs, clear_queue_bounds
+
+THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}  # engine -> its parameter
+BOUNDED, UNBOUNDED = "as exported", "none"
+GRAPH_SHAPES, MICRO_BATCH_TOKENS = "cuda_graph_shapes", "micro_batch_tokens"  # our backend's parameters
+_PROVIDER_OPTIONS = {"use_ep_level_unified_stream": "1"}  # of CUDA
+_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # at most half as many again as asked for
+_MOST_PAIRS = 4096  # a request or an execution larger than that is tried by nobody
+_MOST_CORES_APART = 4  # instances or thread counts that are tried
+_GPU_INSTANCES = (2, 3, 4)
+_DELAYS_US = (500, 2000, 5000)
+_SUB_REQUESTS = (4, 1, 8, 2)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to serve and to call a model.
+
+    Attributes:
+        repository: label of the model repository, and thus the precision.
+        instances: of the encoder.
+        threads: that each instance computes an operator with; 0 means one a core.
+        max_batch_size: most pairs in a request and in an execution.
+        queue_delay_us: microseconds that the encoder's queue waits for more requests.
+        queue_bounds: how many requests may wait, and how long: `BOUNDED` or `UNBOUNDED`.
+        length_ladder: padded lengths in tokens, ascending.
+        tokenizers: instances of the tokenizer.
+        micro_batch_tokens: padded tokens that the encoder computes at once; 0 means the engine's own choice.
+        graph_tokens: shapes of up to so many padded tokens are CUDA graphs; 0 means none.
+        split: when the client splits a list, as `TritonOptions` has it.
+        sub_requests: of one call, under way at a time; None means the client's own choice.
+    """
+
+    repository: str
+    instances: int
+    threads: int
+    max_batch_size: int
+    queue_delay_us: int
+    queue_bounds: str
+    length_ladder: tuple[int, ...]
+    tokenizers: int = 1
+    micro_batch_tokens: int = 0
+    graph_tokens: int = 0
+    split: Split = "auto"
+    sub_requests: int | None = None
+
+    @property
+    def client_options(self) -> TritonOptions:
+        """What the client is made with."""
+        return TritonOptions(split=self.split, concurrency=self.sub_requests)
+
+    @property
+    def served(self) -> Setting:
+        """The part that the server knows: settings that share it can share a server."""
+        return replace(self, split="auto", sub_requests=None)
+
+    def change(self, configs: Configs) -> None:
+        """Bring configs of the same repository to this setting; what is not a knob stays as it is."""
+        for config in configs:
+            _set_batch_size(config, self.max_batch_size)
+        _set_parameter(configs.tokenizer, LENGTH_LADDER, ",".join(map(str, self.length_ladder)))
+        _set_instances(configs.tokenizer, self.tokenizers)
+        _set_instances(configs.encoder, self.instances)
+        if self.threads != _threads(configs.encoder):
+            _set_parameter(configs.encoder, THREADS[encoder_engine(configs.encoder)], str(self.threads))
+        if self.micro_batch_tokens != _number(configs.encoder, MICRO_BATCH_TOKENS):
+            _set_parameter(configs.encoder, MICRO_BATCH_TOKENS, str(self.micro_batch_tokens))
+        if self.graph_tokens != _graph_tokens(configs.encoder):
+            shapes = graph_shapes(self.length_ladder, self.graph_tokens, self.max_batch_size)
+            _set_parameter(configs.encoder, GRAPH_SHAPES, ",".join(f"{rows}x{width}" for rows, width in shapes))
+        if self.queue_delay_us != configs.encoder.dynamic_batching.max_queue_delay_microseconds:
+            configs.encoder.dynamic_batching.max_queue_delay_microseconds = self.queue_delay_us
+        if self.queue_bounds == UNBOUNDED:
+            clear_queue_bounds(configs)
+
+    def changes_from(self, other: Setting) -> dict[str, tuple[object, object]]:
+        """Name of the knob -> the other's value and this one's, for those that differ."""
+        pairs = {field.name: (getattr(other, field.name), getattr(self, field.name)) for field in fields(self)}
+        return {name: values for name, values in pairs.items() if values[0] != values[1]}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What bounds the values of the knobs.
+
+    Attributes:
+        exported: the setting that the repository was exported with.
+        cores: that the server may use.
+        on_gpu: the encoder computes on a GPU.
+        fixed_shapes: shapes beyond the exported ones cannot be served (TensorRT).
+        most_pairs: of one call.
+    """
+
+    exported: Setting
+    cores: int
+    on_gpu: bool
+    fixed_shapes: bool
+    most_pairs: int
+
+
+def exported_setting(label: str, configs: Configs) -> Setting:
+    """The setting that the configs of one model have, in the repository of this label."""
+    encoder = configs.encoder
+    policy = configs.tokenizer.dynamic_batching.default_queue_policy
+    bounded = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
+    return Setting(
+        repository=label,
+        instances=_instance_count(encoder),
+        threads=_threads(encoder),
+        max_batch_size=encoder.max_batch_size,
+        queue_delay_us=encoder.dynamic_batching.max_queue_delay_microseconds,
+        queue_bounds=BOUNDED if bounded else UNBOUNDED,
+        length_ladder=tuple(int(rung) for rung in configs.tokenizer.parameters[LENGTH_LADDER].string_value.split(",")),
+        tokenizers=_instance_count(configs.tokenizer),
+        micro_batch_tokens=_number(encoder, MICRO_BATCH_TOKENS),
+        graph_tokens=_graph_tokens(encoder),
+    )
+
+
+def ground(label: str, configs: Configs, *, cores: int, has_gpu: bool, most_pairs: int) -> Ground:
+    """What bounds the knobs of a repository; with a GPU here, Triton takes it where the config leaves that open."""
+    group = configs.encoder.instance_group[0] if configs.encoder.instance_group else None
+    kind = group.Kind.Name(group.kind) if group else "KIND_AUTO"
+    accelerators = configs.encoder.optimization.execution_accelerators.gpu_execution_accelerator
+    return Ground(
+        exported=exported_setting(label, configs),
+        cores=cores,
+        on_gpu=kind == "KIND_GPU" or (kind == "KIND_AUTO" and has_gpu),
+        fixed_shapes=configs.encoder.backend == "tensorrt" or any(each.name == "tensorrt" for each in accelerators),
+        most_pairs=most_pairs,
+    )
+
+
+def candidates(knob: str, setting: Setting, on: Ground) -> list[Setting]:
+    """The setting with other values of one of the `KNOBS`, the most promising first."""
+    return [candidate for candidate in KNOBS[knob](setting, on) if candidate != setting]
+
+
+def _instances(setting: Setting, on: Ground) -> list[Setting]:
+    """On a CPU they share the cores: with all threads each, they would wait for each other."""
+    if on.on_gpu:
+        return [replace(setting, instances=count) for count in (*_GPU_INSTANCES, 1)]
+    counts = [2**power for power in range(on.cores.bit_length()) if 2**power <= on.cores][: _MOST_CORES_APART + 1]
+    of_one = 0 if on.exported.instances == 1 and on.exported.threads == 0 else on.cores
+    return [
+        replace(setting, instances=count, threads=of_one if count == 1 else on.cores // count)
+        for count in (*counts[1:], 1)
+    ]
+
+
+def _thread_counts(setting: Setting, on: Ground) -> list[Setting]:
+    if on.on_gpu:
+        return []
+    share = max(1, on.cores // setting.instances)
+    counts = dict.fromkeys(count for count in (share // 2, share - 1, 2 * share) if 0 < count <= on.cores)
+    effective = setting.threads or on.cores
+    return [replace(setting, threads=count) for count in counts if count != effective]
+
+
+def _batch_sizes(setting: Setting, on: Ground) -> list[Setting]:
+    exported = on.exported.max_batch_size
+    larger = () if on.fixed_shapes else (2 * exported,)
+    sizes = (exported // 4, *larger, exported // 2, exported // 8, exported)
+    return [replace(setting, max_batch_size=size) for size in sizes if 1 <= size <= _MOST_PAIRS]
+
+
+def _delays(setting: Setting, on: Ground) -> list[Setting]:
+    return [replace(setting, queue_delay_us=delay) for delay in (*_DELAYS_US, on.exported.queue_delay_us)]
+
+
+def _bounds(setting: Setting, on: Ground) -> list[Setting]:
+    return [replace(setting, queue_bounds=bounds) for bounds in (UNBOUNDED, on.exported.queue_bounds)]
+
+
+def _ladders(setting: Setting, on: Ground) -> list[Setting]:
+    """Fewer rungs let more requests merge, more rungs pad less; the longest one stays."""
+    exported = on.exported.length_ladder
+    fewer = exported[::-1][::2][::-1]
+    middles = [(low + high) // 2 for low, high in itertools.pairwise(exported) if high - low > 1]
+    more = tuple(sorted({*exported, *middles}))
+    ladders = (fewer, exported[-1:], exported) if on.fixed_shapes else (fewer, more, exported[-1:], exported)
+    return [replace(setting, length_ladder=ladder) for ladder in dict.fromkeys(ladders)]
+
+
+def _splits(setting: Setting, on: Ground) -> list[Setting]:
+    """The other way; "auto" is one of the two, by whether the queues are bounded."""
+    if on.most_pairs == 1:
+        return []
+    other: Split = "padding" if setting.queue_bounds == BOUNDED else "limits"
+    return [replace(setting, split=other if setting.split == "auto" else "auto")]
+
+
+def _sub_requests(setting: Setting, on: Ground) -> list[Setting]:
+    """Only where a call is more than one request."""
+    for_padding = setting.split == "padding" or (setting.split == "auto" and setting.queue_bounds == UNBOUNDED)
+    if on.most_pairs <= setting.max_batch_size and not (for_padding and on.most_pairs > 1):
+        return []
+    return [replace(setting, sub_requests=count) for count in (*_SUB_REQUESTS, None)]
+
+
+def _tokenizers(setting: Setting, on: Ground) -> list[Setting]:
+    return [replace(setting, tokenizers=count) for count in (2, 4, 1)] if on.on_gpu else []
+
+
+def _micro_batches(setting: Setting, on: Ground) -> list[Setting]:
+    if not on.on_gpu or on.fixed_shapes:
+        return []
+    return [replace(setting, micro_batch_tokens=tokens) for tokens in (16_384, on.exported.micro_batch_tokens)]
+
+
+def _graphs(setting: Setting, on: Ground) -> list[Setting]:
+    if not on.on_gpu or on.fixed_shapes:
+        return []
+    return [replace(setting, graph_tokens=tokens) for tokens in (8_192, on.exported.graph_tokens)]
+
+
+def graph_shapes(ladder: Sequence[int], max_tokens: int, max_rows: int) -> list[tuple[int, int]]:
+    """Rows and width of each CUDA graph, of at most so many tokens, padding included, and so many rows."""
+    return [(rows, width) for width in ladder for rows in _ROWS if rows * width <= max_tokens and rows <= max_rows]
+
+
+# In the order in which they are tried: those that changed most in docs/LOG.md first; the last three on a GPU only.
+KNOBS: dict[str, Callable[[Setting, Ground], Sequence[Setting]]] = {
+    "instances": _instances,
+    "queue_bounds": _bounds,
+    "split": _splits,
+    "max_batch_size": _batch_sizes,
+    "threads": _thread_counts,
+    "sub_requests": _sub_requests,
+    "queue_delay_us": _delays,
+    "length_ladder": _ladders,
+    "micro_batch_tokens": _micro_batches,
+    "graph_tokens": _graphs,
+    "tokenizers": _tokenizers,
+}
+
+
+def on_gpu(configs: Configs) -> None:
+    """Have ONNX Runtime compute on a GPU, with one stream, as CUDA graphs have it, with and without them."""
+    for group in configs.encoder.instance_group:
+        group.kind = group.KIND_GPU
+    accelerators = pb.ModelOptimizationPolicy.ExecutionAccelerators
+    cuda = accelerators.Accelerator(name="cuda", parameters=_PROVIDER_OPTIONS)
+    configs.encoder.optimization.execution_accelerators.CopyFrom(accelerators(gpu_execution_accelerator=[cuda]))
+
+
+def on_cpu(configs: Configs) -> None:
+    """Have the encoder compute on the CPU though there is a GPU."""
+    for group in configs.encoder.instance_group:
+        group.kind = group.KIND_CPU
+
+
+def _set_batch_size(config: Any, size: int) -> None:
+    before, config.max_batch_size = config.max_batch_size, size
+    for warmup in config.model_warmup:  # a full batch stays one, and Triton does not load a model with a larger one
+        warmup.batch_size = size if warmup.batch_size == before else min(size, warmup.batch_size)
+
+
+def _instance_count(config: Any) -> int:
+    return max([1, *(int(group.count) for group in config.instance_group)])
+
+
+def _set_instances(config: Any, count: int) -> None:
+    if count == _instance_count(config):
+        return
+    if not config.instance_group:
+        config.instance_group.add()
+    for group in config.instance_group:
+        group.count = count
+
+
+def _threads(encoder: Any) -> int:
+    return _number(encoder, THREADS.get(encoder_engine(encoder), ""))
+
+
+def _number(config: Any, key: str) -> int:
+    """A parameter; 0 where it is not there or no number."""
+    value = config.parameters[key].string_value if key in config.parameters else ""
+    return int(value) if value.isdecimal() else 0
+
+
+def _graph_tokens(encoder: Any) -> int:
+    """Tokens of the largest shape of the CUDA graphs."""
+    shapes = encoder.parameters[GRAPH_SHAPES].string_value if GRAPH_SHAPES in encoder.parameters else ""
+    return max((math.prod(map(int, shape.split("x"))) for shape in filter(None, shapes.split(","))), default=0)
+
+
+def _set_parameter(config: Any, key: str, value: str) -> None:
+    config.parameters[key].string_value = value
