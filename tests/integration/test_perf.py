@@ -38,7 +38,7 @@ def command(repository: Path, output: Path, *arguments: str) -> list[str]:
 
 def tritons(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    for child in psutil.Process(process.pid).children():  # what a Triton starts has its name until it is another
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended since it was listed
             found += [child] if child.name() == "tritonserver" else []
     return found

@@ -33,15 +33,7 @@ DISTRIBUTIONS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a measurement ran.
-
-    Attributes:
-        cpu: model name.
-        cpu_flags: those of `RELEVANT_FLAGS` that this processor has.
-        cores: cores that this process may run on.
-        memory_gib: of the machine.
-        system: kernel and architecture.
-    """
+    """Where a measurement ran; flags are those of `RELEVANT_FLAGS`, cores those that this process may run on."""
 
     cpu: str
     cpu_flags: list[str]
@@ -74,10 +66,8 @@ class OtherLoad:
     """Measures how busy everyone else keeps this machine while blocks under ``with`` run.
 
     A figure taken beside other work says little: threads that wait for each other suffer more from it than others do.
-    Ours are this process and its children; one that ends inside a block counts as another's.
-
-    Args:
-        read: seconds of all cores together: in all, not idle, and ours; None reads this system's.
+    Ours are this process and its children; one that ends inside a block counts as another's. ``read`` gives seconds of
+    all cores together: in all, not idle, and ours; None reads this system's.
     """
 
     def __init__(self, read: Callable[[], tuple[float, float, float]] | None = None) -> None:

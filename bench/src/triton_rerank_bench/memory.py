@@ -16,12 +16,7 @@ INTERVAL_S = 0.05
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """One process.
-
-    Attributes:
-        name: as the kernel calls it.
-        pss_bytes: proportional set size: its own pages, and of each shared page its share.
-    """
+    """One process and its proportional set size: its own pages, and of each shared page its share."""
 
     name: str
     pss_bytes: int
@@ -29,13 +24,7 @@ class ProcessMemory:
 
 @dataclass
 class PeakMemory:
-    """The largest sum of PSS over a process and all its children that was seen.
-
-    Attributes:
-        pss_bytes: sum over the processes.
-        processes: of that sum.
-        samples: how often it was looked at.
-    """
+    """The largest sum of PSS over a process and all its children that was seen in so many samples."""
 
     pss_bytes: int = 0
     processes: list[ProcessMemory] = field(default_factory=list)
@@ -50,10 +39,7 @@ class PeakMemory:
 
 
 def sample(pid: int) -> list[ProcessMemory]:
-    """Read the PSS of a process and its children, grandchildren and so on.
-
-    Args:
-        pid: of tritonserver; the backends' stubs are its children.
+    """Read the PSS of a process, its children, grandchildren and so on; tritonserver's are the backends' stubs.
 
     Raises:
         BenchError: the process is gone, or the system has no PSS (it is Linux's).
@@ -72,11 +58,6 @@ def watching(pid: int, peak: PeakMemory, *, interval_s: float = INTERVAL_S) -> I
     """Sample in a thread while the block runs.
 
     Reading PSS walks the page tables of every process, which costs milliseconds: never time anything inside.
-
-    Args:
-        pid: of tritonserver.
-        peak: takes the samples.
-        interval_s: seconds between samples.
 
     Raises:
         BenchError: at the end of the block, if the server has ended meanwhile.

@@ -40,14 +40,7 @@ MOST_QUERY_WORDS = 0.3  # share of a document's words that may come from the que
 
 @dataclass(frozen=True)
 class Workload:
-    """One query with its documents.
-
-    Attributes:
-        name: as the report calls it.
-        query: the text.
-        documents: the texts.
-        calls: how often a round makes the call; short calls are repeated, since one is too short to time.
-    """
+    """One query with its documents; a round repeats short calls so often, since one is too short to time."""
 
     name: str
     query: str
@@ -68,11 +61,7 @@ class TokenStatistics:
 
 
 class TextMaker:
-    """Makes texts from words drawn by their frequency.
-
-    Args:
-        seed: same seed, same texts.
-    """
+    """Makes texts from words drawn by their frequency; the same seed gives the same texts."""
 
     def __init__(self, seed: int) -> None:
         # Random.random() is the one method whose sequence Python promises to keep, so all draws go through it.
@@ -84,10 +73,9 @@ class TextMaker:
         return [self._word() for _ in range(n)]
 
     def document(self, n_words: int, query: Sequence[str]) -> str:
-        """Write sentences of n words in all, a seeded share of which are the query's.
+        """Sentences of n words in all, a seeded share of which are the query's.
 
-        The share differs from document to document: without it all documents would score alike, and the order that
-        contestants must agree on would be noise.
+        The share differs from document to document: else all would score alike, and their order would be noise.
         """
         share = MOST_QUERY_WORDS * self._random.random()
         words = [self._pick(query) if self._random.random() < share else self._word() for _ in range(n_words)]
@@ -151,13 +139,9 @@ BY_NAME: Mapping[str, Callable[[int], list[Workload]]] = {
 
 
 def from_collection(folder: Path) -> Mapping[str, Callable[[int], list[Workload]]]:
-    """`BY_NAME` in real text: the same numbers of documents, whose lengths are the collection's own.
+    """`BY_NAME` in the real text of a collection in BEIR form, whose lengths are its own.
 
-    Queries are judged ones, documents are drawn from all. A chunk is several documents, whole ones, until it has
-    `CHUNK_WORDS` words.
-
-    Args:
-        folder: collection in BEIR form.
+    Queries are judged ones, documents are drawn from all. A chunk is whole documents until it has `CHUNK_WORDS` words.
 
     Raises:
         InvalidRequestError: it is not of that form.
@@ -185,29 +169,17 @@ def from_collection(folder: Path) -> Mapping[str, Callable[[int], list[Workload]
 
 
 def lognormal_lengths(n: int, *, mean: float, spread: float) -> list[int]:
-    """The n middle quantiles of a log-normal distribution, ascending.
+    """The n middle quantiles of a log-normal distribution, ascending whole numbers from 1.
 
-    Quantiles, not draws: every seed gives the same total and the same longest text.
-
-    Args:
-        n: how many.
-        mean: of the distribution.
-        spread: standard deviation of the logarithm.
-
-    Returns:
-        Whole numbers, 1 or more.
+    Quantiles, not draws: every seed gives the same total and the same longest text. ``spread`` is the standard
+    deviation of the logarithm.
     """
     logarithm = statistics.NormalDist(math.log(mean) - spread**2 / 2, spread)
     return [max(1, round(math.exp(logarithm.inv_cdf((i + 0.5) / n)))) for i in range(n)]
 
 
 def token_statistics(workload: Workload, token_counts: Sequence[int]) -> TokenStatistics:
-    """Describe a workload by the tokens of its pairs.
-
-    Args:
-        workload: what was tokenised.
-        token_counts: one a pair, special tokens included.
-    """
+    """Describe a workload by the tokens of each of its pairs, special tokens included."""
     words = sum(len(f"{workload.query} {document}".split()) for document in workload.documents)
     return TokenStatistics(
         pairs=len(token_counts),

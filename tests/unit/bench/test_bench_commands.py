@@ -32,7 +32,7 @@ def test_speed_times_all_contestants_and_they_agree(
     output = tmp_path / "speed.json"
     code = main(
         [
-            *("speed", "--model-repository", str(tiny_repository), "--model", "tiny-bert", "--rounds", "2"),
+            *("speed", "--model-repository", str(tiny_repository), "--model", "tiny-bert", "--rounds", "1"),
             *("--checkpoint", str(checkpoints["tiny-bert"]), "--output", str(output)),
         ]
     )

@@ -1,23 +1,18 @@
-"""The stand-in server that answers at once, and Triton's own counters."""
+"""The stand-in server that answers at once."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
-import tritonclient.grpc as triton
 
 from triton_rerank import RerankClient
-from triton_rerank_bench.counters import TritonStatistics
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.gateway.stand_in import stand_in
-from triton_rerank_bench.load.padding import pair_inputs
-from triton_rerank_server import TritonServer
 
 
 def test_the_stand_in_answers_in_no_order_and_ends(tiny_repository: Path) -> None:
@@ -55,25 +50,3 @@ def test_stand_in_ends_with_the_process_that_started_it(tiny_repository: Path) -
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < give_up
         time.sleep(0.05)
-
-
-def test_statistics_count_requests_rows_and_time(server: TritonServer) -> None:
-    counters = TritonStatistics(server.grpc_target, "tiny-bert-encoder")
-    before = counters.read()
-    start = time.perf_counter()
-    with triton.InferenceServerClient(server.grpc_target) as client:
-        for _ in range(2):
-            client.infer("tiny-bert", pair_inputs("a query", ["one", "two", "three"]))
-    elapsed_s = time.perf_counter() - start
-    give_up = time.monotonic() + 5.0
-    while (counts := counters.read().since(before)).requests < 2:  # they follow an answer by a moment
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
-    assert (counts.requests, counts.inferences, counts.executions) == (2, 6, 2)
-    assert 0.0 < counts.seconds < elapsed_s
-    counters.close()
-
-
-def test_statistics_of_a_model_that_is_not_there_are_told(server: TritonServer) -> None:
-    with closing(TritonStatistics(server.grpc_target, "absent")) as counters, pytest.raises(BenchError, match="absent"):
-        counters.read()

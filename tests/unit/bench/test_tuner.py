@@ -304,6 +304,18 @@ def test_an_interruption_leaves_what_was_measured(at: int) -> None:
     assert at - 2 <= kept <= at  # all but the trial that was under way
 
 
+def test_an_interruption_of_the_sweeps_answers_with_the_best_exported_setting_so_far() -> None:
+    def stop(setting: Setting, level: Level) -> BaseException | None:
+        return KeyboardInterrupt() if setting.repository == "int8" and level.concurrency > 1 else None
+
+    search = tuner(FakeBench(steady, fail=stop), "instances", repositories=("fp32", "int8", "bf16"))
+    with pytest.raises(KeyboardInterrupt):
+        search.run()
+    answer = search.tuning.answer()
+    assert answer is not None
+    assert (answer.setting.repository, answer.pairs_per_s) == ("int8", 200.0)  # fp32 was swept first, at half of it
+
+
 def test_an_interruption_before_the_first_level_leaves_no_answer() -> None:
     search = tuner(FakeBench(steady, fail=lambda *_: KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):

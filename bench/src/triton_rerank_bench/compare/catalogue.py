@@ -36,14 +36,11 @@ class Peer:
     """One library with one kind of file.
 
     Attributes:
-        name: as the report calls it.
         precision: that its order is held to; one of `LEAST_TAU`.
-        environment: that it runs in.
         library: one of the worker's loaders.
-        files: model folder that it loads.
         load: arguments of the loader; ``folder``, ``max_length`` and ``n_threads`` are added.
         settings: the default first.
-        judged: its order must reach `LEAST_TAU`; else that is held against ours elsewhere.
+        judged: its order must reach `LEAST_TAU`; else it is held against ours elsewhere.
     """
 
     name: str

@@ -42,17 +42,9 @@ class AtSetting:
 
 @dataclass(frozen=True)
 class PeerFigures:
-    """A peer on one workload.
+    """A peer on one workload: as it comes, and at its fastest setting of those tried whose order is right.
 
-    Attributes:
-        peer: name.
-        precision: that its order was held to.
-        least_tau: bound of that precision.
-        notes: such as the precision that it computes in.
-        default: as it comes; None if it was not measured.
-        best: its fastest setting of those tried whose order is right; None if it was not measured.
-        tried: seconds of each setting in the search.
-        not_measured: the reason why it was not.
+    Its order is held to the bound of its precision; notes are such as the precision that it computes in.
     """
 
     peer: str
@@ -102,22 +94,9 @@ class Recorded:
 
 
 class Race:
-    """One workload of a run.
+    """One workload of a run: peers beside ours, their order held against the reference, torch fp32's scores.
 
-    Args:
-        peers: beside ours.
-        text: the workload.
-        tokens: of its pairs.
-        reference: scores of torch fp32.
-        workers: of the peers.
-        n_rounds: counted rounds.
-        seed: of the turns.
-        quick: try fewer settings.
-        on_step: shown to the user.
-        clock: seconds.
-
-    Attributes:
-        interrupted: by the user.
+    ``quick`` tries fewer settings. ``interrupted`` says whether the user ended it.
     """
 
     def __init__(

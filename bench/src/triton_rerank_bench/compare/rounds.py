@@ -96,17 +96,9 @@ def run_rounds(
     clock: Callable[[], float] = time.perf_counter,
     pause_s: float = PAUSE_S,
 ) -> Rounds:
-    """Time every contestant on every workload, in a new seeded order each round.
+    """Time all contestants on all workloads, in a new seeded order each round, after `WARM_UP_ROUNDS` uncounted ones.
 
-    Args:
-        contestants: at least one.
-        workloads: texts.
-        n_rounds: counted rounds; `WARM_UP_ROUNDS` go before them.
-        seed: of the order.
-        on_call: told the contestant's name before each of its turns.
-        during: entered for each turn, outside its clock.
-        clock: seconds.
-        pause_s: seconds between turns.
+    ``on_call`` is told who is next before each turn; ``during`` is entered for each, outside its clock.
     """
     rounds = Rounds(
         seconds={workload.name: {contestant.name: [] for contestant in contestants} for workload in workloads},

@@ -94,16 +94,9 @@ class LoadFigures:
 
 
 class Load:
-    """Loads one server with one workload, at one level after the other.
+    """Loads one server with the lists of one workload, in turn, at one level after the other.
 
-    Args:
-        served: the server; its pid may be `load.level.ELSEWHERE`.
-        model: public model name.
-        lists: what a workload's name stands for; calls take them in turn.
-        seed: of the arrivals.
-        options: of the client.
-        timeout_s: of each call.
-        on_seconds: told about twice a second how many seconds went by since it was told last.
+    The server's pid may be `load.level.ELSEWHERE`; ``on_seconds`` is told twice a second how many seconds went by.
 
     Raises:
         BenchError: the server does not tokenise the lists.
@@ -130,8 +123,6 @@ class Load:
 
     def closed(self, concurrency: int, duration_s: float, warm_up_s: float) -> LoadFigures:
         """So many callers, each of which asks again as soon as it is answered, and has one counted call at least.
-
-        Pairs a second are the sum over the callers, each from its first counted call to the end of its last.
 
         Raises:
             BenchError: an argument is out of its bounds.

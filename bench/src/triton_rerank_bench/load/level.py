@@ -27,13 +27,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of the server during one level.
+    """What was seen of the server during one level; None where it did not tell, or is elsewhere.
 
-    Attributes:
-        window: in which counted calls began.
-        counts: the encoder's, between the two ends of the window; None if the server did not tell.
-        peak_memory_bytes: PSS, None if it cannot be read here.
-        other_load: share of all cores' time that other processes used, 0 to 1; None if the server is elsewhere.
+    The counts are the encoder's between the two ends of the window; memory is PSS; the load is the share of all cores'
+    time that other processes used, 0 to 1.
     """
 
     window: Window
@@ -43,13 +40,9 @@ class Seen:
 
 
 class Levels:
-    """One event loop with its connections, for one level after the other.
+    """One event loop with the client's connections, for one level after the other.
 
-    Args:
-        client: its connections belong to the event loop.
-        encoder: counters.
-        pid: of tritonserver, or `ELSEWHERE`.
-        on_seconds: told about twice a second how many seconds went by since it was told last.
+    The pid is tritonserver's or `ELSEWHERE`; ``on_seconds`` is told twice a second how many seconds went by since.
     """
 
     def __init__(

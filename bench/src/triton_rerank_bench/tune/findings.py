@@ -28,13 +28,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asks for.
-
-    Attributes:
-        p99_ms: bound of a call's latency, or None.
-        rate: pairs a second that all machines together must answer, or None.
-        knobs: names of those to try.
-    """
+    """What the user asks for: a bound of a call's latency, pairs a second of all machines together, knobs to try."""
 
     p99_ms: float | None
     rate: float | None
@@ -60,16 +54,9 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Trial:
-    """One other value of one knob.
+    """One other value of one knob, instead of the best setting until then; no levels if it failed.
 
-    Attributes:
-        knob: that was turned.
-        setting: tried.
-        instead_of: the best one until then.
-        levels: closed loops; empty if it failed.
-        drift: speed of the exported setting just before and after, over its median in this run.
-        kept: it became the best one.
-        why: the reason, in words.
+    The drift is the speed of the exported setting just before and after, over its median in this run.
     """
 
     knob: str
@@ -101,21 +88,10 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Answer:
-    """The setting to take.
+    """The setting to take, what its repository was exported with, and medians of so many rounds.
 
-    Attributes:
-        setting: to take.
-        exported: the setting that its repository was exported with.
-        concurrency: callers.
-        rounds: measurements that the figures are medians of.
-        calls: in all of them.
-        pairs_per_s: capacity of one machine.
-        tokens_per_s: capacity of one machine.
-        p50_ms: latency.
-        p99_ms: latency, median of the rounds.
-        worst_p99_ms: latency of the worst round.
-        holds: p99 is within the bound, and no call failed.
-        confirmed: it was faster than the exported setting once more, beside it; None if it was not compared, or is it.
+    It holds where p99 is within the bound and no call failed. It is confirmed where it was faster than the exported
+    setting once more, beside it; None if it was not compared, or is that one.
     """
 
     setting: Setting

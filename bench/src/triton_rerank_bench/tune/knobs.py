@@ -97,14 +97,9 @@ class Setting:
 
 @dataclass(frozen=True)
 class Ground:
-    """What bounds the values of the knobs.
+    """What bounds the values of the knobs: the exported setting, cores that the server may use, pairs of one call.
 
-    Attributes:
-        exported: the setting that the repository was exported with.
-        cores: that the server may use.
-        on_gpu: the encoder computes on a GPU.
-        fixed_shapes: shapes beyond the exported ones cannot be served (TensorRT).
-        most_pairs: of one call.
+    With fixed shapes those beyond the exported ones cannot be served (TensorRT).
     """
 
     exported: Setting

@@ -30,18 +30,7 @@ _LEVEL_NOTE = (
 
 @dataclass(frozen=True)
 class About:
-    """What a report says besides the figures.
-
-    Attributes:
-        model: public model name.
-        exported: the repositories by label: how they were exported.
-        workload: name.
-        pairs_per_call: mean over the workload's lists.
-        triton_version: as the server says.
-        command: that was given.
-        settings: of the command, for the JSON.
-        diff: of config.pbtxt, from the exported setting to the answer; empty if there is none.
-    """
+    """What a report says besides the figures; the diff is of config.pbtxt, from the exported setting to the answer."""
 
     model: str
     exported: Mapping[str, Exported]

@@ -55,16 +55,9 @@ _MOST_OPEN = 1 / 10  # of the budget
 
 
 class Tuner:
-    """One run; ``tuning`` holds what was found so far.
+    """One run over repositories, label -> what bounds its knobs; ``tuning`` holds what was found so far.
 
-    Args:
-        bench: measures.
-        grounds: repository label -> what bounds its knobs, in the user's order.
-        wanted: by the user.
-        schedule: of the time.
-        pairs_per_call: mean over the workload's lists.
-        on_step: told what is being done, and how many seconds are left, about.
-        clock: seconds.
+    ``on_step`` is told what is being done, and how many seconds are left, about.
     """
 
     def __init__(
