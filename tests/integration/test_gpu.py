@@ -9,27 +9,44 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from support.tritons import NAME, only_bert
 
 from triton_rerank_bench import report
 from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu.device import CPU_NOTE
+from triton_rerank_bench.gpu.models import Prepared, prepare
+from triton_rerank_bench.served import read_model
+
+pytestmark = pytest.mark.timeout(600)  # three times torch in processes of their own
 
 SHORT = (
     *("--device", "cpu", "--shape", "tiny", "--minutes", "0.25", "--rounds", "1", "--level-s", "0.3"),
-    *("--concurrency", "2", "--batch-size", "32"),
+    *("--concurrency", "2", "--batch-size", "32", "--workload", "short", "--workload", "single"),
 )
 
 
+def test_a_random_model_is_exported_by_our_own_command(tmp_path: Path) -> None:
+    prepared = prepare("tiny", None, tmp_path, "fp32", on_step=lambda _: None)
+    assert (prepared.shape, prepared.weights) == ("tiny", "random")
+    info = read_model(prepared.repository).info
+    assert (info.name, info.precision) == ("tiny", "fp32")
+
+
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str, int]:
-    """The report of one run, what it printed, and its exit code."""
+def measured(
+    tiny_repository: Path, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, Any], str, int]:
+    """The report of one run on a model that is exported already, what it printed, and its exit code."""
     parser = argparse.ArgumentParser()
     gpu_command.add_arguments(parser)
     work = tmp_path_factory.mktemp("gpu")
-    options = parser.parse_args([*SHORT, "--workload", "short", "--workload", "single", "--work", str(work)])
-    with (work / "printed").open("w") as file:
+    repository = only_bert(tiny_repository, work / "model_repository")
+    prepared = Prepared(NAME, "random", checkpoints[NAME], repository)
+    options = parser.parse_args([*SHORT, "--work", str(work)])
+    with (work / "printed").open("w") as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_command, "prepare", lambda *_, **__: prepared)
         document, code = gpu_command.run(options, Console(file=file, width=150))
     return json.loads(report.compact(document)), (work / "printed").read_text(), code
 
@@ -47,7 +64,7 @@ def test_a_run_without_a_gpu_says_so_first(measured: tuple[dict[str, Any], str, 
 
 def test_every_side_is_measured_on_every_workload(measured: tuple[dict[str, Any], str, int]) -> None:
     (model,) = measured[0]["models"]
-    assert (model["shape"], model["weights"], model["precision"]) == ("tiny", "random", "fp32")
+    assert (model["shape"], model["weights"], model["precision"]) == (NAME, "random", "fp32")
     for workload, pairs in zip(model["workloads"], (10, 1), strict=True):
         lists = workload["lists"]
         assert lists["tokens"]["pairs"] == pairs
@@ -75,9 +92,9 @@ def test_the_setting_is_searched_and_told_as_a_change_of_the_configs(measured: t
     document, printed, _ = measured
     (model,) = document["models"]
     assert model["tuning"]["sweeps"][0]["levels"][0]["pairs_per_s"] > 0
-    assert model["answer"]["setting"]["repository"] == "tiny"
+    assert model["answer"]["setting"]["repository"] == NAME
     assert "+  kind: KIND_CPU" in model["config_change"]
-    assert "served with tiny" in printed
+    assert f"served with {NAME}" in printed
 
 
 def test_a_gpu_that_is_not_there_is_told_before_anything_is_built(

@@ -214,7 +214,7 @@ def measure_model(
             for texts in BY_NAME[name](options.seed)[:MEMORY_CALLS]:
                 server.client.score(texts.query, texts.documents)
         with_server = devices.memory_used_mib(device.kind, options.device_id)
-        with SideBySide(model, server, answer, device, options, on_step=on_step) as sides:
+        with SideBySide(model, server, answer, device, names, options, on_step=on_step) as sides:
             figures.workloads += [sides.measure(name) for name in names]
             with_peer = devices.memory_used_mib(device.kind, options.device_id)
         figures.other_load = sides.other_load.share()
@@ -244,18 +244,17 @@ class SideBySide:
         server: ServedModel,
         answer: Answer,
         device: Device,
+        names: Sequence[str],
         options: argparse.Namespace,
         *,
         on_step: OnStep,
     ) -> None:
         self._model, self._server, self._options, self._on_step = model, server, options, on_step
+        self._lists = {name: BY_NAME[name](options.seed) for name in names}
         self._client_options = answer.setting.client_options
         self._tokenizer = tokenizer_of(read_model(model.repository, model.shape))
         where = f"cuda:{options.device_id}" if device.kind == "cuda" else "cpu"
         self._peer = on_device(where, options.attention, sorted(options.batch_size or BATCH_SIZES))
-        self._reference = dataclasses.replace(
-            self._peer, name="fp32", load={**self._peer.load, "dtype": "float32"}, settings=self._peer.settings[:1]
-        )
         max_length = read_model(model.repository, model.shape).info.max_length
         self._workers = Workers(
             lambda _: Path(sys.executable),
@@ -266,6 +265,7 @@ class SideBySide:
         self.other_load = OtherLoad()
 
     def __enter__(self) -> SideBySide:
+        self._references = self._fp32()
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -278,11 +278,11 @@ class SideBySide:
             BenchError: the peer cannot be loaded.
             RerankError: the served model did not answer.
         """
-        lists = BY_NAME[name](self._options.seed)
+        lists = self._lists[name]
         one = longest(lists)
         tokens = token_statistics(one, token_counts(self._tokenizer, one.query, one.documents))
         race = Race(
-            [self._peer], one, tokens, self._fp32(one), self._workers,
+            [self._peer], one, tokens, self._references[name], self._workers,
             n_rounds=self._options.rounds, seed=self._options.seed, on_step=self._on_step,
         )  # fmt: skip
         ours: list[Contestant] = [Served(self._server.client)]
@@ -297,13 +297,15 @@ class SideBySide:
             best = max(levels, key=lambda level: level.pairs_per_s)
             return WorkloadFigures(found[0], levels, self._capacity(load, best, lists))
 
-    def _fp32(self, texts: Workload) -> list[float]:
+    def _fp32(self) -> dict[str, list[float]]:
         """Scores of fp32 on the same device, gone again before anything is timed."""
-        self._on_step(f"{self._model.shape}, {texts.name}: sentence-transformers fp32, for reference")
-        setting = self._reference.settings[0]
-        process, _ = self._workers.get(self._reference, setting)
-        scores = process.scores(texts.query, texts.documents, setting.options)
-        self._workers.drop(self._reference, setting)
+        self._on_step(f"{self._model.shape}: sentence-transformers fp32, for reference")
+        fp32, setting = {**self._peer.load, "dtype": "float32"}, self._peer.settings[0]
+        peer = dataclasses.replace(self._peer, name="fp32", load=fp32)
+        process, _ = self._workers.get(peer, setting)
+        lists = {name: longest(lists) for name, lists in self._lists.items()}
+        scores = {name: process.scores(one.query, one.documents, setting.options) for name, one in lists.items()}
+        self._workers.drop(peer, setting)
         return scores
 
     def _level(self, load: Load, name: str, callers: int) -> LoadFigures:
