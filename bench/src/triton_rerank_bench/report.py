@@ -81,6 +81,7 @@ class Report:
         settings: of the command.
         figures: for programs, besides date, machine, versions and settings.
         parts: for people, in order: lines and tables.
+        summary: lines for people: the last on a terminal, the first of a file.
     """
 
     kind: str
@@ -88,6 +89,7 @@ class Report:
     settings: Json
     figures: Json
     parts: Sequence[str | Table]
+    summary: Sequence[str] = ()
 
     def json(self) -> Json:
         """Plain data; what is infinite or not a number is null, since JSON knows neither."""
@@ -114,13 +116,14 @@ class Report:
             else:
                 loud = part.startswith(LOUD)
                 console.print(part.removeprefix(LOUD), markup=False, highlight=False, style="red" if loud else None)
+        for line in self.summary:
+            console.print(line.removeprefix(LOUD), markup=False, highlight=False, style="bold")
 
     def markdown(self, title: str, *more: str) -> str:
         """Everything for people, as a file: lines as a list, tables, and more paragraphs at the end."""
-        parts = [
-            f"- {part.removeprefix(LOUD)}" if isinstance(part, str) else f"\n{part.markdown()}" for part in self.parts
-        ]
-        return "\n".join([f"# {title}\n", *parts, *more]) + "\n"
+        parts = (*self.summary, *self.parts)
+        told = [f"- {each.removeprefix(LOUD)}" if isinstance(each, str) else f"\n{each.markdown()}" for each in parts]
+        return "\n".join([f"# {title}\n", *told, *more]) + "\n"
 
 
 LOUD = "\a"  # begins a line that must not be passed over

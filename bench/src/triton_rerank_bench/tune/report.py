@@ -59,17 +59,20 @@ def perf_report(tuning: Tuning, about: About) -> Report:
         "changes": changes,
         "config_diff": about.diff,
     }
-    parts: list[str | Table] = [
+    summary = [
         *([f"{LOUD}Interrupted: this is what was measured until then."] if tuning.interrupted else []),
         *told,
-        *(f"To get it: {line}" for line in changes),
+        "What to change:",
+        *(f"  {line}" for line in changes),
+    ]
+    parts: list[str | Table] = [
         *tables(tuning),
         _LEVEL_NOTE,
         _effort(tuning),
         others(tuning.other_load),
         *([f"Not tried, for want of time: {'; '.join(tuning.not_tried)}."] if tuning.not_tried else []),
     ]
-    return Report("perf", about.triton_version, about.settings, figures, parts)
+    return Report("perf", about.triton_version, about.settings, figures, parts, summary)
 
 
 def write_report(folder: ReportFolder, tuning: Tuning, about: About, report: Report) -> list[Path]:
@@ -164,7 +167,7 @@ def _confirmation(confirmation: Confirmation) -> Table:
 
 
 def _row(figures: LoadFigures, **more: object) -> Json:
-    return {**vars(figures), "failed": sum(figures.errors.values()) or None, **more}
+    return {**vars(figures), "failed": sum(figures.errors.values()), **more}
 
 
 def _effort(tuning: Tuning) -> str:
