@@ -159,15 +159,16 @@ def main() -> None:
         for texts in (short, alike):
             take("stand-in", target, texts, options.rounds * MORE_ON_THE_STAND_IN)
     with serve(options.model_repository, model, on_progress=lambda _: None) as server, load:
-        take("Triton without its own time", server.target, short, options.rounds, own_time=True)
-        take("Triton without its own time", server.target, alike, options.rounds * FEWER_LONG, own_time=True)
+        take("Triton (net)", server.target, short, options.rounds, own_time=True)
+        take("Triton (net)", server.target, alike, options.rounds * FEWER_LONG, own_time=True)
         take("Triton", server.target, workloads.passages(options.seed), options.rounds * FEWER_LONG)
     columns = {
         "server, documents": "name", "caller": "client", "rounds": "rounds", "requests": "requests",
         "raw ms": "raw_ms:.2f", "client − raw, ms": "added_ms:+.3f", "low": "low:+.3f", "high": "high:+.3f",
     }  # fmt: skip
-    console = Console()
-    console.print(Table("client − raw, paired within rounds: median and its 95 % interval", columns, rows).grid())
+    console = Console(width=110)
+    title = "client − raw, paired within rounds: median and its 95 % interval; net: less the server's own time"
+    console.print(Table(title, columns, rows).grid())
     console.print(others(load.share()), markup=False)
 
 

@@ -188,7 +188,7 @@ def main() -> None:
         "padding": "padding:.3f", "rows/batch": "rows:.1f", "merged": "merged:.2f", "seconds": "seconds:.2f",
         "/ naive": "ratio:.3f",
     }  # fmt: skip
-    console = Console()
+    console = Console(width=110)
     console.print(Table(f"splitting, {options.rounds} rounds", columns, rows).grid())
     console.print(others(load.share()), markup=False)
 

@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
-    files, console, load = read_model(options.model_repository, options.model), Console(), OtherLoad()
+    files, console, load = read_model(options.model_repository, options.model), Console(width=110), OtherLoad()
     lists = [
         replace(workloads.passages(options.seed, n), name=f"{n} documents", calls=max(1, TURN_DOCUMENTS // n))
         for n in SIZES
