@@ -12,9 +12,10 @@ import torch
 import transformers
 from support.tiny_models import MAX_LENGTH, unigram_words, wordpiece_words
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
 
 from triton_rerank_export.causal import PROMPTS
-from triton_rerank_export.families import FAMILIES
+from triton_rerank_export.families import BY_CLASS, FAMILIES
 from triton_rerank_export.parity import PARITY_SET, read_queries
 
 _SEED = 3
@@ -217,6 +218,8 @@ TINY = {
 }
 CAUSAL = {family.causal: name for name, family in FAMILIES.items() if family.causal}
 
+TINY["ModernBertModel"] = TINY["ModernBertForSequenceClassification"]
+
 
 def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: Any) -> Path:
     """Write a family's tiny checkpoint: two layers, 32 wide; ``changes`` go into its config.
@@ -240,4 +243,30 @@ def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: A
     model = getattr(transformers, architecture)(getattr(transformers, tiny.config)(**settings))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return write_head(folder) if BY_CLASS[architecture].modules else folder
+
+
+def write_head(folder: Path, *, pooling: str = "cls", activation: Callable[[], nn.Module] = nn.GELU) -> Path:
+    """Put the modules of ettin-reranker behind a model, as sentence-transformers saves them; Identity at the end."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+    model = CrossEncoder(
+        modules=[
+            Transformer(str(folder), transformer_task="feature-extraction"),
+            Pooling(32, pooling),
+            Dense(32, 24, bias=False, activation_function=activation()),
+            LayerNorm(24),
+            Dense(24, 1, activation_function=nn.Identity(), module_output_name="scores"),
+        ],
+        activation_fn=nn.Identity(),
+        device="cpu",
+    )
+    torch.manual_seed(_SEED)
+    with torch.no_grad():
+        for module in list(model)[2:]:  # a LayerNorm's own weights are 1, its bias 0
+            for weight in module.parameters():
+                weight.add_(torch.randn_like(weight) * 0.3)
+    model.save_pretrained(str(folder))
     return folder

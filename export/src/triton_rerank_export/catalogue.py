@@ -19,6 +19,7 @@ _ELECTRA = "ElectraForSequenceClassification"
 _DEBERTA = "DebertaV2ForSequenceClassification"
 _MODERNBERT = "ModernBertForSequenceClassification"
 _QWEN3, _QWEN2 = "Qwen3ForCausalLM", "Qwen2ForCausalLM"
+_ETTIN = "ModernBertModel"  # and modules
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,31 @@ def _red_planet(
     return tuple(PublishedScore(query, document, logit, tolerance) for document, logit in documents.items())
 
 
+def _ettin(size: str, revision: str, params: str, scores: tuple[PublishedScore, ...] = ()) -> CatalogueEntry:
+    """One of the six sizes of ettin-reranker."""
+    return CatalogueEntry(
+        name=f"ettin-reranker-{size}-v1",
+        source=f"cross-encoder/ettin-reranker-{size}-v1",
+        revision=revision,
+        architecture=_ETTIN,
+        max_length=7999,
+        activation="identity",
+        licence="Apache-2.0",
+        params=params,
+        description="English, ModernBERT with sentence-transformers' modules, long documents",
+        scores=scores,
+    )
+
+
 _SORT = "how to implement quick sort in python?"
 _PANDA = (
     "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
     "endemic to China."
 )
+
+_APPLE = "Where was Apple founded?"
+_APPLE_INC = "Apple Inc. was founded in Cupertino, California in 1976 by Steve Jobs, Steve Wozniak, and Ronald Wayne."
+_FUJI = "The Fuji apple is an apple cultivar developed in the late 1930s and brought to market in 1962."
 
 _ENTRIES = (
     CatalogueEntry(
@@ -214,6 +235,31 @@ _ENTRIES = (
             PublishedScore(_SORT, "The weather is nice today", -1.6775450706481934),
         ),
     ),
+    CatalogueEntry(
+        name="granite-embedding-reranker-english-r2",
+        source="ibm-granite/granite-embedding-reranker-english-r2",
+        revision="d09d3d6971b689bf9c23839e45a470874d46e13a",
+        architecture=_MODERNBERT,
+        max_length=8192,
+        activation="sigmoid",
+        licence="Apache-2.0",
+        params="149 M",
+        description="English, long documents",
+    ),
+    _ettin("17m", "9e4aa35321a6dd1a43ca313f500c4b4f7cfb5cc6", "17.6 M"),
+    _ettin(
+        "32m",
+        "b33e5ceb5110773ea9cf5e00c9bedc83a8c2afdd",
+        "32.8 M",
+        (  # of a blog's example, which does not say in which precision it ran
+            PublishedScore(_APPLE, _APPLE_INC, 11.393298, FP16_TOLERANCE),
+            PublishedScore(_APPLE, _FUJI, 2.968891, FP16_TOLERANCE),
+        ),
+    ),
+    _ettin("68m", "d166fa88ddde3c42bc3ee92f7df476d941c8204a", "68.1 M"),
+    _ettin("150m", "025501c4e0f9bbeb4c5b198318e0089ff061cc14", "150.9 M"),
+    _ettin("400m", "5dca36282a5d85f368d2544002513a29159b4c9e", "401.6 M"),
+    _ettin("1b", "7d20e9baad17016fdf5549c08f69a2d7ca3e60c3", "1028 M"),
     CatalogueEntry(
         name="mxbai-rerank-xsmall-v1",
         source="mixedbread-ai/mxbai-rerank-xsmall-v1",

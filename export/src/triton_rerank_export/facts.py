@@ -15,13 +15,15 @@ from triton_rerank_export.errors import ExportError
 from triton_rerank_export.families import BY_CLASS, FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
 from triton_rerank_export.labels import Label
-from triton_rerank_export.saved_settings import SavedSettings, check_modules, read_settings
+from triton_rerank_export.modules import MODULES, Head
+from triton_rerank_export.saved_settings import SavedSettings, read_modules, read_settings
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
 SHORTEST = 8  # tokens: the special ones, and a few words
+_ONE_LABEL = {"id2label": None, "num_labels": 1}
 _MOST = 10**7  # no number in config.json is larger, whatever the model
 
 
@@ -81,6 +83,7 @@ class Facts:
     Attributes:
         architecture: the model's class.
         family: the row of its architecture.
+        head: modules behind its layers, which have weights of their own; None: the class has its own.
         one_of: the label that is served, where the classifier has several; None for the only one.
         token_type_ids: the model reads segment ids.
         max_length: tokens of the longest pair that the model can read.
@@ -101,6 +104,7 @@ class Facts:
 
     architecture: str
     family: Family
+    head: Head | None
     one_of: Label | None
     token_type_ids: bool
     max_length: int
@@ -144,16 +148,18 @@ def read_facts(
     config = read_object(folder / CONFIG, label)
     _check_kind(config, _BY_OWN_CODE, label)
     _check_own_weights(config, label)
-    check_modules(folder, label)  # whose architecture alone is that of an embedding model
+    head = read_modules(folder, config.get("hidden_size"), label)  # its architecture alone is an embedding model's
     named = find((source, folder.name), prompt, label)
-    architecture = _architecture(config, label, is_asked=named is not None)
+    architecture = _architecture(config, head, label, is_asked=named is not None)
     family = BY_CLASS[architecture]
     question = _asked(family, named, prompt, label)
     causal = architecture == family.causal
     _check_model_type(config, family, label)
+    if head is not None:  # config.json knows nothing of it
+        config = {**config, **_ONE_LABEL}
     one_of = _one_of(config, asked, label, causal=causal)
     _check_required(config, family, label)
-    saved = read_settings(folder, config, label)
+    saved = read_settings(folder, config, label, head=head)
     vocabulary = _number(config, "vocab_size", label)
     pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
@@ -165,6 +171,7 @@ def read_facts(
     return Facts(
         architecture=architecture,
         family=family,
+        head=head,
         one_of=one_of,
         token_type_ids=family.reads_segments and segments > 0,
         max_length=_longest(
@@ -224,15 +231,22 @@ def _check_own_weights(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _architecture(config: Mapping[str, Any], label: str, *, is_asked: bool) -> str:
+def _architecture(config: Mapping[str, Any], head: Head | None, label: str, *, is_asked: bool) -> str:
     """The class; that of a language model only if it is known how it is asked."""
     found = _stated(config)
+    known = [name for name in found if name in (BY_CLASS if is_asked else FAMILIES)]
+    fits = len(found) == len(known) == 1 and BY_CLASS[known[0]].modules == (head is not None)
+    if head is not None and not fits:
+        raise ExportError(
+            f"{label}: {MODULES} puts modules behind {', '.join(found)[:80] or 'an unknown architecture'}; they are "
+            f"served behind {', '.join(name for name, family in FAMILIES.items() if family.modules)} only"
+        )
     if found and re.search(_ON_A_DECODER, found[-1]) and config.get("pad_token_id") is None:
         raise ExportError(
             f"{label}: pad_token_id in config.json is missing, and {found[-1]} reads the last token that is none; rows "
             f"of a batch could not be told from padding. Use {_INSTEAD}"
         )
-    if len(found) == 1 and found[0] in (BY_CLASS if is_asked else FAMILIES):
+    if fits:
         return found[0]
     _check_kind(config, _OTHER_KINDS, label)
     raise _of_another_kind(found, "", "", label)
@@ -289,8 +303,12 @@ def _check_kind(config: Mapping[str, Any], kinds: Sequence[tuple[str, str, str]]
 def _of_another_kind(found: Sequence[str], kind: str, sentence: str, label: str) -> ExportError:
     return ExportError(
         f"{label}: its architecture is {', '.join(found)[:200] or 'not stated in config.json'}{kind}; supported are "
-        f"cross-encoders with one label: {', '.join(FAMILIES)}{sentence}"
+        f"cross-encoders with one label: {', '.join(map(_served, FAMILIES))}{sentence}"
     )
+
+
+def _served(architecture: str) -> str:
+    return f"{architecture} with modules" if FAMILIES[architecture].modules else architecture
 
 
 def _check_model_type(config: Mapping[str, Any], family: Family, label: str) -> None:

@@ -8,6 +8,7 @@ whose names changed would otherwise lose a check, or int8 its early layers, with
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +43,52 @@ def _bert_last_layer(model: Any) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextlib.contextmanager
+def _modernbert_last_layer(model: Any) -> Iterator[None]:
+    """As for BERT, where the head reads the first token. Its position is 0, where rotary positions turn nothing.
+
+    The one matrix of queries, keys and values becomes three, so that queries have one of their own.
+    """
+    if model.config.classifier_pooling != "cls":
+        yield
+        return
+    layer = model.model.layers[-1]
+    attention, whole = layer.attn, layer.attn.Wqkv
+    width, heads = attention.all_head_size, attention.num_heads
+    module: Any = sys.modules[type(layer).__module__]
+
+    def part_of(whole: Any, rows: slice) -> Any:
+        part = type(whole)(whole.in_features, width, bias=whole.bias is not None)
+        part.load_state_dict({name: values[rows] for name, values in whole.state_dict().items()})
+        return part
+
+    def attend(tokens: Any, attention_mask: Any, sliding_window_mask: Any, position_ids: Any, **_: Any) -> tuple[Any]:
+        mask = attention_mask if attention.local_attention == (-1, -1) else sliding_window_mask
+        query, keys, values = (
+            part(some).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for part, some in ((attention.Wq, tokens[:, :1]), (attention.Wk, tokens), (attention.Wv, tokens))
+        )
+        cos, sin = attention.rotary_emb(keys, position_ids=position_ids)
+        keys = module.apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+        weights = query @ keys.transpose(2, 3) * attention.head_dim**-0.5 + mask[:, :, :1]
+        return (attention.Wo((weights.softmax(dim=-1) @ values).transpose(1, 2).flatten(2)),)
+
+    def compute(tokens: Any, **more: Any) -> tuple[Any]:
+        first = tokens[:, :1] + layer.attn(layer.attn_norm(tokens), **more)[0]
+        return (first + layer.mlp(layer.mlp_norm(first)),)
+
+    for number, name in enumerate(("Wq", "Wk", "Wv")):
+        setattr(attention, name, part_of(whole, slice(number * width, (number + 1) * width)))
+    del attention.Wqkv
+    forwards = attention.forward, layer.forward
+    attention.forward, layer.forward = attend, compute
+    try:
+        yield
+    finally:
+        attention.forward, layer.forward = forwards
+        attention.Wqkv = whole
 
 
 @contextlib.contextmanager
@@ -93,6 +140,7 @@ class Family:
         embedding_width: key for the width of the tables, and what it is where config.json states none; None: a layer's.
         word_table: what the table of tokens is called.
         required: key of config.json -> values that are supported; a key that is absent or null has the first one.
+        modules: its head is modules of sentence-transformers, which modules.json names; the class has none.
         classifier: linear layer that gives the logits, a row for each label.
         layer_weights: pattern of a weight's name; its group is the layer.
         feed_forward_out: pattern of the graph's name for the second feed-forward product of a layer, which int8 keeps
@@ -122,6 +170,7 @@ class Family:
     embedding_width: tuple[str, int] | None = None
     word_table: str = "word_embeddings"
     required: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _ABSOLUTE)
+    modules: bool = False
     classifier: str = "classifier"
     layer_weights: str = r"encoder\.layer\.(\d{1,6})\."
     feed_forward_out: str = r"/layer\.\d+/output/dense/MatMul$"
@@ -152,6 +201,21 @@ _DECODER: dict[str, Any] = {  # fields that Qwen2 and Qwen3 have in common
     "no_fp16": "its activations pass fp16's range in transformers itself",
     "longest": 8192,
 }
+_MODERNBERT = Family(  # config.json's position_embedding_type says absolute; the class has rotary positions
+    "ModernBertForSequenceClassification",
+    ("modernbert",),
+    segments=None,
+    reads_segments=False,
+    pad_token_id=50283,
+    word_table="tok_embeddings",
+    required={},
+    layer_weights=r"\blayers\.(\d{1,6})\.",
+    feed_forward_out=r"/layers\.\d+/mlp/Wo/MatMul$",
+    last_layer_cut=_modernbert_last_layer,
+    fusion=None,
+    precisions=_NO_HALF,
+    no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
+)
 
 _ROWS = (
     Family("BertForSequenceClassification", ("bert",)),
@@ -243,21 +307,8 @@ _ROWS = (
         precisions=_NO_HALF,
         no_fp16="its attention passed fp16's range in transformers itself",
     ),
-    Family(  # config.json's position_embedding_type says absolute; the class has rotary positions
-        "ModernBertForSequenceClassification",
-        ("modernbert",),
-        segments=None,
-        reads_segments=False,
-        pad_token_id=50283,
-        word_table="tok_embeddings",
-        required={},
-        layer_weights=r"\blayers\.(\d{1,6})\.",
-        feed_forward_out=r"/layers\.\d+/mlp/Wo/MatMul$",
-        last_layer_cut=None,  # impossible where classifier_pooling is mean
-        fusion=None,
-        precisions=_NO_HALF,
-        no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
-    ),
+    dataclasses.replace(_MODERNBERT, architecture="ModernBertModel", modules=True),  # as ettin-reranker
+    _MODERNBERT,
     Family(
         "Qwen3ForSequenceClassification",
         ("qwen3",),

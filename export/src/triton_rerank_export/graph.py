@@ -64,7 +64,7 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
         for patch in patches:
             stack.enter_context(patch(model))
         _trace(model, path)
-    _attach_weights(path, model, checkpoint)
+        _attach_weights(path, model, checkpoint)  # a patch may have made some of the weights
     del model
     graph_file.free_memory()
     return path

@@ -16,7 +16,10 @@ from triton_rerank import contract
 from triton_rerank_export import fp16
 from triton_rerank_export.causal import Head
 from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.facts import CONFIG
 from triton_rerank_export.families import matches
+from triton_rerank_export.json_files import read_object
+from triton_rerank_export.saved_settings import read_modules
 from triton_rerank_export.triton_config import SpecialTokensInText
 from triton_rerank_server.backends.tokenizer.prompt import Prompt
 from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_text
@@ -34,11 +37,19 @@ def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "", hea
     Raises:
         ExportError: the weights cannot be read, or do not cover the model.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModel, AutoModelForSequenceClassification
 
     if head is not None:
         return as_classifier(load_language_model(folder, allow_pickle=allow_pickle, label=label), head)
-    return _load(AutoModelForSequenceClassification, folder, allow_pickle=allow_pickle, label=label)
+    label = label or str(folder)
+    modules = read_modules(folder, read_object(folder / CONFIG, label).get("hidden_size"), label)
+    if modules is None:
+        return _load(AutoModelForSequenceClassification, folder, allow_pickle=allow_pickle, label=label)
+    from triton_rerank_export.module_head import WithHead
+
+    with explained(f"{label}: its modules cannot be loaded", hidden=str(folder)):
+        model = WithHead(_load(AutoModel, folder, allow_pickle=allow_pickle, label=label), modules, folder)
+        return model.float().eval()
 
 
 def load_language_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 from triton_rerank.types import Activation
 from triton_rerank_export import labels
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.json_files import read_array, read_object_if_there
+from triton_rerank_export.json_files import read_object_if_there
+from triton_rerank_export.modules import MODULES, Head, list_files, read_head
 
 SETTINGS = "config_sentence_transformers.json"
-MODULES = "modules.json"
 _TRANSFORMER_FILES = (  # the first one that is there and not empty counts
     "sentence_bert_config.json",
     "sentence_roberta_config.json",
@@ -40,6 +40,11 @@ _TRANSFORMER = "Transformer"
 _TASK = "sequence-classification"
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "logits"}}
 _EXPECTED = {"transformer_task": _TASK, "modality_config": _TEXT_ONLY, "module_output_name": "scores"}
+_BEFORE_MODULES = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+}
 _READ = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last one is for embeddings only
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _HARMLESS = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "use_fast", "cache_dir", "device_map")
@@ -62,13 +67,14 @@ class SavedSettings:
     lower_case: bool = False
 
 
-def read_settings(folder: Path, config: Mapping[str, Any], label: str) -> SavedSettings:
+def read_settings(folder: Path, config: Mapping[str, Any], label: str, *, head: Head | None = None) -> SavedSettings:
     """Read the files that sentence-transformers wrote, if it did.
 
     Args:
         folder: checkpoint folder.
         config: content of its config.json.
         label: what the checkpoint is called in a message.
+        head: of `read_modules`.
 
     Raises:
         ExportError: something in them changes a score and is not supported; names the file, the key and its value.
@@ -77,9 +83,8 @@ def read_settings(folder: Path, config: Mapping[str, Any], label: str) -> SavedS
     if not _is_read(folder, saved):
         _check_nothing_lost(folder, saved, config, label)
         return SavedSettings(activation_of_config(config, label))
-    _check_modules(folder, label)
     file, transformer = _transformer(folder, label)
-    _check_transformer(file, transformer, label)
+    _check_transformer(file, transformer, _EXPECTED if head is None else _BEFORE_MODULES, label)
     stated = saved.get("activation_fn")
     return SavedSettings(
         activation=activation_of_config(config, label) if stated is None else _activation(stated, SETTINGS, label),
@@ -89,14 +94,31 @@ def read_settings(folder: Path, config: Mapping[str, Any], label: str) -> SavedS
     )
 
 
-def check_modules(folder: Path, label: str) -> None:
-    """Refuse a cross-encoder of sentence-transformers that consists of more than a Transformer.
+def read_modules(folder: Path, width: object, label: str) -> Head | None:
+    """The head of a cross-encoder that sentence-transformers keeps as modules; None where it has no other than its own.
+
+    Args:
+        folder: checkpoint folder.
+        width: of a layer, as config.json states it.
+        label: what the checkpoint is called in a message.
 
     Raises:
-        ExportError: names its modules.
+        ExportError: the modules are not such as are served; names them.
     """
-    if _is_read(folder, read_object_if_there(folder / SETTINGS, label)):
-        _check_modules(folder, label)
+    return read_head(folder, width, label) if _of_a_cross_encoder(folder, label) else None
+
+
+def module_files(folder: Path, label: str) -> list[str]:
+    """What `read_modules` and the weights of its head need besides modules.json, as ``1_Pooling/config.json``.
+
+    Raises:
+        ExportError: modules.json cannot be read.
+    """
+    return list_files(folder, label) if _of_a_cross_encoder(folder, label) else []
+
+
+def _of_a_cross_encoder(folder: Path, label: str) -> bool:
+    return _is_read(folder, read_object_if_there(folder / SETTINGS, label))
 
 
 def activation_of_config(config: Mapping[str, Any], label: str) -> Activation:
@@ -172,23 +194,6 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _check_modules(folder: Path, label: str) -> None:
-    modules = read_array(folder / MODULES, label)
-    kinds = [module.get("type") if isinstance(module, dict) else module for module in modules]
-    names = [str(kind).rsplit(".", 1)[-1] for kind in kinds]
-    ours = len(kinds) == 1 and str(kinds[0]).startswith("sentence_transformers.") and names[0] == _TRANSFORMER
-    if not ours:
-        raise ExportError(
-            f"{label}: {MODULES} names the modules {', '.join(names)[:80] or 'none'}; supported is one Transformer, "
-            "since no other module would be served"
-        )
-    if modules[0].get("path"):
-        raise ExportError(
-            f"{label}: {MODULES} keeps the Transformer in {modules[0]['path']!r:.80}; supported is the folder itself "
-            '("path": "")'
-        )
-
-
 def _transformer(folder: Path, label: str) -> tuple[str, dict[str, Any]]:
     """Name and content of the Transformer's file."""
     for name in _TRANSFORMER_FILES:
@@ -198,25 +203,28 @@ def _transformer(folder: Path, label: str) -> tuple[str, dict[str, Any]]:
     return _TRANSFORMER_FILES[0], {}
 
 
-def _check_transformer(file: str, settings: Mapping[str, Any], label: str) -> None:
+def _check_transformer(file: str, settings: Mapping[str, Any], expected: Mapping[str, object], label: str) -> None:
     task = settings.get("transformer_task", "feature-extraction")
-    if task != _TASK:
-        raise ExportError(f"{label}: transformer_task in {file} is {task!r:.80}; a reranker's is {_TASK}")
+    if task != expected["transformer_task"]:
+        raise ExportError(
+            f"{label}: transformer_task in {file} is {task!r:.80}; a reranker's with these modules is "
+            f"{expected['transformer_task']}"
+        )
     for key, value in settings.items():
-        if not _known(key, value):
+        if not _known(key, value, expected):
             raise ExportError(
                 f"{label}: {key} in {file} is {value!r:.80}, which changes scores and is not supported; if it is not "
                 "needed, remove it"
             )
 
 
-def _known(key: str, value: object) -> bool:
+def _known(key: str, value: object, expected: Mapping[str, object]) -> bool:
     """A setting that changes no score, or that is read elsewhere in this file."""
     if key in _ARGUMENTS:
         return isinstance(value, dict) and set(value) <= {"model_max_length", *_HARMLESS}
     if key == "processing_kwargs":
         return _only_length(value)
-    return key in _READ or (key in _EXPECTED and value == _EXPECTED[key])
+    return key in _READ or (key in expected and value == expected[key])
 
 
 def _only_length(processing: object) -> bool:

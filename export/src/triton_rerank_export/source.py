@@ -16,7 +16,8 @@ from pathlib import Path
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, is_adapter
 from triton_rerank_export.licence import CARD
-from triton_rerank_export.saved_settings import FILES, MODULES, SETTINGS
+from triton_rerank_export.modules import MODULES
+from triton_rerank_export.saved_settings import FILES, SETTINGS, module_files
 from triton_rerank_export.weights import list_names, parts, pick_weights
 
 _FACTS = (
@@ -102,7 +103,7 @@ def _lack(folder: Path, model: HubModel, offline: bool) -> str:
     try:
         names = list_names(folder, str(model))
         weights = pick_weights(names, label="its copy", allow_pickle=model.allow_pickle)
-        wanted = [CONFIG, TOKENIZER, *parts(folder / weights, str(model))]
+        wanted = [CONFIG, TOKENIZER, *parts(folder / weights, str(model)), *module_files(folder, str(model))]
     except ExportError as exc:
         return f"is of no use: {exc}"
     missing = [name for name in wanted if not (folder / name).is_file()]
@@ -145,10 +146,13 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
     for name in set(_ASKED_FOR) - names:
         with contextlib.suppress(EntryNotFoundError):  # the cache notes that there is none
             get(name)
+    modules = names.intersection(module_files(folder, str(model)))
+    for name in (name for name in modules if name.endswith(CONFIG)):
+        get(name)
     check(folder)
     weights = pick_weights(names, label=str(model), allow_pickle=model.allow_pickle)
     on_step(f"downloading {hub_id} at {folder.name}")
-    for name in parts(get(weights), str(model)):
+    for name in (*parts(get(weights), str(model)), *modules):
         get(name)
     return folder
 

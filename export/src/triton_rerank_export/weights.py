@@ -9,6 +9,8 @@ from pathlib import Path
 from triton_rerank_export.errors import ExportError, cause
 from triton_rerank_export.facts import Facts
 from triton_rerank_export.json_files import check_no_pointer, read_object
+from triton_rerank_export.modules import MODULES, HeadLayer
+from triton_rerank_export.modules import WEIGHTS as MODULE_WEIGHTS
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")  # the order in which transformers looks
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -74,6 +76,8 @@ def check_weights(folder: Path, facts: Facts, *, label: str, allow_pickle: bool)
             shapes |= _shapes(folder / part, label)
     if shapes:  # a pickle's are known once it is read
         _check_shapes(shapes, facts, label)
+    for layer in facts.head.layers if facts.head else ():
+        _check_layer(folder, layer, label)
 
 
 def list_names(folder: Path, label: str) -> set[str]:
@@ -128,6 +132,19 @@ def _check_shapes(shapes: Mapping[str, list[int]], facts: Facts, label: str) -> 
         raise ExportError(
             f"{label}: {family.stored_layers} in config.json is {facts.n_layers}, the weights hold {len(layers)} "
             "layers; config and weights do not belong together"
+        )
+
+
+def _check_layer(folder: Path, layer: HeadLayer, label: str) -> None:
+    """A module's weights: there, whole, and of the shapes that its config states."""
+    name, expected = f"{layer.path}/{MODULE_WEIGHTS}", layer.weights
+    if not (folder / name).is_file():
+        raise ExportError(f"{label}: {name} is missing, though {MODULES} names {layer.path}; get the checkpoint anew")
+    check_no_pointer(folder / name, label)
+    found = _shapes(folder / name, label)
+    if found != expected:
+        raise ExportError(
+            f"{label}: {name} holds {found}, its config states {expected}; config and weights do not belong together"
         )
 
 

@@ -24,6 +24,11 @@ HUB_MODELS = {
     "ms-marco-tinybert-l2-v2": ("cross-encoder/ms-marco-TinyBERT-L2-v2", "cross-encoder/ms-marco-TinyBERT-L-2-v2"),
     "ms-marco-electra-base": ("cross-encoder/ms-marco-electra-base",),
     "gte-reranker-modernbert-base": ("Alibaba-NLP/gte-reranker-modernbert-base",),
+    "granite-embedding-reranker-english-r2": ("ibm-granite/granite-embedding-reranker-english-r2",),
+    **{
+        f"ettin-reranker-{size}-v1": (f"cross-encoder/ettin-reranker-{size}-v1",)
+        for size in ("17m", "32m", "68m", "150m", "400m", "1b")
+    },
     "mxbai-rerank-xsmall-v1": ("mixedbread-ai/mxbai-rerank-xsmall-v1",),
     "mxbai-rerank-base-v1": ("mixedbread-ai/mxbai-rerank-base-v1",),
     "mxbai-rerank-large-v1": ("mixedbread-ai/mxbai-rerank-large-v1",),
@@ -97,6 +102,7 @@ def test_the_published_scores_are_the_cards() -> None:
             (2.138258218765259, FP32_TOLERANCE), (2.4609625339508057, FP32_TOLERANCE),
             (-1.6775450706481934, FP32_TOLERANCE),
         ],
+        "ettin-reranker-32m-v1": [(11.393298, FP16_TOLERANCE), (2.968891, FP16_TOLERANCE)],
         "mmarco-mminilmv2-l12-h384-v1": [(logit, BF16_TOLERANCE) for logit in (-3.28125, 10.1875, 3.4375, 7.46875)],
         "bge-reranker-base": [(6.15733337, FP32_TOLERANCE), (-3.65939403, FP32_TOLERANCE)],
         "bge-reranker-large": [

@@ -15,7 +15,7 @@ import pytest
 import torch
 from support.graphs import largest_difference
 from support.tiny_families import TINY, write_tiny
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from triton_rerank_export import graph, parity, reference
 from triton_rerank_export.checkpoint import read_checkpoint
@@ -139,16 +139,23 @@ def test_deberta_has_no_operator_that_openvino_cannot_load(made: dict[str, Path]
     assert "If" not in operators and operators.count("Log") == 1
 
 
-def test_modernbert_reads_the_first_token_where_its_config_says_so(tmp_path: Path) -> None:
-    folder = write_tiny("ModernBertForSequenceClassification", tmp_path / "cls", classifier_pooling="cls")
+@pytest.mark.parametrize(("pooling", "cut"), [("cls", True), ("mean", False)])
+@pytest.mark.parametrize("layers", [2, 3])  # the last one reads a window, or all tokens
+def test_modernberts_last_layer_is_cut_only_where_the_first_token_is_read(
+    tmp_path: Path, pooling: str, cut: bool, layers: int
+) -> None:
+    changes: dict[str, Any] = {"classifier_pooling": pooling, "num_hidden_layers": layers, "attention_bias": True}
+    folder = write_tiny("ModernBertForSequenceClassification", tmp_path / pooling, **changes)
     checkpoint = read_checkpoint(folder, name="m", source="s")
-    assert largest_difference(graph.export_graph(checkpoint, tmp_path), checkpoint) < 1e-5
+    path = graph.export_graph(checkpoint, tmp_path, first_token_only=True)
+    assert largest_difference(path, checkpoint) < 1e-5
+    assert any("/Wq/" in node.name for node in onnx.load(path).graph.node) == cut
 
 
 # --- several labels -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.modules])
 def test_the_classifier_of_the_row_has_a_row_for_each_label(tmp_path: Path, name: str) -> None:
     model = reference.load_model(write_tiny(name, tmp_path / "m", labels=3))
     classifier = model.get_submodule(FAMILIES[name].classifier)
@@ -251,7 +258,8 @@ def test_a_dropped_layer_is_caught(made: dict[str, Path], exported: Exported, na
     shorter: dict[str, Any] = {FAMILIES[name].depth: 1}
     if FAMILIES[name].prompt:
         shorter["layer_types"] = ["full_attention"]
-    model = AutoModelForSequenceClassification.from_pretrained(one, **shorter)
+    kind = AutoModel if FAMILIES[name].modules else AutoModelForSequenceClassification
+    model = kind.from_pretrained(one, **shorter)
     model.save_pretrained(one)
     assert "the fp32 export does not agree with PyTorch" in refusal(one, exported(name)[0])
 
@@ -282,7 +290,7 @@ def test_more_layers_than_the_weights_hold_are_refused(made: dict[str, Path], tm
         read_checkpoint(folder, name="m", source="s")
 
 
-@each_family
+@pytest.mark.parametrize("name", [name for name in NAMES if not FAMILIES[name].modules])  # modules state it too
 def test_another_width_than_the_tables_have_is_refused(made: dict[str, Path], tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(made[name], tmp_path / "m"))
     family = FAMILIES[name]
