@@ -22,7 +22,7 @@ from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu import device as gpu_device
 from triton_rerank_bench.gpu import models as gpu_models
-from triton_rerank_bench.gpu.command import WorkloadFigures, capacity, everything, judge, longest
+from triton_rerank_bench.gpu.beside import WorkloadFigures, capacity, everything, judge, longest
 from triton_rerank_bench.gpu.device import Device
 from triton_rerank_bench.gpu.models import Shape, check_shape, prepare, write_random
 from triton_rerank_bench.report import Json, Report, target
