@@ -51,6 +51,7 @@ class Checkpoint:
         asked: the prompt around its pairs; None for a model without.
         asked_by_name: its name says so, or the user; else its class.
         head: of a language model, the rows of its head that a score is made from; None for a classifier.
+        templated: its prompt is that of its own chat template, which sentence-transformers renders.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Checkpoint:
     asked: Asked | None = None
     asked_by_name: bool = True
     head: Head | None = None
+    templated: bool = False
 
     @property
     def family(self) -> Family:
@@ -225,7 +227,9 @@ def read_checkpoint(
         one_of=facts.one_of,
         asked=facts.asked,
         asked_by_name=facts.asked_by_name,
-        head=head_of(load(folder, label), facts.asked, label) if facts.asked and facts.causal else None,
+        head=facts.answers
+        or (head_of(load(folder, label), facts.asked, label) if facts.asked and facts.causal else None),
+        templated=facts.answers is not None and prompt is None,
     )
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from triton_rerank.types import Activation
 from triton_rerank_export import labels
 from triton_rerank_export.causal import PROMPTS, Asked, find
+from triton_rerank_export.causal import Head as Answers
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.families import BY_CLASS, FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
 from triton_rerank_export.labels import Label
+from triton_rerank_export.logit_score import asked_of_template, read_logit_score
 from triton_rerank_export.modules import MODULES, Head
 from triton_rerank_export.saved_settings import SavedSettings, read_modules, read_settings
 
@@ -99,7 +101,8 @@ class Facts:
         n_segments: rows of the table of segments; 0 where there is none.
         n_positions: rows of the table of positions, or the longest text where there is none.
         asked: the prompt around its pairs, and the tokens that answer; None for a model without.
-        asked_by_name: its id or its folder's name says so, or the user; else its class.
+        asked_by_name: its id or its folder's name says so, its files, or the user; else its class.
+        answers: tokens that its own modules name; None where the prompt's row says it.
     """
 
     architecture: str
@@ -121,6 +124,7 @@ class Facts:
     n_positions: int
     asked: Asked | None = None
     asked_by_name: bool = True
+    answers: Answers | None = None
 
     @property
     def causal(self) -> bool:
@@ -148,19 +152,31 @@ def read_facts(
     config = read_object(folder / CONFIG, label)
     _check_kind(config, _BY_OWN_CODE, label)
     _check_own_weights(config, label)
-    head = read_modules(folder, config.get("hidden_size"), label)  # its architecture alone is an embedding model's
+    modules = read_logit_score(folder, MODULES, label)
+    head = None  # without one, the class alone is an embedding model's
+    if modules is None:
+        head = read_modules(folder, config.get("hidden_size"), label)
     named = find((source, folder.name), prompt, label)
-    architecture = _architecture(config, head, label, is_asked=named is not None)
+    architecture = _architecture(config, head, label, is_asked=named is not None or modules is not None)
     family = BY_CLASS[architecture]
-    question = _asked(family, named, prompt, label)
     causal = architecture == family.causal
+    if modules is not None and not causal:
+        raise ExportError(f"{label}: {MODULES} puts LogitScore behind {architecture}, which is no causal LM")
     _check_model_type(config, family, label)
     if head is not None:  # config.json knows nothing of it
         config = {**config, **_ONE_LABEL}
     one_of = _one_of(config, asked, label, causal=causal)
     _check_required(config, family, label)
-    saved = read_settings(folder, config, label, head=head)
+    saved = read_settings(folder, config, label, head=head, causal=modules is not None)
+    question = _asked(family, named, prompt, label)
+    if modules is not None and prompt is None:
+        stated = read_object_if_there(folder / TOKENIZER_CONFIG, label)
+        question = asked_of_template(folder, stated, saved.activation, saved.query_prompt, label)
     vocabulary = _number(config, "vocab_size", label)
+    if modules is not None and (highest := max(modules.head.positive, modules.head.negative or 0)) >= vocabulary:
+        raise ExportError(
+            f"{label}: LogitScore reads the token {highest}; vocab_size {vocabulary} in {CONFIG} bounds it"
+        )
     pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
@@ -182,7 +198,7 @@ def read_facts(
         ),
         pad_token_id=pad,
         activation=question.activation if question is not None and causal else saved.activation,
-        query_prompt=saved.query_prompt,
+        query_prompt="" if modules is not None else saved.query_prompt,
         lower_case=saved.lower_case,
         n_heads=_heads(config, family, width, label),
         n_layers=_number(config, family.stored_layers, label, least=1),
@@ -192,7 +208,8 @@ def read_facts(
         n_segments=segments,
         n_positions=positions,
         asked=question,
-        asked_by_name=named is not None,
+        asked_by_name=named is not None or modules is not None,
+        answers=None if modules is None else modules.head,
     )
 
 
@@ -328,6 +345,9 @@ def _check_required(config: Mapping[str, Any], family: Family, label: str) -> No
             raise ExportError(
                 f"{label}: its {key} is {stated!s:.80}; supported is {' or '.join(str(value) for value in supported)}"
             )
+    rope = config.get("rope_parameters")  # transformers 5's name of rope_scaling and rope_theta
+    if family.prompt and isinstance(rope, dict) and rope.get("rope_type", "default") != "default":
+        raise ExportError(f"{label}: its rope_type is {rope['rope_type']!s:.80}; supported is default")
 
 
 def _longest(folder: Path, saved: SavedSettings, positions: int, label: str) -> int:

@@ -6,10 +6,11 @@ import contextlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from triton_rerank_export.facts import TOKENIZER_CONFIG
+from triton_rerank_export.facts import CONFIG, TOKENIZER_CONFIG
 from triton_rerank_export.json_files import read_object_if_there
 
 _CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # transformers 5's name of it
@@ -34,6 +35,24 @@ def readable(folder: Path, label: str) -> Iterator[Path]:
         (Path(view) / TOKENIZER_CONFIG).unlink()
         (Path(view) / TOKENIZER_CONFIG).write_text(json.dumps(translated), encoding="utf-8")
         yield Path(view)
+
+
+def rotation(folder: Path, label: str) -> dict[str, float]:
+    """The base of rotary positions, as transformers 4 calls it: it does not read where transformers 5 wrote it.
+
+    Args:
+        folder: checkpoint folder.
+        label: what the checkpoint is called in a message.
+
+    Returns:
+        What is to be added to config.json's values; nothing where both read the same.
+    """
+    config = read_object_if_there(folder / CONFIG, label)
+    rope = config.get("rope_parameters")
+    base = rope.get("rope_theta") if isinstance(rope, dict) else None
+    if base is None or "rope_theta" in config or version("transformers").partition(".")[0] != "4":
+        return {}
+    return {"rope_theta": float(base)}
 
 
 def _translated(config: Mapping[str, Any]) -> dict[str, Any]:

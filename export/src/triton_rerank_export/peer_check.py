@@ -59,10 +59,11 @@ def hold_against_peer(
     Raises:
         ExportError: sentence-transformers cuts pairs earlier than they would be served, or gives other scores.
     """
-    if checkpoint.asked is not None:
+    if checkpoint.asked is not None and not checkpoint.templated:
         return PeerReport(notes=_asked_otherwise(checkpoint, checkpoint.asked))
     try:
-        peer = Peer(folder, special_tokens_in_text=served.special_tokens_in_text, row=checkpoint.row)
+        meaning = "special" if checkpoint.templated else served.special_tokens_in_text  # a template is made of them
+        peer = Peer(folder, special_tokens_in_text=meaning, row=checkpoint.row)
         if peer.max_length < served.max_length:
             raise _shorter(checkpoint, served, peer.max_length)
         found = []

@@ -18,6 +18,7 @@ from triton_rerank_export.causal import Head
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.facts import CONFIG
 from triton_rerank_export.families import matches
+from triton_rerank_export.for_transformers import rotation
 from triton_rerank_export.json_files import read_object
 from triton_rerank_export.saved_settings import read_modules
 from triton_rerank_export.triton_config import SpecialTokensInText
@@ -91,6 +92,7 @@ def _load(auto: Any, folder: Path, *, allow_pickle: bool, label: str) -> Any:
             local_files_only=True,
             output_loading_info=True,
             use_safetensors=None if allow_pickle else True,  # None: safetensors where there are any
+            **rotation(folder, label),
         )
     if info["missing_keys"]:
         raise ExportError(

@@ -45,6 +45,7 @@ _BEFORE_MODULES = {
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
     "module_output_name": "token_embeddings",
 }
+_CAUSAL = {"transformer_task": "text-generation", "module_output_name": "causal_logits"}
 _READ = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last one is for embeddings only
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _HARMLESS = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "use_fast", "cache_dir", "device_map")
@@ -67,7 +68,9 @@ class SavedSettings:
     lower_case: bool = False
 
 
-def read_settings(folder: Path, config: Mapping[str, Any], label: str, *, head: Head | None = None) -> SavedSettings:
+def read_settings(
+    folder: Path, config: Mapping[str, Any], label: str, *, head: Head | None = None, causal: bool = False
+) -> SavedSettings:
     """Read the files that sentence-transformers wrote, if it did.
 
     Args:
@@ -75,6 +78,7 @@ def read_settings(folder: Path, config: Mapping[str, Any], label: str, *, head: 
         config: content of its config.json.
         label: what the checkpoint is called in a message.
         head: of `read_modules`.
+        causal: it is a language model with LogitScore behind it.
 
     Raises:
         ExportError: something in them changes a score and is not supported; names the file, the key and its value.
@@ -84,7 +88,8 @@ def read_settings(folder: Path, config: Mapping[str, Any], label: str, *, head: 
         _check_nothing_lost(folder, saved, config, label)
         return SavedSettings(activation_of_config(config, label))
     file, transformer = _transformer(folder, label)
-    _check_transformer(file, transformer, _EXPECTED if head is None else _BEFORE_MODULES, label)
+    expected = _EXPECTED if head is None else _BEFORE_MODULES
+    _check_transformer(file, transformer, {**_CAUSAL, **_formats(transformer)} if causal else expected, label)
     stated = saved.get("activation_fn")
     return SavedSettings(
         activation=activation_of_config(config, label) if stated is None else _activation(stated, SETTINGS, label),
@@ -201,6 +206,11 @@ def _transformer(folder: Path, label: str) -> tuple[str, dict[str, Any]]:
         if content:
             return name, content
     return _TRANSFORMER_FILES[0], {}
+
+
+def _formats(settings: Mapping[str, Any]) -> dict[str, object]:
+    """How a chat template's messages are built; the gate sees what it does."""
+    return {"modality_config": settings.get("modality_config")}
 
 
 def _check_transformer(file: str, settings: Mapping[str, Any], expected: Mapping[str, object], label: str) -> None:

@@ -26,6 +26,7 @@ _FACTS = (
 )
 _ASKED_FOR = (TOKENIZER_CONFIG, MODULES, SETTINGS, ADAPTER)  # not every model has them, but a copy must know of them
 _OF_A_WHOLE_COPY = ".gitattributes"  # nobody needs it: who has one copied everything
+_LOGIT_SCORE = re.compile(r"\d+_LogitScore/config\.json")  # a module of a causal reranker
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -141,7 +142,7 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
     def get(name: str) -> Path:
         return Path(hf_hub_download(hub_id, name, revision=folder.name))
 
-    for name in names.intersection(_FACTS):
+    for name in (name for name in names if name in _FACTS or _LOGIT_SCORE.fullmatch(name)):
         get(name)
     for name in set(_ASKED_FOR) - names:
         with contextlib.suppress(EntryNotFoundError):  # the cache notes that there is none

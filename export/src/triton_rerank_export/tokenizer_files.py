@@ -67,7 +67,7 @@ def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:
     _check_ids(tokenizer, facts, label)
     if facts.asked is not None:
         check_prompt(tokenizer, facts.asked, label)
-        if facts.causal:
+        if facts.causal and facts.answers is None:
             head_of(tokenizer, facts.asked, label)
         return
     with explained(f"{label}: {TOKENIZER} does not encode a pair"):

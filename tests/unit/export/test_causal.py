@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from sentence_transformers import CrossEncoder
 from support.tiny_families import write_tiny
 
 from triton_rerank_export import families, parity, reference
@@ -125,6 +126,23 @@ def test_the_difference_of_the_logits_is_that_of_the_log_probabilities(made: dic
     assert abs(1 / (1 + np.exp(-ours)) - float(last[[yes, no]].softmax(dim=0)[0])) < 1e-6
 
 
+def test_positions_as_transformers_5_writes_them_are_those_of_4(made: dict[str, Path], tmp_path: Path) -> None:
+    """transformers 4 does not read them, and takes another base without a word."""
+    old, new = (Path(shutil.copytree(made[QWEN3], tmp_path / name / QWEN3)) for name in ("old", "new"))
+    edit(old, rope_theta=1e6)
+    content = json.loads((new / "config.json").read_text(encoding="utf-8"))
+    del content["rope_theta"]
+    content["rope_parameters"] = {"rope_theta": 1e6, "rope_type": "default"}
+    (new / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    logits = [reference.load_model(folder, head=read(folder).head) for folder in (old, new, made[QWEN3])]
+    ids = torch.arange(5, 200)[None]
+    with torch.no_grad():
+        found = [float(model(input_ids=ids).logits) for model in logits]
+    assert found[0] == found[1] != found[2]
+    edit(new, rope_parameters={"rope_theta": 1e6, "rope_type": "yarn"})
+    assert "its rope_type is yarn; supported is default" in refusal(new)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_rows_come_from_the_head_or_from_the_table_of_tokens(tmp_path: Path, tied: bool) -> None:
     folder = write_tiny("Qwen3ForCausalLM", tmp_path / QWEN3, tie_word_embeddings=tied)
@@ -204,6 +222,7 @@ def test_another_token_than_the_last_is_caught(made: dict[str, Path], tmp_path: 
     for place in (0, -1):
         wrong = dataclasses.replace(families.BY_CLASS["Qwen3ForCausalLM"], traced_as=functools.partial(at, place=place))
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parity, "load_parity_set", lambda: FEW[:1])
             patch.setitem(families.BY_CLASS, "Qwen3ForCausalLM", wrong)
             with pytest.raises(ExportError, match="the fp32 export does not agree with PyTorch"):
                 export_model(str(made[QWEN3]), tmp_path / f"r{place}", FP32, on_step=lambda _: None)
@@ -216,6 +235,94 @@ def test_a_dropped_layer_is_caught(made: dict[str, Path], exported: Exported, tm
     model.config.num_hidden_layers, model.config.layer_types = 1, ["full_attention"]
     model.save_pretrained(one)
     assert "the fp32 export does not agree with PyTorch" in gate(read(one), exported(QWEN3)[0])
+
+
+# --- as sentence-transformers saves them ----------------------------------------------------------------------------
+
+CONTENT = """{{ messages | selectattr("role", "eq", "%s") | map(attribute="content") | first }}"""
+TOLD = CONTENT.replace("first", 'first | default("Find it")') % "system"
+QWEN3_PROMPT = PROMPTS["qwen3-reranker"].prompt
+TEMPLATES = {  # jinja takes one line break at the end away
+    "qwen3": f"{QWEN3_PROMPT.prefix}<Instruct>: {TOLD}\n<Query>: {CONTENT % 'query'}\n"
+    f"<Document>: {CONTENT % 'document'}{QWEN3_PROMPT.suffix}\n",
+    "chat": f"<|im_start|>system\n{CONTENT % 'query'}<|im_end|>\n<|im_start|>user\n{CONTENT % 'document'}<|im_end|>\n"
+    "<|im_start|>assistant\n\n",
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By CrossEncoder itself: LogitScore behind the language model, names that say nothing, a template of each form."""
+    made, folders = tmp_path_factory.mktemp("templates"), {}
+    for name, template in TEMPLATES.items():
+        plain = write_tiny("Qwen3ForCausalLM", made / "plain" / name)
+        (plain / "chat_template.jinja").write_text(template, encoding="utf-8")
+        folders[name] = made / name
+        CrossEncoder(str(plain), device="cpu", local_files_only=True).save_pretrained(str(folders[name]))
+    return folders
+
+
+@pytest.mark.parametrize("name", list(TEMPLATES))
+def test_a_checkpoint_with_its_own_template_gives_the_scores_of_sentence_transformers(
+    saved: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    result = export_model(str(saved[name]), tmp_path / "r", FP32, on_step=lambda _: None)
+    assert result.report.max_logit_difference < 1e-4
+    assert result.report.notes == ()
+    assert result.report.peer_difference is not None and result.report.peer_difference < 1e-4
+    prompt = result.manifest.model.prompt
+    assert (prompt.get("instruction"), "{instruction}" in prompt["prompt_query"]) == (
+        ("Find it", True) if name == "qwen3" else (None, False)
+    )
+
+
+def test_a_template_that_is_not_made_of_pieces_is_found_by_the_scores(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved["chat"], tmp_path / "m"))
+    path = folder / "chat_template.jinja"
+    longer = "{% if messages[0].content | length > 15 %}a long one {% endif %}"
+    path.write_text(longer + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(ExportError, match="sentence-transformers gives the logit"):
+        export_model(str(folder), tmp_path / "r", FP32, on_step=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("<|im_start|>no place", "its chat template does not hold the query once and then the document once"),
+        ("{% bad", "its chat template cannot be rendered"),
+        ("{{ raise_exception('not for you') }}", "not for you"),
+        (None, "it has no chat template (chat_template.jinja), which holds the prompt of its query and document"),
+    ],
+)
+def test_a_template_that_holds_no_pair_is_refused(
+    saved: dict[str, Path], tmp_path: Path, template: str | None, words: str
+) -> None:
+    folder = Path(shutil.copytree(saved["chat"], tmp_path / "m"))
+    (folder / "chat_template.jinja").unlink()
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    assert words in refusal(folder)
+
+
+def test_logit_score_behind_a_classifier_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved["chat"], tmp_path / "m"))
+    edit(folder, architectures=["Qwen3ForSequenceClassification"])
+    assert "modules.json puts LogitScore behind Qwen3ForSequenceClassification, which is no causal LM" in refusal(
+        folder
+    )
+
+
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [
+        ("yes", "true_token_id and false_token_id in 1_LogitScore are ['yes', "),
+        (1500, "LogitScore reads the token 1500;"),
+    ],
+)
+def test_a_token_that_is_none_is_refused(saved: dict[str, Path], tmp_path: Path, token: object, words: str) -> None:
+    folder = Path(shutil.copytree(saved["chat"], tmp_path / "m"))
+    edit(folder, "1_LogitScore/config.json", true_token_id=token)
+    assert words in refusal(folder)
 
 
 # --- what is not known ----------------------------------------------------------------------------------------------
