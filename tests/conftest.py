@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ def _one_thread_at_first() -> None:
 def _one_thread() -> None:
     """Tiny models: threads that wait for each other on busy cores take ten times as long. Code under test may ask."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A command that is called in this process leaves its own behind, and what is started later inherits them."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
