@@ -13,6 +13,7 @@ from typing import Any
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before either framework is imported: tests call nobody
 os.environ["LANGSMITH_TRACING"] = "false"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import pytest
 import torch

@@ -94,7 +94,7 @@ def test_a_model_that_fails_beside_a_foreign_folder_is_told_by_a_polling_server(
     (repository / "lost+found").mkdir()
     shutil.rmtree(repository / f"{NAME}-encoder" / "1")
     server = start(repository, "--model-control-mode=poll")
-    with pytest.raises(ServerStartError, match=f"{NAME}"):
+    with pytest.raises(ServerStartError, match=f"(?s)not loaded: {NAME}\n.*failed to load model '{NAME}-encoder'"):
         server.start()
 
 

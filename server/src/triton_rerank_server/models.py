@@ -56,7 +56,7 @@ def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str
     modes = list(flag_values(extra_args, _CONTROL))
     loaded = list(flag_values(extra_args, _LOAD))
     rest = _without(_without(extra_args, _LOAD), _CONTROL)
-    if modes and modes[-1] != _EXPLICIT:
+    if loads_all(extra_args):
         tolerant = (
             ["--exit-on-error=false"]
             if any((model_repository / x).is_dir() for x in foreign_entries(model_repository))
@@ -65,6 +65,12 @@ def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str
         return [f"{_CONTROL}={modes[-1]}", *(f"{_LOAD}={name}" for name in loaded), *tolerant, *rest]
     names = model_names(model_repository) if "*" in loaded or not modes else loaded
     return [f"{_CONTROL}={_EXPLICIT}", *(f"{_LOAD}={name}" for name in names), *rest]
+
+
+def loads_all(extra_args: Sequence[str]) -> bool:
+    """Triton reads every folder of the repository: the caller asks for a control mode that is not explicit."""
+    modes = list(flag_values(extra_args, _CONTROL))
+    return bool(modes) and modes[-1] != _EXPLICIT
 
 
 def flag_values(arguments: Sequence[str], flag: str) -> Iterable[str]:

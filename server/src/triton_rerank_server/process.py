@@ -20,7 +20,7 @@ from triton_rerank_server.drain import drain
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.installation import find_installation, lay_out_backends
-from triton_rerank_server.models import check_repository, control_flags, flag_values
+from triton_rerank_server.models import check_repository, control_flags, flag_values, loads_all
 from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
 from triton_rerank_server.runtime import link_repository, make_runtime
 from triton_rerank_server.triton_log import explanation
@@ -282,11 +282,14 @@ class TritonServer:
     def _check_loaded(self) -> None:
         """Triton listens when it has tried every model; told to go on without one that fails, it never is ready."""
         try:
-            failed = sorted({entry["name"] for entry in self._control.index() if entry.get("state") == "UNAVAILABLE"})
+            index = self._control.index()
         except ControlError:  # nobody listens yet
             return
+        failed = {entry["name"] for entry in index if entry.get("state") == "UNAVAILABLE"}
+        if loads_all(self.config.extra_args):  # then an ensemble without one of its steps has no state
+            failed |= {entry["name"] for entry in index if "state" not in entry} & {c.model for c in self._canaries}
         if failed:
-            raise ServerStartError(f"not loaded: {', '.join(failed)}\n{self.explanation()}")
+            raise ServerStartError(f"not loaded: {', '.join(sorted(failed))}\n{self.explanation()}")
 
     def _running_child(self) -> Child:
         if self._child is None:

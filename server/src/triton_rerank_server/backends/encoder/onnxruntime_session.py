@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from .session import EngineError, Ids, TensorError, whole
 
 if TYPE_CHECKING:
     from .cuda import BoundRunner
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read as it is imported; else it calls its maker's servers
 
 CPU_TOKENS = 1024  # padded tokens of a micro-batch that fit the caches of a CPU
 CPU_BATCH_COST_TOKENS = 55
