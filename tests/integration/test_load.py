@@ -298,4 +298,4 @@ def test_ctrl_c_keeps_the_levels_that_had_ended(triton: TritonServer, tmp_path: 
     assert document == json.loads(output.read_text(encoding="utf-8"))
     assert document["interrupted"] is True
     assert 1 <= len(document["levels"]) < 40
-    assert all(level["calls"] > 1 and level["errors"] == {} for level in document["levels"])
+    assert all(level["calls"] >= 1 and level["errors"] == {} for level in document["levels"])
