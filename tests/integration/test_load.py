@@ -278,7 +278,7 @@ def test_ctrl_c_keeps_the_levels_that_had_ended(triton: TritonServer, tmp_path: 
         [
             *(sys.executable, "-m", "triton_rerank_bench.cli", "load", "--target", triton.grpc_target),
             *("--model", NAME, "--workload", "single", "--concurrency", ",".join(["1", "2"] * 20)),
-            *("--duration", "0.5", "--warm-up", "0.1", "--output", str(output)),
+            *("--duration", "2", "--warm-up", "0.1", "--output", str(output)),
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -298,4 +298,4 @@ def test_ctrl_c_keeps_the_levels_that_had_ended(triton: TritonServer, tmp_path: 
     assert document == json.loads(output.read_text(encoding="utf-8"))
     assert document["interrupted"] is True
     assert 1 <= len(document["levels"]) < 40
-    assert all(level["calls"] >= 1 and level["errors"] == {} for level in document["levels"])
+    assert all(level["calls"] > 1 and level["errors"] == {} for level in document["levels"])
