@@ -45,9 +45,7 @@ LENGTH_LADDER: Final = "length_ladder"  # comma-separated padded lengths; Triton
 PAD_TOKEN_ID: Final = "pad_token_id"
 QUERY_PROMPT: Final = "query_prompt"  # put before every query; absent for none
 SPECIAL_TOKENS_IN_TEXT: Final = "special_tokens_in_text"  # "text" or "special"; absent for "text"
-PROMPT: Final = (
-    "prompt_"  # begins the names of a prompt's pieces, which backends/tokenizer/prompt.py of the server says
-)
+PROMPT: Final = "prompt_"  # begins the names of a prompt's pieces; which, says backends/tokenizer/prompt.py
 # MAX_LENGTH and INSTRUCTION are, too.
 
 CONFIG_FILE: Final = "config.pbtxt"  # in the folder of the ensemble and of each step

@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
+from support.checkpoints import read, refusal
 from support.tiny_families import write_tiny
 
 from triton_rerank_export import families, parity, reference
@@ -61,16 +62,6 @@ def exported(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
         return repository, export_model(str(made[name]), repository, FP32, on_step=lambda _: None)
 
     return export
-
-
-def read(folder: Path, **settings: Any) -> Checkpoint:
-    return read_checkpoint(folder, name="m", source="s", **settings)
-
-
-def refusal(folder: Path, **settings: Any) -> str:
-    with pytest.raises(ExportError) as error:
-        read(folder, **settings)
-    return str(error.value)
 
 
 def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:

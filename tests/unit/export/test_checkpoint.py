@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.checkpoints import read, refusal
 from support.tiny_models import resize_positions, write_tiny_bert
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint, resolve
+from triton_rerank_export.checkpoint import read_checkpoint, resolve
 from triton_rerank_export.errors import ExportError
 
 
@@ -28,17 +29,6 @@ def edit_config(folder: Path, **changes: Any) -> None:
 def drop_from_config(folder: Path, key: str) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key}))
-
-
-def read(folder: Path, **options: Any) -> Checkpoint:
-    return read_checkpoint(folder, name="m", source="s", **options)
-
-
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(ExportError) as error:
-        read(folder, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.checkpoints import read, refusal
 
 from triton_rerank_export import checkpoint, parity
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.licence import is_restricted
 from triton_rerank_export.options import ExportOptions
@@ -22,17 +21,6 @@ from triton_rerank_export.pipeline import export_model
 def folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(checkpoints["tiny-bert"], tmp_path / "tiny-bert"))
-
-
-def read(folder: Path, **options: Any) -> Checkpoint:
-    return read_checkpoint(folder, name="m", source="s", **options)
-
-
-def refusal(folder: Path, **options: Any) -> str:
-    with pytest.raises(ExportError) as error:
-        read(folder, **options)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 def card(folder: Path, front_matter: str) -> None:
