@@ -150,8 +150,12 @@ def _models(_: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from triton_rerank_export import listing
+    from triton_rerank_export.errors import ExportError
 
-    _print_table([listing.HEADER, *listing.rows(options.model_repository)])
+    rows, faults = listing.rows(options.model_repository)
+    _print_table([listing.HEADER, *rows])
+    if faults:
+        raise ExportError("\n  ".join(faults))
     return 0
 
 

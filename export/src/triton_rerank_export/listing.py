@@ -12,27 +12,32 @@ from triton_rerank_export.repository import active_version, installed_versions
 HEADER = ("model", "version", "active", "precision", "engine", "MB", "licence", "source")
 
 
-def rows(repository: Path) -> list[tuple[str, ...]]:
-    """All versions of all models, by name and number.
+def rows(repository: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """All versions of all models, by name and number; a model that cannot be read hides no other.
 
     Args:
         repository: model repository.
 
     Returns:
-        Cells in the order of `HEADER`; "yes" where a version is active, "unknown" where no licence was found.
+        Cells in the order of `HEADER`, "yes" where a version is active, "unknown" where no licence was found; and a
+        sentence for each model whose manifest or config cannot be read.
 
     Raises:
-        ExportError: there is no model that export put there, or a manifest or config cannot be read.
+        ExportError: there is no model that export put there.
     """
     names = exported_models(repository)
     if not names:
         there = "no model of triton-rerank-export" if repository.is_dir() else "no such folder"
         raise ExportError(f"{repository}: {there}; `make export MODEL=…` builds one")
-    return [
-        _row(repository, manifest, version == active_version(repository, name))
-        for name in names
-        for version, manifest in installed_versions(repository, name).items()
-    ]
+    found, faults = [], []
+    for name in names:
+        try:
+            active = active_version(repository, name)
+            versions = installed_versions(repository, name).items()
+            found += [_row(repository, manifest, version == active) for version, manifest in versions]
+        except ExportError as exc:
+            faults.append(str(exc))
+    return found, faults
 
 
 def _row(repository: Path, manifest: Manifest, active: bool) -> tuple[str, ...]:

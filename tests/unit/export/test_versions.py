@@ -194,6 +194,17 @@ def test_list_shows_each_version_and_which_is_active(copy: Path, capsys: pytest.
     assert ["yes" in line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [True, False, True]
 
 
+def test_list_shows_the_others_beside_a_model_that_cannot_be_read(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copy / NAME / "1" / MANIFEST_FILE).write_text("{", encoding="utf-8")
+    assert main(["list", "--model-repository", str(copy)]) == 1
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["model", "tiny-xlmr"]
+    assert said.err.count("\n") == 1
+    assert f"{NAME}/1/{MANIFEST_FILE}: not a manifest" in said.err
+
+
 @pytest.mark.parametrize("folder", ["empty", "not there"])
 def test_list_says_where_nothing_is(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
