@@ -43,7 +43,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Head:
+class Answers:
     """The rows of the model's own head that a score is made from.
 
     Attributes:
@@ -154,14 +154,14 @@ def check_prompt(tokenizer: Tokenizer, asked: Asked, label: str) -> None:
         )
 
 
-def head_of(tokenizer: Tokenizer, asked: Asked, label: str) -> Head:
+def head_of(tokenizer: Tokenizer, asked: Asked, label: str) -> Answers:
     """The ids of the tokens whose logits make a score.
 
     Raises:
         ExportError: a yes or a no is not one token.
     """
     negative = _one_token(tokenizer, asked.negative, asked, label) if asked.negative else None
-    return Head(_one_token(tokenizer, asked.positive, asked, label), negative, asked.scale)
+    return Answers(_one_token(tokenizer, asked.positive, asked, label), negative, asked.scale)
 
 
 def _one_token(tokenizer: Tokenizer, word: str, asked: Asked, label: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from triton_rerank.types import Activation
 from triton_rerank_export import licence as licences
 from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry, find
-from triton_rerank_export.causal import Asked, Head, head_of
+from triton_rerank_export.causal import Answers, Asked, head_of
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.facts import SHORTEST, Facts, read_facts
 from triton_rerank_export.families import BY_CLASS, Family, check_precision
@@ -72,7 +72,7 @@ class Checkpoint:
     one_of: Label | None = None
     asked: Asked | None = None
     asked_by_name: bool = True
-    head: Head | None = None
+    head: Answers | None = None
     templated: bool = False
 
     @property

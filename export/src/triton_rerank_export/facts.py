@@ -10,8 +10,7 @@ from typing import Any
 
 from triton_rerank.types import Activation
 from triton_rerank_export import labels
-from triton_rerank_export.causal import PROMPTS, Asked, find
-from triton_rerank_export.causal import Head as Answers
+from triton_rerank_export.causal import PROMPTS, Answers, Asked, find
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.families import BY_CLASS, FAMILIES, Family
 from triton_rerank_export.json_files import read_object, read_object_if_there
@@ -160,8 +159,9 @@ def read_facts(
     architecture = _architecture(config, head, label, is_asked=named is not None or modules is not None)
     family = BY_CLASS[architecture]
     causal = architecture == family.causal
-    if modules is not None and not causal:
-        raise ExportError(f"{label}: {MODULES} puts LogitScore behind {architecture}, which is no causal LM")
+    vocabulary = _number(config, "vocab_size", label)
+    if modules is not None:
+        _check_answers(modules.head, architecture, vocabulary, label, causal=causal)
     _check_model_type(config, family, label)
     if head is not None:  # config.json knows nothing of it
         config = {**config, **_ONE_LABEL}
@@ -172,11 +172,6 @@ def read_facts(
     if modules is not None and prompt is None:
         stated = read_object_if_there(folder / TOKENIZER_CONFIG, label)
         question = asked_of_template(folder, stated, saved.activation, saved.query_prompt, label)
-    vocabulary = _number(config, "vocab_size", label)
-    if modules is not None and (highest := max(modules.head.positive, modules.head.negative or 0)) >= vocabulary:
-        raise ExportError(
-            f"{label}: LogitScore reads the token {highest}; vocab_size {vocabulary} in {CONFIG} bounds it"
-        )
     pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
@@ -211,6 +206,16 @@ def read_facts(
         asked_by_name=named is not None or modules is not None,
         answers=None if modules is None else modules.head,
     )
+
+
+def _check_answers(head: Answers, architecture: str, vocabulary: int, label: str, *, causal: bool) -> None:
+    if not causal:
+        raise ExportError(f"{label}: {MODULES} puts LogitScore behind {architecture}, which is no causal LM")
+    highest = max(head.positive, head.negative or 0)
+    if highest >= vocabulary:
+        raise ExportError(
+            f"{label}: LogitScore reads the token {highest}; vocab_size {vocabulary} in {CONFIG} bounds it"
+        )
 
 
 def check_no_code(config: Mapping[str, Any], file: str, label: str) -> None:

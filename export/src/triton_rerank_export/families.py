@@ -217,32 +217,18 @@ _MODERNBERT = Family(  # config.json's position_embedding_type says absolute; th
     no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
 )
 
+_LIKE_ROBERTA: dict[str, Any] = {
+    "reads_segments": False,
+    "pad_token_id": 1,
+    "positions_after_padding": True,
+    "classifier": "classifier.out_proj",
+}
+
 _ROWS = (
     Family("BertForSequenceClassification", ("bert",)),
-    Family(
-        "XLMRobertaForSequenceClassification",
-        ("xlm-roberta", "roberta"),
-        reads_segments=False,
-        pad_token_id=1,
-        positions_after_padding=True,
-        classifier="classifier.out_proj",
-    ),
-    Family(
-        "RobertaForSequenceClassification",
-        ("roberta", "xlm-roberta"),
-        reads_segments=False,
-        pad_token_id=1,
-        positions_after_padding=True,
-        classifier="classifier.out_proj",
-    ),
-    Family(
-        "CamembertForSequenceClassification",
-        ("camembert",),
-        reads_segments=False,
-        pad_token_id=1,
-        positions_after_padding=True,
-        classifier="classifier.out_proj",
-    ),
+    Family("XLMRobertaForSequenceClassification", ("xlm-roberta", "roberta"), **_LIKE_ROBERTA),
+    Family("RobertaForSequenceClassification", ("roberta", "xlm-roberta"), **_LIKE_ROBERTA),
+    Family("CamembertForSequenceClassification", ("camembert",), **_LIKE_ROBERTA),
     Family(
         "ElectraForSequenceClassification",
         ("electra",),

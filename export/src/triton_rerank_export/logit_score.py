@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from triton_rerank.types import Activation
-from triton_rerank_export.causal import Asked, Head
+from triton_rerank_export.causal import Answers, Asked
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.json_files import read_array, read_object
 from triton_rerank_server.backends.tokenizer.prompt import DOCUMENT, INSTRUCTION, QUERY, Prompt
@@ -33,7 +33,7 @@ class LogitScore:
         path: folder of the module.
     """
 
-    head: Head
+    head: Answers
     path: str
 
 
@@ -65,7 +65,7 @@ def read_logit_score(folder: Path, modules: str, label: str) -> LogitScore | Non
         raise ExportError(
             f"{label}: true_token_id and false_token_id in {path} are {ids!r:.80}; ids of tokens were expected"
         )
-    return LogitScore(Head(ids[0], ids[1], 1.0), path)
+    return LogitScore(Answers(ids[0], ids[1], 1.0), path)
 
 
 def asked_of_template(

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from triton_rerank import contract
 from triton_rerank_export import fp16
-from triton_rerank_export.causal import Head
+from triton_rerank_export.causal import Answers
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.facts import CONFIG
 from triton_rerank_export.families import matches
@@ -26,7 +26,7 @@ from triton_rerank_server.backends.tokenizer.prompt import Prompt
 from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_text
 
 
-def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "", head: Head | None = None) -> Any:
+def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "", head: Answers | None = None) -> Any:
     """Load a cross-encoder in fp32 with eager attention, from the disk only.
 
     Args:
@@ -60,7 +60,7 @@ def load_language_model(folder: Path, *, allow_pickle: bool = False, label: str 
     return _load(AutoModelForCausalLM, folder, allow_pickle=allow_pickle, label=label)
 
 
-def as_classifier(model: Any, head: Head) -> Any:
+def as_classifier(model: Any, head: Answers) -> Any:
     """A causal language model -> the classifier of its class with one label; it takes the layers over.
 
     Args:
@@ -195,7 +195,7 @@ class Reference:
         row: int | None = None,
         watched: str | None = None,
         prompt: Prompt | None = None,
-        head: Head | None = None,
+        head: Answers | None = None,
     ) -> None:
         self.peak = None if watched is None else ActivationPeak()
         self._watched = watched or ""

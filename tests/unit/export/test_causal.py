@@ -21,7 +21,7 @@ from support.tiny_families import write_tiny
 
 from triton_rerank_export import families, parity, reference
 from triton_rerank_export.catalogue import CATALOGUE
-from triton_rerank_export.causal import PROMPTS, Head, find
+from triton_rerank_export.causal import PROMPTS, Answers, find
 from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate import run_gate
@@ -143,7 +143,7 @@ def test_the_rows_come_from_the_head_or_from_the_table_of_tokens(tmp_path: Path,
     table = model.get_input_embeddings().weight if tied else model.lm_head.weight
     expected = (table[head.positive] - table[head.negative]).detach()
     assert torch.equal(reference.load_model(folder, head=head).score.weight.detach()[0], expected)
-    alone = reference.load_model(folder, head=Head(head.positive, None, 5.0)).score.weight.detach()[0]
+    alone = reference.load_model(folder, head=Answers(head.positive, None, 5.0)).score.weight.detach()[0]
     assert torch.allclose(alone, table[head.positive].detach() / 5)
 
 
@@ -192,7 +192,7 @@ def test_a_wrong_pad_is_caught(made: dict[str, Path], exported: Exported) -> Non
 def test_yes_and_no_in_each_others_place_are_caught(made: dict[str, Path], exported: Exported) -> None:
     checkpoint = read(made[QWEN3])
     assert checkpoint.head is not None and checkpoint.head.negative is not None
-    swapped = Head(checkpoint.head.negative, checkpoint.head.positive, 1.0)
+    swapped = Answers(checkpoint.head.negative, checkpoint.head.positive, 1.0)
     message = gate(dataclasses.replace(checkpoint, head=swapped), exported(QWEN3)[0])
     assert "the fp32 export does not agree with PyTorch" in message
 
