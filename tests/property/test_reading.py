@@ -12,9 +12,11 @@ from tokenizers import Tokenizer
 
 from triton_rerank_server.backends.tokenizer.pairs import PairLimits, TextTokens
 from triton_rerank_server.backends.tokenizer.texts import FIRST_READ, MARGIN, TextReader, longest_read
+from triton_rerank_server.backends.tokenizer.tokenizer_file import PairError
 
 MAX_LENGTH = 16
 FIRST = FIRST_READ * MAX_LENGTH + MARGIN
+LONG = longest_read(MAX_LENGTH)
 FRAGMENTS = [
     "heap sort ", "a binary heap keeps its largest element at the root. ", " ", "  ", "\n", "\t \r\n", "\u3000",
     "x", "heap", "QUJDRmFzZGY3+9/", "0123456789", "-", "...", "東京都", "ทดสอบ", "🍚", "👩‍👩‍👧", "e\u0301",
@@ -74,17 +76,54 @@ class Counting:
 def test_no_text_is_read_beyond_the_bound_and_ordinary_ones_are_read_once(kind: str, fragment: str) -> None:
     text = (fragment * 200_000)[:200_000]
     counting = Counting(kind)
-    (tokens,) = TextReader(counting, MAX_LENGTH).read([text]).values()
-    assert counting.characters in (FIRST, FIRST + longest_read(MAX_LENGTH))
-    assert tokens.length > len(tokens.ids)  # cut, and it says so
+    reader = TextReader(counting, MAX_LENGTH)
+    counting.characters = 0  # of trying what the tokenizer makes of long runs
+    (tokens,) = reader.read([text]).values()
+    assert counting.characters in (FIRST, FIRST + LONG) or (
+        counting.characters <= FIRST + MARGIN and seen(tokens) == whole(kind, text)  # shortened
+    )
+    assert tokens.length > len(tokens.ids) or counting.characters < FIRST + LONG  # cut, and it says so
     if len(fragment) > 20:
         assert counting.characters == FIRST
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 3 * LONG + "heap",
+        "heap" + "\n \t\u3000" * LONG + "sort heap",
+        ("heap" + " " * 2000) * 100,
+        ("aB1" * 2000 + " heap ") * 100,
+        (" " * 900 + "zip" * 300) * 300,
+        "x" * 2 * LONG + "-" + "y" * 2 * LONG + "東京 sort",
+        "é" * 50 + "x" * 2 * LONG + "é heap",
+        "heap " * 5 + "\r\n" * 3 * LONG,
+    ],
+)
+def test_long_runs_are_read_as_in_the_whole_text(kind: str, text: str) -> None:
+    """Also what the tokenizer step decodes of it, by windows."""
+    reader = TextReader(tokenizer(kind), MAX_LENGTH)
+    for begin in (text, reader.decode(text.encode(), "document")):
+        (tokens,) = reader.read([begin]).values()
+        assert seen(tokens) == whole(kind, text)
+
+
 def test_what_stands_behind_the_longest_read_counts_as_cut() -> None:
-    """The one way in which a text may differ from the whole: a hundred thousand spaces give no token."""
-    (tokens,) = TextReader(tokenizer("WordPiece"), MAX_LENGTH).read([" " * longest_read(MAX_LENGTH) + "heap"]).values()
-    assert seen(tokens) == ([], True)
+    """The one way in which a text may differ from the whole: giant words of other letters, one unknown token each."""
+    (tokens,) = TextReader(tokenizer("WordPiece"), MAX_LENGTH).read(["é" * LONG + " heap"]).values()
+    assert seen(tokens) == (tokenizer("WordPiece").encode("é" * LONG, add_special_tokens=False).ids, True)
+
+
+def test_where_a_text_is_not_utf8_is_told_whatever_window_it_is_in() -> None:
+    reader = TextReader(tokenizer("WordPiece"), MAX_LENGTH)
+    for before in ("", "heap ", "東" * 2 * LONG, " " * 3 * LONG):
+        value = before.encode() + b"\xff heap"
+        if len(before) < LONG or before[0] == " ":
+            with pytest.raises(PairError, match=f"invalid start byte at byte {len(before.encode())};"):
+                reader.decode(value, "document")
+        else:
+            assert reader.decode(value, "document") == "東" * (LONG + 1)
 
 
 LENGTHS = st.integers(0, 40)
