@@ -44,6 +44,17 @@ def share(kind: str) -> str:
     return f'sum(rate({pairs}{{kind="{kind}"}}{RATE})) / sum(rate({pairs}{{kind="all"}}{RATE}))'
 
 
+def grown(name: str) -> str:
+    """A counter of our backends, a second, by model."""
+    return f"sum by (model) (rate(triton_rerank_{name}_total{RATE}))"
+
+
+def waiting() -> str:
+    """Requests, on average: in Triton's queue, and inside the encoder where it schedules by itself."""
+    queued = f"sum by (model) (rate(nv_inference_queue_duration_us{ENCODER}{RATE})) / 1e6"
+    return f"{queued} + ({grown('waited_seconds')} or 0 * {queued})"
+
+
 ROWS: dict[str, list[Panel]] = {
     "Gateway": [
         Panel("Requests", "reqps", "", {"{{status}}": f"sum by (status) (rate({GATEWAY}requests_total{RATE}))"}),
@@ -79,7 +90,7 @@ ROWS: dict[str, list[Panel]] = {
             "Requests that wait for the encoder",
             "short",
             "on average, all servers; what autoscaling asks for. docs/operations.md: Queue",
-            {"{{model}}": f"sum by (model) (rate(nv_inference_queue_duration_us{ENCODER}{RATE})) / 1e6"},
+            {"{{model}}": waiting()},
         ),
         Panel(
             "A request in front of and in the encoder",
@@ -91,6 +102,42 @@ ROWS: dict[str, list[Panel]] = {
             },
         ),
         Panel("Pairs an execution", "short", "", {"{{model}}": mean("count", "exec_count")}),
+        Panel(
+            "Tokens",
+            "ops",
+            "a second, padding left out; a second look at what the encoder does",
+            {"asked, {{model}}": grown("tokens"), "computed, {{model}}": grown("computed_tokens")},
+        ),
+        Panel(
+            "Tokens a pair",
+            "short",
+            "longer texts cost more",
+            {"{{model}}": f"{grown('tokens')} / {grown('pairs')}"},
+        ),
+        Panel(
+            "Share of pairs that are cut, of tokens that are padding",
+            "percentunit",
+            "docs/operations.md: Cut, Padding",
+            {
+                "cut, {{model}}": f"{grown('truncated_pairs')} / {grown('pairs')}",
+                "padding, {{model}}": f"1 - {grown('computed_tokens')} / {grown('padded_tokens')}",
+            },
+        ),
+        Panel(
+            "A micro-batch",
+            "short",
+            "what one run of the engine computes; docs/export.md, micro_batch_tokens",
+            {
+                "pairs, {{model}}": f"{grown('computed_pairs')} / {grown('micro_batches')}",
+                "tokens, {{model}}": f"{grown('padded_tokens')} / {grown('micro_batches')}",
+            },
+        ),
+        Panel(
+            "Pairs that wait inside the encoder",
+            "short",
+            "continuous scheduling only",
+            {"{{model}}": "sum by (model) (triton_rerank_waiting_pairs)"},
+        ),
         Panel(
             "Pairs by server",
             "ops",

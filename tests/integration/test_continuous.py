@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from google.protobuf import text_format
-from support.tritons import NAME, only_bert, start, wait_until
-from tritonclient.grpc import model_config_pb2
+from support.tritons import NAME, edited, only_bert, start, wait_until
 
 from triton_rerank import RerankClient
-from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, SCHEDULING
+from triton_rerank.contract import ENCODER_SUFFIX, SCHEDULING
 from triton_rerank_server import TritonServer
 
 DEMO = "minilm-l6-demo"
@@ -31,12 +29,11 @@ def server(model_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     for source in model_repository.glob(f"{DEMO}*"):
         shutil.copytree(source, folder / source.name)
     for encoder in (ENCODER, DEMO + ENCODER_SUFFIX):
-        path = folder / encoder / CONFIG_FILE
-        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-        config.parameters[SCHEDULING].string_value = "continuous"
-        config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0  # a busy machine is no refusal
-        config.parameters["max_waiting_tokens"].string_value = str(WAITING * ROWS * WIDTH)
-        path.write_text(text_format.MessageToString(config))
+        with edited(folder / encoder) as config:
+            config.parameters[SCHEDULING].string_value = "continuous"
+            # a busy machine is no refusal
+            config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
+            config.parameters["max_waiting_tokens"].string_value = str(WAITING * ROWS * WIDTH)
     with start(folder) as running:
         yield running
 
@@ -138,10 +135,8 @@ def test_a_request_that_waited_longer_than_it_asked_for_is_refused_as_overload(
 
 def test_the_server_ends_while_requests_wait_and_all_are_answered(tiny_repository: Path, tmp_path: Path) -> None:
     folder = only_bert(tiny_repository, tmp_path / "model_repository")
-    path = folder / ENCODER / CONFIG_FILE
-    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    config.parameters[SCHEDULING].string_value = "continuous"
-    path.write_text(text_format.MessageToString(config))
+    with edited(folder / ENCODER) as config:
+        config.parameters[SCHEDULING].string_value = "continuous"
     with start(folder) as running, triton.InferenceServerClient(running.grpc_target) as client:
         asked = Asked(client)
         for number in range(4):

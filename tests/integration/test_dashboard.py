@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import runpy
 import shutil
 import subprocess
@@ -13,11 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped]
 from support import chart
 from support.gateways import process
 from support.load import Load
-from support.tritons import only_bert, start, wait_until
+from support.tritons import NAME, edited, only_bert, start, wait_until
 
+from triton_rerank.contract import ENCODER_SUFFIX, SCHEDULING
 from triton_rerank_server.ports import resolve_port
 
 OBSERVABILITY = chart.ROOT / "deploy" / "observability"
@@ -28,7 +31,8 @@ CONFIG = """
 global: {{ scrape_interval: 1s, evaluation_interval: 1s }}
 rule_files: [{servers}, {gateway_rules}]
 scrape_configs:
-  - {{ job_name: triton-rerank, static_configs: [{{ targets: ["{triton}"] }}] }}
+  - job_name: triton-rerank
+    static_configs: [{{ targets: ["{triton}"], labels: {{ namespace: search, pod: r-triton-rerank-0 }} }}]
   - {{ job_name: rerank-gateway, static_configs: [{{ targets: ["{gateway}"] }}] }}
 """
 
@@ -56,8 +60,11 @@ def prometheus(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     if program is None:
         pytest.skip("prometheus is not on PATH: Debian's package prometheus has it")
     folder = tmp_path_factory.mktemp("prometheus")
+    repository = only_bert(tiny_repository, folder / "model_repository")
+    with edited(repository / f"{NAME}{ENCODER_SUFFIX}") as config:
+        config.parameters[SCHEDULING].string_value = "continuous"  # it has every metric
     with (
-        start(only_bert(tiny_repository, folder / "model_repository")) as triton,
+        start(repository) as triton,
         process(triton.grpc_target, *BOUNDS, log=folder / "gateway.log") as (_, url),
         httpx.Client(base_url=url, timeout=60) as caller,
         Load(lambda _: caller.post("/v1/rerank", json=BODY), threads=8, pause_s=0.02),
@@ -99,6 +106,19 @@ def test_prometheus_answers_the_query_of_every_panel(prometheus: httpx.Client) -
     for title, query in queries():
         asked = query.replace("$__rate_interval", "15s")
         assert wait_until(lambda asked=asked: bool(values(prometheus, asked)), 60), (title, asked)  # type: ignore[misc]
+
+
+def test_what_autoscalers_ask_for_is_answered_for_each_pod(prometheus: httpx.Client) -> None:
+    """The query of the chart's ScaledObject, and the rule for prometheus-adapter in which it puts names and labels."""
+    keda = chart.render("--values", str(chart.CHART / "ci" / "keda-values.yaml"))["ScaledObject"]
+    (trigger,) = keda["spec"]["triggers"]
+    (rule,) = yaml.safe_load((OBSERVABILITY / "adapter.yaml").read_text())["rules"]
+    (series,) = re.findall(r"\w+(?={)", rule["seriesQuery"])
+    names = {"GroupBy": "pod", "Series": series, "LabelMatchers": 'namespace="search"'}
+    by_adapter = re.sub(r"<<\.(\w+)>>", lambda found: names[found[1]], rule["metricsQuery"])
+    for query in (trigger["metadata"]["query"], by_adapter):
+        asked = query.replace("[1m]", "[15s]")
+        assert wait_until(lambda asked=asked: any(v > 0 for v in values(prometheus, asked)), 60), asked  # type: ignore[misc]
 
 
 def test_prometheus_evaluates_every_rule(prometheus: httpx.Client) -> None:

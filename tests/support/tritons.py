@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import tritonclient.grpc as triton
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
-from triton_rerank.contract import TOKENIZER_SUFFIX
+from triton_rerank.contract import CONFIG_FILE, TOKENIZER_SUFFIX
 from triton_rerank_server import ServerConfig, TritonServer
 
 NAME = "tiny-bert"
@@ -25,6 +27,15 @@ def only_bert(repository: Path, folder: Path) -> Path:
     for source in sorted(repository.glob(f"{NAME}*")):
         shutil.copytree(source, folder / source.name)
     return folder
+
+
+@contextlib.contextmanager
+def edited(model: Path) -> Iterator[model_config_pb2.ModelConfig]:
+    """The config of a model's folder, written back at the end of the block."""
+    path = model / CONFIG_FILE
+    config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
+    yield config
+    path.write_text(text_format.MessageToString(config))
 
 
 def start(

@@ -91,9 +91,10 @@ def lay_out_backends(installation: Installation, directory: Path) -> Path:
 
 
 def _copy(backend: str, target: Path) -> None:
-    """Its package, and beside that the model.py which Triton looks for and which imports it."""
+    """Its package, and beside that the model.py which Triton looks for and which imports it, and what both share."""
     shutil.copytree(OUR_BACKENDS / backend, target / backend, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy2(OUR_BACKENDS / backend / "model.py", target)
+    for module in (f"{backend}/model.py", "meters.py"):
+        shutil.copy2(OUR_BACKENDS / module, target)
 
 
 def _lay_out_python(installation: Installation, directory: Path) -> None:

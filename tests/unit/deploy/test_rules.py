@@ -31,7 +31,7 @@ def test_the_rules_are_valid(rules: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("examples", ["rules_test.yaml", "gateway_rules_test.yaml"])
+@pytest.mark.parametrize("examples", ["rules_test.yaml", "day_rules_test.yaml", "gateway_rules_test.yaml"])
 def test_the_rules_say_what_the_examples_expect(examples: str) -> None:
     done = promtool("test", "rules", str(OBSERVABILITY / examples))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -114,11 +114,12 @@ def test_what_the_serving_image_installs_is_pinned() -> None:
 
 
 def test_the_image_has_both_backends_whole_and_takes_no_native_ones_place() -> None:
-    """Laid out as `lay_out_backends` does: the package, and beside it the model.py that imports it."""
+    """Laid out as `lay_out_backends` does: the package, beside it the model.py that imports it, and what both share."""
     expected = []
     for package, backend in (("tokenizer", "tokenizer"), ("encoder", ENCODER_BACKEND)):
         folder, target = str((OUR_BACKENDS / package).relative_to(ROOT)), f"/opt/tritonserver/backends/{backend}"
-        expected += [[f"{folder}/model.py", f"{target}/"], [folder, f"{target}/{package}"]]
+        shared = str((OUR_BACKENDS / "meters.py").relative_to(ROOT))
+        expected += [[f"{folder}/model.py", shared, f"{target}/"], [folder, f"{target}/{package}"]]
     assert [text.split() for text in image.of(image.SERVING, "COPY") if "backends" in text] == expected
 
 

@@ -19,9 +19,11 @@ labels:
 {{- with .Values.image }}{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}{{ end }}
 {{- end }}
 
-{{- /* Requests that wait in front of the encoders, on average (Little's law). The ensemble's own queue is always empty. */ -}}
+{{- /* Requests that wait in front of the encoders, or inside them under continuous scheduling, on average (Little's law).
+The ensemble's own queue is always empty. */ -}}
 {{- define "triton-rerank.waiting" -}}
-sum(rate(nv_inference_queue_duration_us{namespace="{{ .Release.Namespace }}",pod=~"{{ include "triton-rerank.fullname" . }}-.+",model=~".+-encoder"}[1m])) / 1e6
+{{- $pods := printf "namespace=%q,pod=~\"%s-.+\"" .Release.Namespace (include "triton-rerank.fullname" .) -}}
+sum(rate(nv_inference_queue_duration_us{ {{- $pods }},model=~".+-encoder"}[1m])) / 1e6 + (sum(rate(triton_rerank_waited_seconds_total{ {{- $pods }}}[1m])) or vector(0))
 {{- end }}
 
 {{- define "triton-rerank.needs" -}}

@@ -51,9 +51,11 @@ class Ticket(Protocol):
 class _Request:
     rows: Rows
     ticket: Ticket
-    expires_s: float
+    came_s: float
+    timeout_s: float
     logits: npt.NDArray[np.float32] = field(init=False)
     left: int = field(init=False)  # rows without a logit
+    taken: bool = False  # a row of it
 
     def __post_init__(self) -> None:
         self.left = len(self.rows.lengths)
@@ -74,6 +76,7 @@ class Continuous:
         self._requests: dict[Waiting, _Request] = {}
         self._changed = threading.Condition()
         self._closing = False
+        self._waited_s = 0.0
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
@@ -87,7 +90,7 @@ class Continuous:
         """
         try:
             check(inputs, self._engine.input_names)
-            request = _Request(Rows(inputs), ticket, time.monotonic() + timeout_s)
+            request = _Request(Rows(inputs), ticket, time.monotonic(), timeout_s)
             lengths = request.rows.padded(self._engine.length_step).tolist()
             with self._changed:
                 try:
@@ -97,6 +100,11 @@ class Continuous:
                 self._changed.notify()
         except Exception as exc:  # noqa: BLE001 - the one request gets it, whatever it is
             ticket.failed(exc)
+
+    def waits(self) -> tuple[float, int, int]:
+        """Seconds that requests waited, in all; pairs that wait now, and their tokens."""
+        with self._changed:
+            return self._waited_s, sum(len(waiting.rows) for waiting in self._schedule), self._schedule.tokens
 
     def close(self) -> None:
         """Answer what waits, then end the thread."""
@@ -114,10 +122,18 @@ class Continuous:
                     return
                 leaving = self._drop_leaving()
                 batch = [(self._requests[waiting], waiting, row) for waiting, row in self._schedule.take()]
+                self._count([*(request for request, _, _ in batch), *(request for request, _ in leaving)])
             for request, error in leaving:
                 _tell(request.ticket.failed, error)
             if batch:
                 self._compute(batch)
+
+    def _count(self, requests: Sequence[_Request]) -> None:
+        now_s = time.monotonic()
+        for request in requests:
+            if not request.taken:
+                request.taken = True
+                self._waited_s += now_s - request.came_s
 
     def _drop_leaving(self) -> list[tuple[_Request, Exception]]:
         now_s = time.monotonic()
@@ -126,7 +142,7 @@ class Continuous:
             request = self._requests[waiting]
             if request.ticket.is_cancelled():
                 leaving.append((request, CancelledError("cancelled by its caller")))
-            elif not waiting.begun and now_s > request.expires_s:
+            elif not waiting.begun and now_s > request.came_s + request.timeout_s:
                 leaving.append((request, OverloadError("Request timeout expired")))
             else:
                 continue

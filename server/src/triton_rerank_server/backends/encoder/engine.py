@@ -41,12 +41,32 @@ class Rows:
         return np.minimum(-(-self.lengths // step) * step, width)
 
 
+@dataclass
+class Computed:
+    """What an engine has computed so far, failed runs included.
+
+    Attributes:
+        batches: runs of the library.
+        pairs: rows.
+        tokens: of them.
+        padded_tokens: rows × width.
+    """
+
+    batches: int = 0
+    pairs: int = 0
+    tokens: int = 0
+    padded_tokens: int = 0
+
+
 class Engine:
     """One session of a one-logit cross-encoder.
 
     Args:
         model_file: the graph.
         options: which library, and its settings; None means ONNX Runtime's defaults.
+
+    Attributes:
+        computed: counts of all runs; whoever computes adds to it, others only read.
 
     Raises:
         EngineError: the file is missing or broken, or a setting is unknown.
@@ -61,7 +81,16 @@ class Engine:
         self.micro_batch_tokens = self._session.micro_batch_tokens
         self.batch_cost_tokens: float = self._session.batch_cost_tokens
         self.length_step = self._session.length_step
-        self.run = self._session.run
+        self.computed = Computed()
+
+    def run(self, inputs: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
+        """As `Session.run`, and counted."""
+        mask = inputs["attention_mask"]
+        self.computed.batches += 1
+        self.computed.pairs += len(mask)
+        self.computed.tokens += int(np.count_nonzero(mask))
+        self.computed.padded_tokens += mask.size
+        return self._session.run(inputs)
 
     def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
         """Score the pairs of several requests together.
@@ -85,7 +114,7 @@ class Engine:
         for batch in micro_batches(lengths, self.micro_batch_tokens, self.batch_cost_tokens):
             width = int(lengths[batch].max())
             feed = {name: np.ascontiguousarray(rows.inputs[name][batch, :width]) for name in self.input_names}
-            out[batch] = self._session.run(feed)
+            out[batch] = self.run(feed)
         ends = np.cumsum([len(request["attention_mask"]) for request in requests])
         return np.split(out, ends[:-1])
 

@@ -24,6 +24,19 @@ from encoder.onnxruntime_session import OnnxRuntimeOptions, cuda_available
 from encoder.openvino_session import OpenVinoOptions
 from encoder.schedule import MOST_WAITING_TOKENS
 from encoder.session import EngineError, TensorError, whole
+from meters import Meters
+
+METERS = {
+    "triton_rerank_micro_batches_total": "Runs of the engine",
+    "triton_rerank_computed_pairs_total": "Pairs that it computed",
+    "triton_rerank_computed_tokens_total": "Tokens that it computed, padding left out",
+    "triton_rerank_padded_tokens_total": "Tokens that it computed, padding included",
+}
+CONTINUOUS_METERS = {
+    "triton_rerank_waited_seconds_total": "Time until the first pair of a request was taken, inside the encoder",
+    "triton_rerank_waiting_pairs": "Pairs that wait inside the encoder",
+    "triton_rerank_waiting_tokens": "Their tokens",
+}
 
 
 class TritonPythonModel:
@@ -44,11 +57,15 @@ class TritonPythonModel:
             parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
             most = whole("max_waiting_tokens", parameters.get("max_waiting_tokens", str(MOST_WAITING_TOKENS)))
             self._continuous = Continuous(self._engine, most_tokens=most)
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        texts = {**METERS, **(CONTINUOUS_METERS if self._continuous else {})}
+        self._meters = Meters(pb_utils, labels, texts, self._counts)
 
     def finalize(self) -> None:
         """Answer what waits, and end."""
         if self._continuous:
             self._continuous.close()
+        self._meters.close()
 
     def execute(self, requests: list[Any]) -> list[Any] | None:
         """Answer every request of one execution, in order."""
@@ -65,6 +82,11 @@ class TritonPythonModel:
             return [_response(logits) for logits in self._engine.logits(inputs)]
         except Exception:  # noqa: BLE001 - each request tells its own
             return [self._alone(request) for request in inputs]  # the bad one gets its error, the others their answers
+
+    def _counts(self) -> dict[str, float]:
+        done = self._engine.computed
+        found = dict(zip(METERS, (done.batches, done.pairs, done.tokens, done.padded_tokens), strict=True))
+        return found | (dict(zip(CONTINUOUS_METERS, self._continuous.waits(), strict=True)) if self._continuous else {})
 
     def _put(self, continuous: Continuous, request: Any) -> None:
         inputs = {  # Triton takes its memory back when execute returns

@@ -16,10 +16,18 @@ from typing import Any
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - Triton does not put it there
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from meters import Meters
 from tokenizer.pairs import LIMITS, PairLimits, PairTensors, PairTokenizer
 from tokenizer.texts import TextTokens
 from tokenizer.tokenizer_file import PairError
+
+METERS = {
+    "triton_rerank_pairs_total": "Pairs that were tokenised",
+    "triton_rerank_tokens_total": "Tokens of these pairs, padding left out",
+    "triton_rerank_truncated_pairs_total": "Pairs of which a part was cut off",
+}
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,13 @@ class TritonPythonModel:
             Path(args["model_repository"]) / args["model_version"] / "tokenizer.json", parameters
         )
         self._outputs = [output["name"] for output in config["output"]]
+        self._totals = dict.fromkeys(METERS, 0)
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        self._meters = Meters(pb_utils, labels, METERS, self._totals.copy)
+
+    def finalize(self) -> None:
+        """Tell the last counts."""
+        self._meters.close()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer every request of one execution, in order."""
@@ -85,6 +100,9 @@ class TritonPythonModel:
         tensors: PairTensors = self._tokenizer.assemble(
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
+        counts = (len(tensors.truncated), int(tensors.token_count.sum()), int(np.count_nonzero(tensors.truncated)))
+        for name, count in zip(METERS, counts, strict=True):
+            self._totals[name] += count
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, getattr(tensors, name)) for name in self._outputs])
 
 
