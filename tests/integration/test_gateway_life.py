@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -130,58 +125,6 @@ def test_the_callers_trace_reaches_triton(tiny_repository: Path) -> None:
             assert stand_in.headers["traceparent"] == TRACE
             gateway.post("/v1/rerank", BODY, headers={"traceparent": "no trace\tat all"})
             assert "traceparent" not in stand_in.headers
-
-
-@contextlib.contextmanager
-def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """Takes what is exported by OTLP over HTTP."""
-    bodies: list[bytes] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            bodies.append(gzip.decompress(body) if self.headers["content-encoding"] == "gzip" else body)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1/traces", bodies
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def test_spans_of_a_request_are_exported_under_the_callers_trace(tiny_repository: Path, tmp_path: Path) -> None:
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-    with collector() as (endpoint, bodies), serve(StandIn(tiny_repository)) as stand_in:
-        flags = ("--otlp-endpoint", endpoint)
-        with process(f"127.0.0.1:{stand_in.port}", *flags, log=tmp_path / "gateway.log") as (child, url):
-            found = httpx.post(f"{url}/v1/rerank", json=BODY, headers={"traceparent": TRACE}, timeout=60)
-            assert found.status_code == 200
-            told = stand_in.headers["traceparent"]
-            child.send_signal(signal.SIGTERM)
-            assert child.wait(60) == 0
-    spans = [
-        span
-        for body in bodies
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-        if span.trace_id.hex() == TRACE.split("-")[1]
-    ]
-    by_name = {span.name.rsplit("/", 1)[-1]: span for span in spans}
-    assert {"rerank", "wait", "score", "ModelInfer"} <= set(by_name)
-    assert by_name["rerank"].parent_span_id.hex() == TRACE.split("-")[2]
-    assert by_name["wait"].parent_span_id == by_name["score"].parent_span_id == by_name["rerank"].span_id
-    assert by_name["ModelInfer"].parent_span_id == by_name["score"].span_id
-    assert told.split("-")[1:3] == [TRACE.split("-")[1], by_name["ModelInfer"].span_id.hex()]
-    assert b"zip" not in b"".join(bodies)
 
 
 def test_a_port_that_is_taken_ends_the_command_with_1(tmp_path: Path) -> None:
