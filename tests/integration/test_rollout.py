@@ -136,6 +136,18 @@ def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
     assert len(set(load.logits())) == 1
 
 
+def test_other_settings_and_the_way_back_drop_no_request(copy: Path) -> None:
+    """Fewer pairs a request than the ensemble that serves, and more; another ladder; the very same answers."""
+    with start(copy) as server, Load(server.grpc_target) as load:
+        old = load.ask(20)
+        for setting in ("--max-batch-size=8", "--max-batch-size=512", "--instances=2", "--length-ladder=128"):
+            assert main(["set", "--model", NAME, "--model-repository", str(copy), setting]) == 0
+            reloaded = ["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]
+            assert main(reloaded) == 0
+            assert load.ask(20) == old, setting
+    assert load.errors == []
+
+
 @pytest.fixture
 def cached(copy: Path, checkpoints: dict[str, Path]) -> Iterator[TritonServer]:
     options = ExportOptions(precision="fp32", response_cache=True, replace=True)

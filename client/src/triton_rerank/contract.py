@@ -27,6 +27,9 @@ ENCODER_SUFFIX: Final = "-encoder"  # and its second <model>-encoder
 ENCODER_BACKEND: Final = "rerank_encoder"
 ENGINE: Final = "engine"  # the library that computes: "onnxruntime" or "openvino"
 SCHEDULING: Final = "scheduling"  # "continuous", or absent for executions that Triton makes
+THREADS: Final = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}  # by engine; absent: all
+MICRO_BATCH_TOKENS: Final = "micro_batch_tokens"  # padded tokens computed at once; absent: the engine's choice
+CUDA_GRAPH_SHAPES: Final = "cuda_graph_shapes"  # "1x32,8x128"; absent: no CUDA graphs
 
 # Request parameters. Never optional inputs: requests with different sets of inputs do not batch together.
 MAX_LENGTH: Final = "max_length"  # tokens a pair, at most the model's own

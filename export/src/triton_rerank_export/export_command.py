@@ -1,4 +1,4 @@
-"""``triton-rerank-export export``, ``list`` and ``models``."""
+"""``triton-rerank-export export``, ``set``, ``list`` and ``models``."""
 
 from __future__ import annotations
 
@@ -11,27 +11,58 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from triton_rerank_export.causal import PROMPTS
-from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.triton_config import ACCELERATORS, ENGINES, PRECISIONS, SCHEDULINGS, SPECIAL_TOKENS_IN_TEXT
+from triton_rerank_export.options import MOST_VERSIONS, ExportOptions
+from triton_rerank_export.settings import SETTINGS, Settings, check_bounds, flag
+from triton_rerank_export.triton_config import (
+    ACCELERATORS,
+    ENGINES,
+    PRECISIONS,
+    SCHEDULINGS,
+    SPECIAL_TOKENS_IN_TEXT,
+    ServedModel,
+)
 from triton_rerank_export.warmup import WARMUPS
 
 if TYPE_CHECKING:
     from triton_rerank_export.pipeline import ExportResult
 
 _DEFAULTS = ExportOptions()
+_SETTINGS = {
+    "instances": "instances of the encoder",
+    "threads": "threads of an instance; 0: the engine's choice",
+    "tokenizers": "instances of the tokenizer",
+    "length_ladder": "padded lengths, such as 64,128,512; '': the usual ones",
+    "micro_batch_tokens": "padded tokens computed at once, by our encoder over ONNX Runtime; 0: its choice",
+    "cuda_graph_shapes": "rows x width of CUDA graphs, such as 1x32,8x128; '': none",
+    "max_batch_size": "pairs in a request and in an execution",
+    "queue_delay_us": "µs that requests may wait for others",
+    "max_queue_size": "requests that may wait; 0: no bound",
+    "queue_timeout_us": "µs until a waiting request is refused; 0: never",
+}
 
 
 def register(commands: Any) -> None:
-    """Add the three commands to argparse's subparsers."""
+    """Add the four commands to argparse's subparsers."""
     export = commands.add_parser("export", help="checkpoint → model repository")
     export.add_argument(
         "--model", required=True, help="a known name, a Hugging Face id (org/name@revision), or a folder"
     )
     export.add_argument("--model-repository", type=Path, required=True)
     _add_artefact_options(export)
-    _add_serving_options(export)
-    _add_version_options(export)
+    _add_settings(export)
+    export.add_argument("--warmup", choices=WARMUPS, help="default: full for fp16, light for the others")
+    export.add_argument("--response-cache", action="store_true", help="let Triton cache encoder responses")
+    _add_version_options(export, "begin again at version 1, with default settings")
     export.set_defaults(run=_export)
+    changed = commands.add_parser("set", help="serve a model that is there with other settings, as a new version")
+    changed.add_argument("--model", required=True, help="public name")
+    changed.add_argument("--model-repository", type=Path, required=True)
+    changed.add_argument(
+        "--from", type=Path, dest="source", metavar="REPOSITORY", help="take its model, as it is there"
+    )
+    _add_settings(changed)
+    _add_version_options(changed, "in place of all versions that are there, and of any precision")
+    changed.set_defaults(run=_set)
     listed = commands.add_parser("list", help="what is in the repository: versions, precision, licence")
     listed.add_argument("--model-repository", type=Path, required=True)
     listed.set_defaults(run=_list)
@@ -74,25 +105,37 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_serving_options(parser: argparse.ArgumentParser) -> None:
-    _add(parser, "max_batch_size", "pairs in a request and in an execution")
-    _add(parser, "queue_delay_us", "µs that requests may wait for others")
-    _add(parser, "max_queue_size", "requests that may wait")
-    _add(parser, "queue_timeout_us", "µs until a waiting request is refused")
-    parser.add_argument("--warmup", choices=WARMUPS, help="default: full for fp16, light for the others")
-    parser.add_argument("--response-cache", action="store_true", help="let Triton cache encoder responses")
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "settings", "what `make perf` tunes; what is not given is as in the version that is there"
+    )
+    for name, text in _SETTINGS.items():
+        kind: Any = {"length_ladder": _ladder, "cuda_graph_shapes": str}.get(name, int)
+        group.add_argument(flag(name), type=kind, help=text + _default(name))
 
 
-def _add_version_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--replace", action="store_true", help="begin again at version 1")
+def _default(name: str) -> str:
+    value = getattr(ServedModel, name)
+    return "" if value in ((), "") else f"; default {value}"
+
+
+def _add_version_options(parser: argparse.ArgumentParser, replace: str) -> None:
+    parser.add_argument("--replace", action="store_true", help=replace)
     _add(parser, "keep_versions", "versions that stay, the new one included")
 
 
 def _add(parser: argparse.ArgumentParser, field: str, text: str, **more: Any) -> None:
     """Add the option of a field of `ExportOptions`, with its default."""
     default = getattr(_DEFAULTS, field)
-    flag = "--" + field.replace("_", "-")
-    parser.add_argument(flag, type=type(default), default=default, help=f"{text}; default %(default)s", **more)
+    parser.add_argument(flag(field), type=type(default), default=default, help=f"{text}; default %(default)s", **more)
+
+
+def _ladder(value: str) -> tuple[int, ...]:
+    """Padded lengths, for argparse."""
+    try:
+        return tuple(int(rung) for rung in value.split(",")) if value else ()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{value!r}: it must be whole numbers, such as 64,128,512") from None
 
 
 def _default_timing_cache() -> Path:
@@ -120,6 +163,33 @@ def _export(options: argparse.Namespace) -> int:
 
         result = export_model(options.model, options.model_repository, wanted, on_step=on_step)
     print(_summary(result, options.model, options.model_repository, wanted))
+    return 0
+
+
+def _set(options: argparse.Namespace) -> int:
+    from triton_rerank_export.changed_settings import as_it_is, change_settings
+    from triton_rerank_export.errors import ExportError
+
+    settings = Settings(**{name: getattr(options, name) for name in SETTINGS})
+    check_bounds("keep_versions", options.keep_versions, 1, MOST_VERSIONS)
+    if not settings.given and options.source is None:
+        there = as_it_is(options.model_repository, options.model)
+        raise ExportError(f"{options.model} is served with {there}; give what is to be another, such as --instances 2")
+    done, changed = change_settings(
+        options.model_repository,
+        options.model,
+        settings,
+        source=options.source,
+        replace=options.replace,
+        keep=options.keep_versions,
+        on_step=Console(stderr=True).print,
+    )
+    if done is None:
+        print(f"{options.model}: {options.model_repository} serves it so already; nothing was changed")
+        return 0
+    model = done.manifest.model
+    active = f"version {model.version} of {model.name} ({model.precision}) is active in {options.model_repository}"
+    print("\n".join([*changed, active, *done.left]))
     return 0
 
 

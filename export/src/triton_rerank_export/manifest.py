@@ -117,7 +117,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         notes = tuple(content["notes"])
-        model = ServedModel(**{"native": True, **content["model"]})  # older ones do not say: ours had no name yet
+        fields = {"native": True, **content["model"]}  # older ones do not say: ours had no name yet
+        model = ServedModel(**{**fields, "length_ladder": tuple(fields.get("length_ladder", ()))})
         return Manifest(**{**content, "model": model, "notes": notes})
     except (OSError, ValueError, KeyError, TypeError) as exc:
         raise ExportError(f"{path}: not a manifest of this version ({exc!r}); export the model again") from exc

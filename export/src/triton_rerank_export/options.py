@@ -7,33 +7,17 @@ from pathlib import Path
 
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository import DEFAULT_KEEP_VERSIONS
-from triton_rerank_export.triton_config import (
-    DEFAULT_MAX_BATCH_SIZE,
-    DEFAULT_MAX_QUEUE_SIZE,
-    DEFAULT_QUEUE_DELAY_US,
-    DEFAULT_QUEUE_TIMEOUT_US,
-    Accelerator,
-    Engine,
-    Precision,
-    Scheduling,
-    SpecialTokensInText,
-)
+from triton_rerank_export.settings import Settings, check_bounds
+from triton_rerank_export.triton_config import Accelerator, Engine, Precision, Scheduling, SpecialTokensInText
 from triton_rerank_export.warmup import Warmup
 
-_MAX_INT32 = 2**31 - 1
 _IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
-_BOUNDS = {  # least and most
-    "max_batch_size": (1, 65_536),
-    "queue_delay_us": (0, 10_000_000),
-    "max_queue_size": (0, _MAX_INT32),
-    "queue_timeout_us": (0, 3_600_000_000),
-    "keep_versions": (1, 100),
-}
+MOST_VERSIONS = 100
 
 
 @dataclass(frozen=True)
-class ExportOptions:
-    """Choices of one export; every default is what ``make export`` does.
+class ExportOptions(Settings):
+    """Choices of one export, and the `Settings` that it is served with; every default is what ``make export`` does.
 
     Attributes:
         precision: of the encoder: bf16 and int8 for CPUs, fp16 for GPUs, fp32 for both.
@@ -48,13 +32,9 @@ class ExportOptions:
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
         special_tokens_in_text: special tokens written inside a text are "text", so that no document forges the border
             between query and document, or what they name, as Hugging Face's tokenizers do by default: "special".
-        max_batch_size: most pairs in a request and in an execution.
-        queue_delay_us: microseconds that the encoder's queue may wait for more requests.
-        max_queue_size: requests that may wait in front of a step; 0 means no bound.
-        queue_timeout_us: microseconds until a waiting request is refused; 0 means never.
         warmup: None means "full" for graphs made for GPUs, else "light".
         response_cache: let Triton answer a repeated request from its cache.
-        replace: begin again at version 1 instead of adding a version.
+        replace: begin again at version 1, and with default settings, instead of adding a version.
         keep_versions: versions that stay in the repository, the new one included.
         reduce_range: int8 weights have 7 bits, for NVIDIA's native backend on CPUs without VNNI.
         accept_licence: licence that is accepted, of weights that may not be used for everything.
@@ -72,10 +52,6 @@ class ExportOptions:
     label: str | None = None
     max_length: int | None = None
     special_tokens_in_text: SpecialTokensInText = "text"
-    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
-    queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
-    max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
-    queue_timeout_us: int = DEFAULT_QUEUE_TIMEOUT_US
     warmup: Warmup | None = None
     response_cache: bool = False
     replace: bool = False
@@ -92,10 +68,8 @@ class ExportOptions:
         Raises:
             ExportError: a number out of its bounds, or choices that do not go together.
         """
-        for field, (least, most) in _BOUNDS.items():
-            value = getattr(self, field)
-            if not least <= value <= most:
-                raise ExportError(f"{_flag(field)} is {value}: it must be from {least} to {most}")
+        super().__post_init__()
+        check_bounds("keep_versions", self.keep_versions, 1, MOST_VERSIONS)
         if self.reduce_range and self.precision != "int8":
             raise ExportError(f"--reduce-range is for int8 weights; --precision is {self.precision}")
         engine = self.effective_engine
@@ -137,7 +111,3 @@ class ExportOptions:
     def effective_warmup(self) -> Warmup:
         """Graphs for GPUs are warmed up in full; on a CPU nothing is compiled for a shape, so a little is enough."""
         return self.warmup or ("full" if self.precision == "fp16" else "light")
-
-
-def _flag(field: str) -> str:
-    return "--" + field.replace("_", "-")

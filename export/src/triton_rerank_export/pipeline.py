@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import shutil
 import tempfile
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_export import graph, parity, repository, staging
 from triton_rerank_export.calibration import Feed, calibration_feeds
 from triton_rerank_export.checkpoint import Checkpoint, resolve
@@ -20,7 +18,8 @@ from triton_rerank_export.licence import is_restricted
 from triton_rerank_export.manifest import Manifest, build_manifest
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository_check import version_is_whole
-from triton_rerank_export.triton_config import EXECUTION_TOKENS, ServedModel
+from triton_rerank_export.settings import Settings
+from triton_rerank_export.triton_config import ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
@@ -85,7 +84,8 @@ def export_model(
             prompt=options.prompt,
             on_step=on_step,
         )
-        served = served_model(checkpoint, options)
+        beside = None if options.replace else repository.served_beside(model_repository, checkpoint.name)
+        served = served_model(checkpoint, options, beside)
         if not options.replace:
             repository.check_compatible(model_repository, served)
         with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
@@ -97,16 +97,19 @@ def export_model(
             return _install(staged, target, manifest, report, options)
 
 
-def served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
+def served_model(checkpoint: Checkpoint, options: ExportOptions, beside: ServedModel | None = None) -> ServedModel:
     """What the configs of a checkpoint are made from.
 
-    Native backends compute a request in one piece, so there a batch of the longest pairs is bounded in tokens too.
+    Args:
+        checkpoint: that is exported.
+        options: what is chosen.
+        beside: whose settings are kept where the options say nothing; None for the defaults.
+
+    Raises:
+        ExportError: a setting that this model cannot be served with.
     """
-    model = _served_model(checkpoint, options)
-    if model.backend == ENCODER_BACKEND:
-        return model
-    most = max(1, EXECUTION_TOKENS // model.max_length)
-    return dataclasses.replace(model, max_batch_size=min(model.max_batch_size, most))
+    kept = {} if beside is None else Settings.of(beside).given
+    return Settings(**{**kept, **options.given}).applied(_served_model(checkpoint, options))
 
 
 def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
@@ -128,10 +131,6 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
         accelerator=options.accelerator,
         native=options.native,
         scheduling=options.scheduling,
-        max_batch_size=options.max_batch_size,
-        queue_delay_us=options.queue_delay_us,
-        max_queue_size=options.max_queue_size,
-        queue_timeout_us=options.queue_timeout_us,
         warmup=options.effective_warmup,
         response_cache=options.response_cache,
     )

@@ -120,6 +120,14 @@ def remove(folder: Path) -> None:
         folder.rename(trash / folder.name)
 
 
+def link(source: str, target: str) -> None:
+    """As large as the weights: a second name costs nothing, where the file system has one to give."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _names(name: str) -> dict[str, str]:
     """Step -> the name that it comes under."""
     return {name + suffix: name + _WORKING + suffix for suffix in (TOKENIZER_SUFFIX, ENCODER_SUFFIX)}
@@ -170,7 +178,7 @@ def _give_own_names(repository: Path, name: str, ensemble: Any) -> None:
     for own, working in _names(name).items():
         with atomic.scratch(repository / working, own) as folder:
             shutil.copytree(
-                repository / working, folder / working, copy_function=_link, ignore=shutil.ignore_patterns(".*")
+                repository / working, folder / working, copy_function=link, ignore=shutil.ignore_patterns(".*")
             )
             (folder / working / CONFIG_FILE).unlink()  # a link: written over, it would change both
             _write_config(folder / working / CONFIG_FILE, repository, working, own)
@@ -199,14 +207,6 @@ def _write_ensemble(repository: Path, ensemble: Any, version: int) -> None:
     del ensemble.version_policy.specific.versions[:]
     ensemble.version_policy.specific.versions.append(version)
     atomic.write_file(repository / ensemble.name / CONFIG_FILE, to_text(ensemble).encode())
-
-
-def _link(source: str, target: str) -> None:
-    """As large as the weights: a second name costs nothing, where the file system has one to give."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _any_model(repository: Path, *, but: Path | None = None) -> Path | None:

@@ -22,6 +22,7 @@ from triton_rerank.contract import CONFIG_FILE, MANIFEST_FILE
 from triton_rerank_export import replacement
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.manifest import Manifest, read_manifest, version_folders, write_manifest
+from triton_rerank_export.settings import SETTINGS, shared_by_versions
 from triton_rerank_export.staging import locked, told
 from triton_rerank_export.triton_config import ServedModel, to_text
 from triton_rerank_export.warmup import warmup_files
@@ -68,6 +69,17 @@ def active_version(repository: Path, name: str) -> int:
         raise ExportError(str(exc)) from exc
 
 
+def served_beside(repository: Path, name: str) -> ServedModel | None:
+    """What the active version is served as; None if the model is not there.
+
+    Raises:
+        ExportError: its config or its manifest cannot be read.
+    """
+    versions = installed_versions(repository, name)
+    found = versions.get(active_version(repository, name)) if versions else None
+    return found.model if found else None
+
+
 def next_version(repository: Path, model: ServedModel) -> int:
     """One more than the highest number in use, finished or left over."""
     used = (version for name in model.configs() for version in reader.version_folders(repository, name))
@@ -84,20 +96,21 @@ def check_compatible(repository: Path, model: ServedModel) -> None:
     if not beside:
         return
     old, new = beside[max(beside)].model, dataclasses.replace(model, version=max(beside))
+    free = _FREE_FIELDS | (set(SETTINGS) - shared_by_versions(model))
     fields = [
         f"{field.name} {getattr(old, field.name)!r} → {getattr(new, field.name)!r}"
         for field in dataclasses.fields(ServedModel)
-        if field.name not in _FREE_FIELDS and getattr(old, field.name) != getattr(new, field.name)
+        if field.name not in free and getattr(old, field.name) != getattr(new, field.name)
     ]
     if fields:
         raise ExportError(
             f"{repository}: {model.name} is there with other settings ({', '.join(fields)}), and versions of a model "
-            "share their settings; replace it with --replace (REPLACE=1), or give this one another --name"
+            "share these; replace it with --replace (REPLACE=1), or give this one another --name"
         )
 
 
-# What may differ between versions. Not the activation: a client reads it once, when it begins. The graphs of both kinds
-# of backend are alike, so the active version's config serves those beside it too.
+# What may differ between versions, besides the settings. Not the activation: a client reads it once, when it begins.
+# The graphs of both kinds of backend are alike, so the active version's config serves those beside it too.
 _FREE_FIELDS = {"version", "source", "revision", "licence", "native"}
 
 
@@ -161,11 +174,14 @@ def activate(repository: Path, name: str, version: int | None = None, *, on_step
     Raises:
         ExportError: the model or the version is not there, or the repository cannot be written.
     """
-    _installed(repository, name, version)
+    installed_version(repository, name, version)
     with told(repository), locked(repository, name, on_step) as repository:
-        versions, chosen = _installed(repository, name, version)
+        versions, chosen = installed_version(repository, name, version)
         model = versions[chosen].model
-        write_configs(repository, model, list(versions), list(model.configs()))
+        ensemble, *steps = reversed(model.configs())
+        write_configs(repository, _bridge(repository, model), list(versions), steps)
+        write_configs(repository, model, [], [ensemble])
+        write_configs(repository, model, list(versions), steps)
     return chosen
 
 
@@ -186,7 +202,12 @@ def write_configs(repository: Path, model: ServedModel, kept: Sequence[int], fol
         _write(repository / folder / CONFIG_FILE, to_text(configs[folder]).encode())
 
 
-def _installed(repository: Path, name: str, version: int | None) -> tuple[dict[int, Manifest], int]:
+def installed_version(repository: Path, name: str, version: int | None) -> tuple[dict[int, Manifest], int]:
+    """All versions of a model, and one of them: that of this number, or for None the newest.
+
+    Raises:
+        ExportError: the model or the version is not there.
+    """
     versions = installed_versions(repository, name)
     if not versions:
         raise ExportError(f"{repository}: no model {name!r} with a {MANIFEST_FILE}; `make export MODEL=…` builds one")
@@ -212,7 +233,7 @@ def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], ke
     try:
         for step in steps:
             replacement.bring(staged / step / str(model.version), repository / step / str(model.version))
-        write_configs(repository, model, sorted(there), steps)
+        write_configs(repository, _bridge(repository, model), sorted(there), steps)
         replacement.bring(staged / ensemble / str(model.version), repository / ensemble / str(model.version))
         write_configs(repository, model, [], [ensemble])
     except BaseException:
@@ -220,6 +241,14 @@ def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], ke
             _take_back(repository, model, before)
         raise
     return _prune(repository, model, _kept_versions(there, active, model.version, keep))
+
+
+def _bridge(repository: Path, model: ServedModel) -> ServedModel:
+    """For the steps until the ensemble is switched: Triton loads none whose batches are larger than its steps'."""
+    with contextlib.suppress(ConfigurationError):  # nothing is served then
+        ensemble = reader.read_config(repository, model.name)
+        return dataclasses.replace(model, max_batch_size=max(model.max_batch_size, ensemble.max_batch_size))
+    return model
 
 
 def _take_back(repository: Path, model: ServedModel, configs: dict[str, bytes]) -> None:

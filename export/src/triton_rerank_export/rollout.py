@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from triton_rerank import repository as reader
 from triton_rerank.contract import ENCODER_SUFFIX, TOKENIZER_SUFFIX
 from triton_rerank_export.errors import ExportError
 
@@ -12,16 +15,19 @@ _LOAD_TIMEOUT_S = 600.0  # a large model is read and warmed up meanwhile
 _ASK_TIMEOUT_S = 30.0
 
 
-def reload(target: str, name: str, *, timeout_s: float = _LOAD_TIMEOUT_S) -> list[int]:
+def reload(target: str, name: str, *, repository: Path | None = None, timeout_s: float = _LOAD_TIMEOUT_S) -> list[int]:
     """Have a server with ``--model-control-mode=explicit`` load a model again.
 
     First the steps, whose new version is loaded and warmed up beside the one that serves; only when both are ready,
     the ensemble, which is swapped at once. Requests on their way finish on the version that they began with. In one
-    call Triton would do the same, but take the ensemble away if a step fails.
+    call Triton would do the same, but take the ensemble away if a step fails. It also takes an ensemble away whose
+    batches are larger than those of a step; so where they become smaller, the steps keep the larger ones until the
+    ensemble is swapped.
 
     Args:
         target: ``host:port`` of its gRPC service.
         name: public model name.
+        repository: the one that the server reads, where this machine can; without it, smaller batches have a gap.
         timeout_s: seconds that loading each of the three may take.
 
     Returns:
@@ -35,11 +41,34 @@ def reload(target: str, name: str, *, timeout_s: float = _LOAD_TIMEOUT_S) -> lis
 
     with contextlib.closing(triton.InferenceServerClient(target)) as client:
         try:
-            for model in (name + TOKENIZER_SUFFIX, name + ENCODER_SUFFIX, name):
-                client.load_model(model, client_timeout=timeout_s)
+            steps = (name + TOKENIZER_SUFFIX, name + ENCODER_SUFFIX)
+            shrinking = {} if repository is None else _larger(client, name, steps, repository)
+            for step in steps:
+                client.load_model(step, config=shrinking.get(step), client_timeout=timeout_s)
+            client.load_model(name, client_timeout=timeout_s)
+            for step in shrinking:
+                client.load_model(step, client_timeout=timeout_s)
             return _served(client, name)
         except (triton.InferenceServerException, grpc.RpcError) as exc:
             raise ExportError(f"{target}: {name} was not loaded ({exc}); {_state(client, name)}") from exc
+
+
+def _larger(client: Any, name: str, steps: Sequence[str], repository: Path) -> dict[str, str]:
+    """Steps whose batches become smaller than those of the ensemble that is served -> their config, with its size."""
+    from google.protobuf import json_format
+    from tritonclient import grpc as triton
+
+    try:
+        served = client.get_model_config(name, client_timeout=_ASK_TIMEOUT_S).config.max_batch_size
+    except triton.InferenceServerException:
+        return {}  # nothing is served that could be taken away
+    found = {}
+    for step in steps:
+        config = reader.read_config(repository, step)
+        if config.max_batch_size < served:
+            config.max_batch_size = served
+            found[step] = json_format.MessageToJson(config, preserving_proto_field_name=True)
+    return found
 
 
 def _served(client: Any, name: str) -> list[int]:

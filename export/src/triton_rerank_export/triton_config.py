@@ -63,6 +63,12 @@ class ServedModel:
         queue_delay_us: microseconds that the encoder's queue may wait for more requests.
         max_queue_size: requests that may wait in front of a step; one more is refused. 0 means no bound.
         queue_timeout_us: microseconds until a waiting request is refused; a request may ask for less. 0 means never.
+        instances: of the encoder.
+        threads: that an instance of the encoder computes with; 0 means the engine's own choice.
+        tokenizers: instances of the tokenizer step.
+        length_ladder: padded lengths below ``max_length``, ascending; empty means `length_ladder`'s.
+        micro_batch_tokens: padded tokens that our encoder computes at once; 0 means the engine's own choice.
+        cuda_graph_shapes: shapes that are CUDA graphs on a GPU, such as "1x32,8x128"; empty means none.
         warmup: each length of the ladder is run before the server is ready, with one pair and with as many as the
             engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
         response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).
@@ -90,6 +96,12 @@ class ServedModel:
     queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
     max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
     queue_timeout_us: int = DEFAULT_QUEUE_TIMEOUT_US
+    instances: int = 1
+    threads: int = 0
+    tokenizers: int = 1
+    length_ladder: tuple[int, ...] = ()
+    micro_batch_tokens: int = 0
+    cuda_graph_shapes: str = ""
     warmup: Warmup = "light"
     response_cache: bool = False
     query_prompt: str = ""
@@ -110,7 +122,7 @@ class ServedModel:
     @property
     def ladder(self) -> tuple[int, ...]:
         """Padded lengths, ascending; the last is ``max_length``."""
-        return length_ladder(self.max_length)
+        return length_ladder(self.max_length, self.length_ladder or _FULL_LADDER)
 
     @property
     def tensors(self) -> tuple[str, ...]:
@@ -141,14 +153,16 @@ class ServedModel:
         named: dict[str, str] = {contract.ENGINE: self.engine} if self.backend == contract.ENCODER_BACKEND else {}
         if self.scheduling == "continuous":
             named[contract.SCHEDULING] = self.scheduling
-        if self.engine != "openvino":
-            return named
-        return {
-            **named,
-            "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
-            **({"HINT_BF16": "YES"} if self.precision == "bf16" else {}),
-        }
+        if self.engine == "openvino":
+            named |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+            named |= {"HINT_BF16": "YES"} if self.precision == "bf16" else {}
+        if self.threads:
+            named[contract.THREADS[self.engine]] = str(self.threads)
+        if self.micro_batch_tokens:
+            named[contract.MICRO_BATCH_TOKENS] = str(self.micro_batch_tokens)
+        if self.cuda_graph_shapes:
+            named[contract.CUDA_GRAPH_SHAPES] = self.cuda_graph_shapes
+        return named
 
     @property
     def graph_file(self) -> str:
@@ -175,9 +189,9 @@ def encoder_inputs(*, token_type_ids: bool) -> tuple[str, ...]:
     return (contract.INPUT_IDS, contract.ATTENTION_MASK) + ((contract.TOKEN_TYPE_IDS,) if token_type_ids else ())
 
 
-def length_ladder(max_length: int) -> tuple[int, ...]:
+def length_ladder(max_length: int, rungs: Sequence[int] = _FULL_LADDER) -> tuple[int, ...]:
     """Padded lengths for a model: few, so that requests meet on one and merge; the last is ``max_length``."""
-    return (*(rung for rung in _FULL_LADDER if rung < max_length), max_length)
+    return (*(rung for rung in rungs if rung < max_length), max_length)
 
 
 def to_text(config: Any) -> str:
@@ -194,7 +208,7 @@ def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
         input=_text_inputs(),
         output=[*(_output(_io(name, pb.TYPE_INT64, -1)) for name in model.tensors), *_pair_outputs()],
         dynamic_batching=_batching(model, queue_delay_us=0),
-        instance_group=[pb.ModelInstanceGroup(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)],
+        instance_group=[pb.ModelInstanceGroup(count=model.tokenizers, kind=pb.ModelInstanceGroup.KIND_CPU)],
         parameters=_parameters(model.tokenizer_parameters),
     )
 
@@ -252,12 +266,12 @@ def _ensemble_config(model: ServedModel) -> Any:
 
 def _encoder_instances(model: ServedModel) -> Any:
     """A GPU where there is one, else the CPU; int8 and bf16 are for CPUs, TensorRT for GPUs."""
-    group = pb.ModelInstanceGroup
+    group, count = pb.ModelInstanceGroup, model.instances
     if model.engine == "tensorrt":  # without the list only the first profile is used
-        return group(count=1, kind=group.KIND_GPU, profile=[str(index) for index in range(len(model.ladder))])
+        return group(count=count, kind=group.KIND_GPU, profile=[str(index) for index in range(len(model.ladder))])
     if model.accelerator == "tensorrt":
-        return group(count=1, kind=group.KIND_GPU)
-    return group(count=1, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)
+        return group(count=count, kind=group.KIND_GPU)
+    return group(count=count, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)
 
 
 def _optimization(model: ServedModel) -> Any:

@@ -21,16 +21,19 @@ from support.folders import fingerprint
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank.repository import read_artefacts, read_config
 from triton_rerank_export import staging
+from triton_rerank_export.changed_settings import change_settings
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.manifest import read_manifest
 from triton_rerank_export.repository import activate, active_version
 from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.settings import Settings
 from triton_rerank_server.canary import read_canaries
 
 NAME = "tiny-bert"
 FOLDERS = (f"{NAME}-tokenizer", f"{NAME}-encoder", NAME)
 SOME = ["a third", "replace two", "the first"]  # the ways that share no code
-ALL = [*SOME, "the only one", "the first of all", "activate"]
+SETTINGS = ["fewer pairs", "more pairs again", "activate fewer", "settings of another"]
+ALL = [*SOME, "the only one", "the first of all", "activate", *SETTINGS]
 Work = Callable[[Path], object]
 IN_MEMORY = Path("/dev/shm")
 NOBODY = 65534
@@ -53,6 +56,16 @@ class Change:
     work: Work
     new: str
     versions: list[int]
+
+
+def with_settings(source: Path | None = None, **settings: int) -> Work:
+    """What has the active version served so; another repository's in place of what is there."""
+
+    def work(target: Path) -> None:
+        other = source is not None
+        change_settings(target, NAME, Settings(**settings), source=source, replace=other, keep=2)  # type: ignore[arg-type]
+
+    return work
 
 
 def digest(folder: Path, version: int) -> str:
@@ -85,6 +98,10 @@ def changes(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     none = folder / "none"
     none.mkdir()
     old, new = digest(two, 1), digest(two, 2)
+    fewer, more = (shutil.copytree(two, folder / name) for name in ("fewer", "more"))
+    for each in (fewer, more):
+        with_settings(max_batch_size=8)(each)
+    with_settings(max_batch_size=64)(more)
     return {
         "a second": Change(one, old, install(two, NAME, 2), new, [1, 2]),
         "a third": Change(two, new, install(two, NAME, 1), old, [2, 3]),
@@ -93,6 +110,10 @@ def changes(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "the first": Change(other, None, install(two, NAME, 2), new, [1]),
         "the first of all": Change(none, None, install(two, NAME, 2), new, [1]),
         "activate": Change(two, new, lambda target: activate(target, NAME, 1), old, [1, 2]),
+        "fewer pairs": Change(two, new, with_settings(max_batch_size=8, instances=2), new, [2, 3]),
+        "more pairs again": Change(fewer, new, with_settings(max_batch_size=64), new, [3, 4]),
+        "activate fewer": Change(more, new, lambda target: activate(target, NAME, 3), new, [3, 4]),
+        "settings of another": Change(one, old, with_settings(source=two, threads=2), new, [1]),
     }
 
 
@@ -129,8 +150,9 @@ class Served:
             for version in config.version_policy.specific.versions:
                 assert (folder / str(version)).is_dir(), folder
             for step in config.ensemble_scheduling.step:
-                ready = read_config(target, step.model_name).version_policy.specific.versions
-                assert step.model_version in ready, (folder.name, step.model_name)
+                its = read_config(target, step.model_name)
+                assert step.model_version in its.version_policy.specific.versions, (folder.name, step.model_name)
+                assert config.max_batch_size <= its.max_batch_size, (folder.name, step.model_name)
         if not (target / NAME).exists():
             return None
         model = read_artefacts(target, NAME)

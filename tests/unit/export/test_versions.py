@@ -142,7 +142,7 @@ def test_what_a_killed_export_left_is_not_served_and_goes_with_the_next(
     ("options", "fragment"),
     [
         ({"max_length": 64}, "max_length 128 → 64"),
-        ({"max_batch_size": 8, "max_queue_size": 3}, "max_batch_size 256 → 8, max_queue_size 128 → 3"),
+        ({"special_tokens_in_text": "special"}, "special_tokens_in_text 'text' → 'special'"),
         ({"warmup": "none"}, "warmup 'light' → 'none'"),
         ({"response_cache": True}, "response_cache False → True"),
     ],
