@@ -19,7 +19,7 @@ TARGET ?=
 SHARED ?= ../shared
 DATA ?= $(SHARED)/data/cisi $(SHARED)/data/cacm
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
-DEMO_MANIFEST = $(REPOSITORY)/minilm-l6-demo/1/manifest.json
+DEMO_MANIFEST = $(or $(lastword $(sort $(wildcard $(REPOSITORY)/minilm-l6-demo/*/manifest.json))),$(REPOSITORY)/minilm-l6-demo/1/manifest.json)
 DEMO_OF_OURS = $(if $(filter model_repository,$(REPOSITORY)),$(DEMO_MANIFEST)) # no demo goes into a user's repository
 DISTRIBUTIONS := client server export retrieval bench gateway bulk
 # The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8, which
@@ -84,6 +84,10 @@ activate: $(VENV)/.demo ## serve another version in the repository (MODEL=…, V
 	$(BIN)/triton-rerank-export activate --model '$(MODEL)' --model-repository $(REPOSITORY) \
 	  $(if $(VERSION),--version $(VERSION)) $(if $(TARGET),--target $(TARGET))
 
+.PHONY: set
+set: $(VENV)/.demo ## serve a model that is there with other settings, as a new version (MODEL=… ARGS="--instances 2 …")
+	$(BIN)/triton-rerank-export set --model '$(MODEL)' --model-repository $(REPOSITORY) $(if $(REPLACE),--replace) $(ARGS)
+
 .PHONY: verify
 verify: $(VENV)/.demo ## does a running server give the scores that the model's card publishes? (MODEL=…, TARGET=127.0.0.1:8001)
 	$(BIN)/triton-rerank-export verify --model '$(MODEL)' $(if $(TARGET),--target $(TARGET)) $(ARGS)
@@ -99,7 +103,7 @@ demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes
 ifeq ($(filter .cache/%,$(REPOSITORY)),)
 $(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --replace --model-repository $(REPOSITORY)
-	@touch $@
+	@touch $(REPOSITORY)/minilm-l6-demo/1/manifest.json
 endif
 
 # --- measurement ------------------------------------------------------------------------------------------------
@@ -126,9 +130,9 @@ speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, i
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: perf
-perf: $(VENV)/.test $(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick)
-	$(BIN)/triton-rerank-bench perf --model-repository int8=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
-	  $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(ARGS)
+perf: $(VENV)/.test $(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
+	$(BIN)/triton-rerank-bench perf --model-repository served=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
+	  $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(if $(APPLY),--apply) $(ARGS)
 
 .PHONY: perf-peers
 perf-peers: $(VENV)/.test .cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
+from triton_rerank.contract import CUDA_GRAPH_SHAPES, MICRO_BATCH_TOKENS
 from triton_rerank_bench.compare.catalogue import on_device
 from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.compare.process import PeerError, PeerProcess
@@ -27,8 +28,6 @@ from triton_rerank_bench.gpu.device import Device
 from triton_rerank_bench.gpu.models import Shape, check_shape, prepare, write_random
 from triton_rerank_bench.report import Json, Report, target
 from triton_rerank_bench.tune.knobs import (
-    GRAPH_SHAPES,
-    MICRO_BATCH_TOKENS,
     UNBOUNDED,
     Setting,
     candidates,
@@ -188,7 +187,7 @@ def test_a_gpu_setting_is_one_for_both_backends(tiny_repository: Path) -> None:
     assert (tokenizer.instance_group[0].count, configs.ensemble.max_batch_size) == (3, 1_024)
     assert not encoder.dynamic_batching.HasField("default_queue_policy")
     assert encoder.parameters[MICRO_BATCH_TOKENS].string_value == "16384"
-    shapes = parse_shapes(encoder.parameters[GRAPH_SHAPES].string_value)
+    shapes = parse_shapes(encoder.parameters[CUDA_GRAPH_SHAPES].string_value)
     assert (1, 32) in shapes
     assert all(rows * width <= 512 for rows, width in shapes)
     (accelerator,) = encoder.optimization.execution_accelerators.gpu_execution_accelerator

@@ -120,9 +120,9 @@ def test_changes_are_told_where_they_are_made() -> None:
         "queue_bounds: as exported -> none",
         "split: auto -> padding",
         "sub_requests: default -> 4",
-        "exported anew: make export MODEL=tiny PRECISION=int8 ENGINE=openvino REPLACE=1 "
-        "ARGS='--max-batch-size 64 --max-queue-size 0 --queue-timeout-us 0' (MODEL as it was exported first)",
-        "by hand, after each export, as in the diff of config.pbtxt: instance_group.count",
+        "in the repository, as a new version: make set MODEL=tiny REPOSITORY=model_repository "
+        "ARGS='--instances=2 --max-batch-size=64 --max-queue-size=0 --queue-timeout-us=0'",
+        "then, where a server runs: make activate MODEL=tiny REPOSITORY=model_repository TARGET=host:port",
         'in the client: RerankClient(…, options=TritonOptions(split="padding", concurrency=4))',
     ]
     assert setting_text(EXPORTED, EXPORTED) == "int8 as exported"
@@ -137,14 +137,15 @@ def found(setting: Setting) -> Tuning:
 
 def test_the_advice_is_a_command_whatever_is_served_now() -> None:
     assert change_lines(found(EXPORTED), "tiny", ABOUT.exported) == [
-        "Nothing to change: make serve REPOSITORY=model_repository serves this setting."
+        "Nothing to change: model_repository, which you serve, has this setting."
     ]
     both = {**ABOUT.exported, "bf16": Exported("bf16", "openvino", ".cache/bf16")}
-    (line,) = change_lines(found(replace(EXPORTED, repository="bf16")), "tiny", both)
-    assert line == (
-        "serve bf16: make serve REPOSITORY=.cache/bf16, or, into the repository that you serve: "
-        "make export MODEL=tiny PRECISION=bf16 ENGINE=openvino (MODEL as it was exported first)"
+    put, _ = change_lines(found(replace(EXPORTED, repository="bf16")), "tiny", both)
+    assert put == (
+        "in the repository, as a new version: make set MODEL=tiny REPOSITORY=model_repository "
+        "ARGS='--from .cache/bf16 --replace'"
     )
+    assert "Nothing" not in " ".join(change_lines(found(replace(EXPORTED, repository="bf16")), "tiny", both))
 
 
 # --- files --------------------------------------------------------------------------------------------------------

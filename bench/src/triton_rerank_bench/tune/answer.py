@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from triton_rerank_bench.tune.choice import HEADROOM, machines
 from triton_rerank_bench.tune.findings import Answer, OpenLoop, Tuning
-from triton_rerank_bench.tune.knobs import GRAPH_SHAPES, MICRO_BATCH_TOKENS, THREADS, UNBOUNDED, Setting
+from triton_rerank_bench.tune.knobs import UNBOUNDED, Setting
 
-_EXPORT_FLAGS = {"max_batch_size": "--max-batch-size", "queue_delay_us": "--queue-delay-us"}
-_BY_HAND = {
-    "instances": "instance_group.count",
-    "threads": f"parameters {' or '.join(THREADS.values())}",
-    "length_ladder": "parameters length_ladder",
-    "tokenizers": "instance_group.count of the tokenizer",
-    "micro_batch_tokens": f"parameters {MICRO_BATCH_TOKENS}",
-    "graph_tokens": f"parameters {GRAPH_SHAPES}",
-}
+_SET_AS_THEY_ARE = ("instances", "threads", "tokenizers", "micro_batch_tokens", "max_batch_size", "queue_delay_us")
 
 
 @dataclass(frozen=True)
 class Exported:
-    """How a repository was exported, and where it is."""
+    """How a repository was exported, and where it is. Of several, the first is the one that the user serves."""
 
     precision: str
     engine: str
@@ -50,31 +43,50 @@ def machine_lines(tuning: Tuning) -> list[str]:
 
 
 def change_lines(tuning: Tuning, model: str, exported: Mapping[str, Exported]) -> list[str]:
-    """The commands that serve the answer: what changes, exported anew, by hand, in the client."""
+    """What changes, and the commands that serve the answer: of the repository, and of the client."""
     answer = tuning.answer()
     if answer is None:
         return []
-    setting = answer.setting
-    how, changes = exported[setting.repository], setting.changes_from(answer.exported)
+    changes, served = answer.setting.changes_from(answer.exported), next(iter(exported.values()))
     lines = [f"{name}: {value_text(old)} -> {value_text(new)}" for name, (old, new) in changes.items()]
-    flags = _export_flags(setting, changes)
-    command = f"make export MODEL={model} PRECISION={how.precision} ENGINE={how.engine}"
-    again = "(MODEL as it was exported first)"
-    if flags:
-        lines.append(f"exported anew: {command} REPLACE=1 ARGS='{' '.join(flags)}' {again}")
-    elif len(exported) > 1:
-        lines.append(
-            f"serve {setting.repository}: make serve REPOSITORY={how.folder}, or, into the repository that you serve: "
-            f"{command} {again}"
-        )
+    options = set_options(answer, exported)
+    if options:
+        where = f"MODEL={model} REPOSITORY={served.folder}"
+        lines.append(f"in the repository, as a new version: make set {where} ARGS={shlex.quote(shlex.join(options))}")
+        lines.append(f"then, where a server runs: make activate {where} TARGET=host:port")
     elif not changes:
-        lines.append(f"Nothing to change: make serve REPOSITORY={how.folder} serves this setting.")
-    by_hand = [_BY_HAND[name] for name in changes if name in _BY_HAND]
-    if by_hand:
-        lines.append(f"by hand, after each export, as in the diff of config.pbtxt: {', '.join(by_hand)}")
+        lines.append(f"Nothing to change: {served.folder}, which you serve, has this setting.")
     if "split" in changes or "sub_requests" in changes:
-        lines.append(f"in the client: RerankClient(…, options=TritonOptions({_client_arguments(setting)}))")
+        lines.append(f"in the client: RerankClient(…, options=TritonOptions({_client_arguments(answer.setting)}))")
     return lines
+
+
+def set_options(answer: Answer, exported: Mapping[str, Exported]) -> list[str]:
+    """Options of ``triton-rerank-export set`` that make the first repository serve the answer; none where it does."""
+    setting, changes = answer.setting, answer.setting.changes_from(answer.exported)
+    values = {name: str(getattr(setting, name)) for name in _SET_AS_THEY_ARE if name in changes}
+    if "length_ladder" in changes:
+        values["length_ladder"] = value_text(setting.length_ladder)
+    if setting.graph_tokens and changes.keys() & {"graph_tokens", "length_ladder", "max_batch_size"}:
+        values["cuda_graph_shapes"] = setting.graph_shapes
+    elif "graph_tokens" in changes:
+        values["cuda_graph_shapes"] = ""
+    if "queue_bounds" in changes and setting.queue_bounds == UNBOUNDED:
+        values |= {"max_queue_size": "0", "queue_timeout_us": "0"}
+    other = [] if setting.repository == next(iter(exported)) else ["--from", exported[setting.repository].folder]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return [*other, *options, *(["--replace"] if other else [])]
+
+
+def doubt(tuning: Tuning, answer: Answer) -> str | None:
+    """Why the answer should not be taken without a look; None if nothing speaks against it."""
+    if tuning.interrupted:
+        return "the run was interrupted"
+    if not answer.holds:
+        return "no setting holds what was asked for"
+    if answer.setting != answer.exported and answer.confirmed is None:
+        return "it was not confirmed beside the exported setting"
+    return None
 
 
 def setting_text(setting: Setting, exported: Setting) -> str:
@@ -167,13 +179,6 @@ def _open_loop(loop: OpenLoop, tuning: Tuning) -> str:
         f"{figures.calls} calls{errors}): p50 {ms_text(figures.latency.p50_ms)} ms, "
         f"p99 {ms_text(figures.latency.p99_ms)} ms{verdict}"
     )
-
-
-def _export_flags(setting: Setting, changes: Mapping[str, object]) -> list[str]:
-    flags = [f"{_EXPORT_FLAGS[name]} {getattr(setting, name)}" for name in changes if name in _EXPORT_FLAGS]
-    if "queue_bounds" in changes and setting.queue_bounds == UNBOUNDED:
-        flags.append("--max-queue-size 0 --queue-timeout-us 0")
-    return flags
 
 
 def _client_arguments(setting: Setting) -> str:

@@ -19,6 +19,7 @@ from triton_rerank_bench.progress import OnStep, showing_time_left
 from triton_rerank_bench.report import Json, ReportFolder
 from triton_rerank_bench.served import name_repositories, read_model
 from triton_rerank_bench.tune.answer import Exported
+from triton_rerank_bench.tune.apply import apply, check_available
 from triton_rerank_bench.tune.findings import Schedule, Tuning, Wanted
 from triton_rerank_bench.tune.knobs import KNOBS, Ground, ground
 from triton_rerank_bench.tune.report import FILES, About, perf_report, write_report
@@ -36,7 +37,11 @@ _NVIDIA = Path("/proc/driver/nvidia/version")  # is there while its driver is lo
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     parser.add_argument(
-        "--model-repository", action="append", default=[], metavar="[NAME=]PATH", help="one a precision; repeatable"
+        "--model-repository",
+        action="append",
+        default=[],
+        metavar="[NAME=]PATH",
+        help="the one that you serve, then others to compare; repeatable",
     )
     parser.add_argument("--model", help="public model name, if a repository holds more than one")
     parser.add_argument("--workload", default="passages", help=f"{', '.join(workloads.BY_NAME)} (default passages)")
@@ -47,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--minutes", metavar="M", help=f"that it may take (default {DEFAULT_MINUTES:g})")
     parser.add_argument("--knob", action="append", default=[], metavar="NAME", help=f"{', '.join(KNOBS)} (default all)")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts and arrivals (default %(default)s)")
+    parser.add_argument(
+        "--apply", action="store_true", help="put a confirmed answer into the first repository, by triton-rerank-export"
+    )
     add_folder(parser)
 
 
@@ -57,10 +65,13 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
         The report as plain data, and 0, or 130 if the user interrupted it.
 
     Raises:
-        BenchError: an option is wrong, or an exported setting cannot be measured; nothing is written then.
+        BenchError: an option is wrong, or an exported setting cannot be measured; nothing is written then. Or the
+            answer could not be applied, after the report.
         ServerStartError: Triton did not start with an exported setting.
         RerankError: a served model did not answer.
     """
+    if options.apply:
+        check_available()
     wanted, schedule = _wanted(options), Schedule.of(60 * _minutes(options))
     repositories, model = _repositories(options)
     lists = choose_lists([options.workload], options.data, options.seed)[options.workload]
@@ -88,6 +99,8 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     report.print(console)
     for line in (*about.diff.splitlines(), "written: " + ", ".join(map(str, written))):
         console.print(line, markup=False, highlight=False)
+    for line in apply(tuning, model, about.exported) if options.apply else ():
+        console.print(line, markup=False, highlight=False, style="bold")
     return report.json(), INTERRUPTED if tuning.interrupted else 0
 
 
@@ -183,4 +196,5 @@ def _command(options: argparse.Namespace) -> str:
         words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
     for knob in options.knob:
         words += ["--knob", knob]
-    return shlex.join([*words, *(["--quick"] if options.quick else []), "--output", str(options.output_folder)])
+    words += [f"--{flag}" for flag in ("quick", "apply") if getattr(options, flag)]
+    return shlex.join([*words, "--output", str(options.output_folder)])

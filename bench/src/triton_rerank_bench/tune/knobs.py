@@ -11,14 +11,12 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from triton_rerank import TritonOptions
-from triton_rerank.contract import LENGTH_LADDER
+from triton_rerank.contract import CUDA_GRAPH_SHAPES, LENGTH_LADDER, MICRO_BATCH_TOKENS, THREADS
 from triton_rerank.repository import encoder_engine
 from triton_rerank.scorers.channel import Split
 from triton_rerank_bench.tune.variants import Configs, clear_queue_bounds
 
-THREADS = {"onnxruntime": "intra_op_thread_count", "openvino": "INFERENCE_NUM_THREADS"}  # engine -> its parameter
 BOUNDED, UNBOUNDED = "as exported", "none"
-GRAPH_SHAPES, MICRO_BATCH_TOKENS = "cuda_graph_shapes", "micro_batch_tokens"  # our backend's parameters
 _PROVIDER_OPTIONS = {"use_ep_level_unified_stream": "1"}  # of CUDA
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # at most half as many again as asked for
 _MOST_PAIRS = 4096  # a request or an execution larger than that is tried by nobody
@@ -70,6 +68,12 @@ class Setting:
         """The part that the server knows: settings that share it can share a server."""
         return replace(self, split="auto", sub_requests=None)
 
+    @property
+    def graph_shapes(self) -> str:
+        """The encoder's parameter of that name."""
+        shapes = graph_shapes(self.length_ladder, self.graph_tokens, self.max_batch_size)
+        return ",".join(f"{rows}x{width}" for rows, width in shapes)
+
     def change(self, configs: Configs) -> None:
         """Bring configs of the same repository to this setting; what is not a knob stays as it is."""
         for config in configs:
@@ -82,8 +86,7 @@ class Setting:
         if self.micro_batch_tokens != _number(configs.encoder, MICRO_BATCH_TOKENS):
             _set_parameter(configs.encoder, MICRO_BATCH_TOKENS, str(self.micro_batch_tokens))
         if self.graph_tokens != _graph_tokens(configs.encoder):
-            shapes = graph_shapes(self.length_ladder, self.graph_tokens, self.max_batch_size)
-            _set_parameter(configs.encoder, GRAPH_SHAPES, ",".join(f"{rows}x{width}" for rows, width in shapes))
+            _set_parameter(configs.encoder, CUDA_GRAPH_SHAPES, self.graph_shapes)
         if self.queue_delay_us != configs.encoder.dynamic_batching.max_queue_delay_microseconds:
             configs.encoder.dynamic_batching.max_queue_delay_microseconds = self.queue_delay_us
         if self.queue_bounds == UNBOUNDED:
@@ -292,7 +295,7 @@ def _number(config: Any, key: str) -> int:
 
 def _graph_tokens(encoder: Any) -> int:
     """Tokens of the largest shape of the CUDA graphs."""
-    shapes = encoder.parameters[GRAPH_SHAPES].string_value if GRAPH_SHAPES in encoder.parameters else ""
+    shapes = encoder.parameters[CUDA_GRAPH_SHAPES].string_value if CUDA_GRAPH_SHAPES in encoder.parameters else ""
     return max((math.prod(map(int, shape.split("x"))) for shape in filter(None, shapes.split(","))), default=0)
 
 
