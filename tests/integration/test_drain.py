@@ -77,11 +77,21 @@ def repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     return only_bert(tiny_repository, tmp_path_factory.mktemp("drain") / "model_repository")
 
 
-def test_stops_under_load_lose_no_request_that_was_accepted(repository: Path) -> None:
+MODES = {
+    "default": (),
+    "none": ("--model-control-mode=none",),
+    "poll": ("--model-control-mode=poll", "--repository-poll-secs=1"),
+    "closed by the caller": ("--model-control-mode=none", "--http-restricted-api=model-repository,health:key=secret"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stops_under_load_lose_no_request_that_was_accepted(repository: Path, mode: str) -> None:
     """SIGTERM to the command, so many times as TRITON_RERANK_STOPS says; 3 unless it is set."""
+    arguments = ("--", *MODES[mode]) if MODES[mode] else ()
     answered = 0
     for number in range(STOPS):
-        with harmed(repository) as server, raw_load(server.target) as load:
+        with harmed(repository, *arguments) as server, raw_load(server.target) as load:
             load.wait_until_running()
             load.stopping.set()
             server.process.terminate()
@@ -90,4 +100,4 @@ def test_stops_under_load_lose_no_request_that_was_accepted(repository: Path) ->
         assert load.lost == [], f"stop {number}"
         assert load.refused == THREADS
         answered += load.answered
-    print(f"{STOPS} stops, {answered} answered, 0 lost")
+    print(f"{mode}: {STOPS} stops, {answered} answered, 0 lost")

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
+import tritonclient.grpc as triton
 from support.stand_in import DeadSocket
 from support.tritons import EXPLICIT, NAME, only_bert, start
 
@@ -78,7 +80,10 @@ def test_paths_with_spaces_umlauts_and_links_work(
         start(tmp_path / "Verweis").start()
 
 
-@pytest.mark.parametrize("arguments", [(), EXPLICIT, ("--model-control-mode=poll",)], ids=["default", "all", "poll"])
+POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
+
+
+@pytest.mark.parametrize("arguments", [(), EXPLICIT, POLL], ids=["default", "all", "poll"])
 def test_foreign_folders_do_not_stop_a_start(repository: Path, arguments: tuple[str, ...]) -> None:
     for name in FOREIGN:
         (repository / name).mkdir(parents=True)
@@ -88,6 +93,22 @@ def test_foreign_folders_do_not_stop_a_start(repository: Path, arguments: tuple[
         if "poll" not in "".join(arguments):
             assert reload(server.grpc_target, NAME) == [1]
             check_answers(server)
+
+
+def test_without_model_control_nobody_but_the_command_loads_and_unloads(repository: Path) -> None:
+    with (
+        start(repository, "--model-control-mode=none") as server,
+        triton.InferenceServerClient(server.grpc_target) as grpc,
+    ):
+        http = f"http://{server.http_target}/v2"
+        for act in (lambda: grpc.unload_model(NAME), lambda: grpc.load_model(NAME), grpc.get_model_repository_index):
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                act()
+        for path in (f"repository/models/{NAME}/unload", f"repository/models/{NAME}/load", "repository/index"):
+            assert httpx.post(f"{http}/{path}", json={}).status_code == 403
+        assert httpx.get(f"{http}/health/ready").status_code == 200
+        assert grpc.is_server_ready() and grpc.is_model_ready(NAME)
+        check_answers(server)
 
 
 def test_a_model_that_fails_beside_a_foreign_folder_is_told_by_a_polling_server(repository: Path) -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 _ASK_TIMEOUT_S = 5.0
@@ -31,10 +32,12 @@ class Control:
 
     Args:
         address: ``host:port``, IPv6 in brackets.
+        headers: of each question.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, headers: Mapping[str, str] | None = None) -> None:
         self._base = f"http://{address}/v2/"
+        self._headers = dict(headers or {})
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever the environment says
 
     def is_ready(self) -> bool:
@@ -42,6 +45,20 @@ class Control:
         try:
             self._ask("health/ready")
         except ControlError:
+            return False
+        return True
+
+    def is_model_ready(self, model: str) -> bool:
+        """True if a model takes requests.
+
+        Raises:
+            ControlError: no answer.
+        """
+        try:
+            self._ask(f"models/{model}/ready")
+        except ControlError as exc:
+            if exc.status is None:
+                raise
             return False
         return True
 
@@ -93,7 +110,7 @@ class Control:
 
     def _ask(self, path: str, body: dict[str, Any] | None = None, *, timeout_s: float = _ASK_TIMEOUT_S) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._base + path, data=data)  # noqa: S310 - its scheme is ours
+        request = urllib.request.Request(self._base + path, data=data, headers=self._headers)  # noqa: S310 - its scheme is ours
         try:
             with self._opener.open(request, timeout=timeout_s) as answer:
                 text = answer.read()

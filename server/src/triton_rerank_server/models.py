@@ -9,7 +9,7 @@ from pathlib import Path
 from triton_rerank.contract import CONFIG_FILE
 from triton_rerank_server.errors import ServerStartError
 
-_CONTROL, _LOAD, _EXPLICIT = "--model-control-mode", "--load-model", "explicit"
+_CONTROL, _LOAD, _EXPLICIT, POLL = "--model-control-mode", "--load-model", "explicit", "poll"
 _SHOWN = 80  # characters of a list of names
 
 
@@ -46,31 +46,31 @@ def check_repository(model_repository: Path, extra_args: Sequence[str]) -> None:
 def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str]:
     """Flags of model control: ours, and the caller's in place of them.
 
-    By default, and under explicit control, the models are named, so that Triton reads no other folder. Under the other
-    modes it reads all of them, and must not end because of one that is no model.
+    The models are named, so that Triton reads no other folder. So they are where the caller asks for no control, since
+    ensembles must be unloaded at the end (`restriction.restrictions` keeps others from it). A Triton that polls reads
+    all folders, and must not end because of one that is no model.
 
     Args:
         model_repository: the folder.
         extra_args: what the caller passes to tritonserver.
     """
-    modes = list(flag_values(extra_args, _CONTROL))
+    mode = control_mode(extra_args)
     loaded = list(flag_values(extra_args, _LOAD))
     rest = _without(_without(extra_args, _LOAD), _CONTROL)
-    if loads_all(extra_args):
+    if mode == POLL:
         tolerant = (
             ["--exit-on-error=false"]
             if any((model_repository / x).is_dir() for x in foreign_entries(model_repository))
             else []
         )
-        return [f"{_CONTROL}={modes[-1]}", *(f"{_LOAD}={name}" for name in loaded), *tolerant, *rest]
-    names = model_names(model_repository) if "*" in loaded or not modes else loaded
+        return [f"{_CONTROL}={POLL}", *(f"{_LOAD}={name}" for name in loaded), *tolerant, *rest]
+    names = loaded if mode == _EXPLICIT and "*" not in loaded else model_names(model_repository)
     return [f"{_CONTROL}={_EXPLICIT}", *(f"{_LOAD}={name}" for name in names), *rest]
 
 
-def loads_all(extra_args: Sequence[str]) -> bool:
-    """Triton reads every folder of the repository: the caller asks for a control mode that is not explicit."""
-    modes = list(flag_values(extra_args, _CONTROL))
-    return bool(modes) and modes[-1] != _EXPLICIT
+def control_mode(extra_args: Sequence[str]) -> str | None:
+    """The one that the caller asks for: "explicit", "poll", "none"; None if he leaves it to us."""
+    return next(reversed(list(flag_values(extra_args, _CONTROL))), None)
 
 
 def flag_values(arguments: Sequence[str], flag: str) -> Iterable[str]:

@@ -16,12 +16,13 @@ from types import TracebackType
 from triton_rerank_server.canary import Canary, check_canary, read_canaries
 from triton_rerank_server.child import Child
 from triton_rerank_server.control import Control, ControlError
-from triton_rerank_server.drain import drain
+from triton_rerank_server.drain import TakeAway, by_hiding, by_unloading, drain
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.installation import find_installation, lay_out_backends
-from triton_rerank_server.models import check_repository, control_flags, flag_values, loads_all
+from triton_rerank_server.models import POLL, check_repository, control_flags, control_mode, flag_values
 from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
+from triton_rerank_server.restriction import headers, restrictions
 from triton_rerank_server.runtime import link_repository, make_runtime
 from triton_rerank_server.triton_log import explanation
 from triton_rerank_server.watch import LOOK_S, Watch
@@ -31,6 +32,7 @@ _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory live
 STANDARD_OUTPUT = Path("-")
 ENDING_S = 10.0  # that Triton gets to end when no request runs any more
 CONNECTION_GRACE_S = 600  # longer than any call: one that runs when its connection is old enough is not cut
+_POLL_S = 15  # Triton's own default of --repository-poll-secs
 _FAULTY_DRAIN_S = 2.0  # that the requests of healthy models get when a backend has died
 
 
@@ -156,7 +158,7 @@ class TritonServer:
         try:
             while (code := child.wait(LOOK_S)) is None:
                 if fault := watch.look():
-                    drain(self._control, timeout_s=_FAULTY_DRAIN_S)
+                    drain(self._control, self._take_away(), timeout_s=_FAULTY_DRAIN_S)
                     child.stop(ENDING_S, kill=True)  # with a dead backend it would not end by itself
                     return fault
             return f"tritonserver died with code {code}"
@@ -195,7 +197,7 @@ class TritonServer:
                 return None
             deadline = time.monotonic() + self.config.exit_timeout_s
             if not kill and child.wait(0) is None:
-                drain(self._control, timeout_s=self.config.exit_timeout_s)
+                drain(self._control, self._take_away(), timeout_s=self.config.exit_timeout_s)
             return child.stop(max(0.0, deadline - time.monotonic()) + ENDING_S, kill=kill)
         finally:
             for leftover in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
@@ -211,12 +213,14 @@ class TritonServer:
             raise ServerStartError(
                 "--allow-http=false: Triton is asked over HTTP; give --http-address=127.0.0.1 instead"
             )
+        _warn_of_slow_polling(config)
         self._resolve_ports()
         installation = find_installation()
         self._runtime = make_runtime()
         backends = lay_out_backends(installation, self._runtime / "backends")
         self._on_progress(f"starting {installation.binary.name}")
         arguments = [str(installation.binary), *self._flags(backends, installation.caches)]
+        self._control = Control(self.http_target, headers(arguments))
         environment = triton_environment(installation.libraries)
         log_file = None if self.log_file == STANDARD_OUTPUT else self.log_file
         self._child = Child(arguments, environment=environment, log_file=log_file, folder=self._runtime)
@@ -230,7 +234,6 @@ class TritonServer:
         chosen = (self.grpc_port, self.http_port, self.metrics_port)
         if len(set(chosen)) < len(chosen):
             raise ServerStartError(f"grpc, http and metrics ports are {chosen}: they must differ")
-        self._control = Control(self.http_target)
 
     @property
     def _http_address(self) -> str:
@@ -251,6 +254,7 @@ class TritonServer:
             f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={config.exit_timeout_s}",
             *_connection_flags(config.connection_age_s),
+            *restrictions(config.extra_args, secrets.token_hex(16)),
             *control_flags(config.model_repository, config.extra_args),
         ]
 
@@ -286,10 +290,15 @@ class TritonServer:
         except ControlError:  # nobody listens yet
             return
         failed = {entry["name"] for entry in index if entry.get("state") == "UNAVAILABLE"}
-        if loads_all(self.config.extra_args):  # then an ensemble without one of its steps has no state
+        if control_mode(self.config.extra_args) == POLL:  # then an ensemble without one of its steps has no state
             failed |= {entry["name"] for entry in index if "state" not in entry} & {c.model for c in self._canaries}
         if failed:
             raise ServerStartError(f"not loaded: {', '.join(sorted(failed))}\n{self.explanation()}")
+
+    def _take_away(self) -> TakeAway:
+        if control_mode(self.config.extra_args) == POLL:
+            return by_hiding(self._control, self._runtime_directory(), self.config.model_repository)
+        return by_unloading(self._control)
 
     def _running_child(self) -> Child:
         if self._child is None:
@@ -300,6 +309,18 @@ class TritonServer:
         if self._runtime is None:
             raise ServerStartError("the server is not running, so it has no log file of its own")
         return self._runtime
+
+
+def _warn_of_slow_polling(config: ServerConfig) -> None:
+    poll_s = int(next(reversed(list(flag_values(config.extra_args, "--repository-poll-secs"))), _POLL_S))
+    if control_mode(config.extra_args) == POLL and poll_s >= config.exit_timeout_s:
+        _log.warning(
+            "--repository-poll-secs=%d is not below --exit-timeout-s=%d: a stop may lose requests between two steps; "
+            "lower it, or leave --model-control-mode=poll out and switch versions by triton-rerank-export activate "
+            "--target",
+            poll_s,
+            config.exit_timeout_s,
+        )
 
 
 def _connection_flags(age_s: float) -> list[str]:

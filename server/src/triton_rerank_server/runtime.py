@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from triton_rerank_server.errors import ServerStartError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./+@%:,-]+")
 _ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a folder of its own is made inside
+_LINK = "models"
 
 
 def make_runtime() -> Path:
@@ -33,6 +35,18 @@ def make_runtime() -> Path:
 
 def link_repository(runtime: Path, model_repository: Path) -> Path:
     """A link with a plain path to a repository whose own path may have spaces, umlauts or links in it."""
-    link = runtime / "models"
+    link = runtime / _LINK
     link.symlink_to(model_repository.resolve(), target_is_directory=True)
     return link
+
+
+def hide_models(runtime: Path, model_repository: Path, hidden: Collection[str]) -> Path:
+    """Show Triton the repository without some models; returns the folder in which it finds the others from now on."""
+    rest, draft = runtime / "rest", runtime / f".{_LINK}"
+    rest.mkdir()
+    for entry in model_repository.resolve().iterdir():
+        if entry.name not in hidden:
+            (rest / entry.name).symlink_to(entry)
+    draft.symlink_to(rest, target_is_directory=True)
+    draft.replace(runtime / _LINK)
+    return rest

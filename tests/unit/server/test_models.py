@@ -40,10 +40,7 @@ NAMED = ["--model-control-mode=explicit", "--load-model=m", "--load-model=m-enco
         (["--model-control-mode=explicit", "--load-model=m"], ["--model-control-mode=explicit", "--load-model=m"]),
         (["--model-control-mode=explicit"], ["--model-control-mode=explicit"]),
         (["--model-control-mode=poll"], ["--model-control-mode=poll", "--exit-on-error=false"]),
-        (
-            ["--model-control-mode=none", "--exit-on-error=true"],
-            ["--model-control-mode=none", "--exit-on-error=false", "--exit-on-error=true"],
-        ),
+        (["--model-control-mode=none", "--exit-on-error=true"], [*NAMED, "--exit-on-error=true"]),
     ],
 )
 def test_triton_is_told_to_read_models_only(repository: Path, given: list[str], flags: list[str]) -> None:
