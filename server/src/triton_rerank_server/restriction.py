@@ -11,7 +11,7 @@ _REPOSITORY = "model-repository"  # Triton's word for loading, unloading and the
 
 
 def restrictions(extra_args: Sequence[str], secret: str) -> list[str]:
-    """Flags that close the repository's interface to who does not know the secret, where the caller asks for no control.
+    """Flags that close the repository's interface to others, where the caller asks for no control.
 
     Where he has closed it himself, it stays as he has it.
 
