@@ -196,6 +196,10 @@ debian = command -v $(1) >/dev/null || { test "$$(id -u)" = 0 && grep -qs '^ID=d
 perf-smoke: $(VENV)/.test ## has anything become slower than it must be? ratios only, and regressions that must be seen
 	$(BIN)/python -m pytest -s tests/perf $(ARGS)
 
+.PHONY: notebook
+notebook: $(VENV)/.test .cache/fp32/minilm-l6-demo/1/manifest.json ## run examples/two_stage.ipynb and keep what it printed
+	PYTHONPATH=tests $(BIN)/python tests/support/notebook.py .cache/fp32
+
 .PHONY: true-sizes
 true-sizes: $(VENV)/.test ## export, load and score the shapes of bge-base and v2-m3, random weights; half an hour
 	$(BIN)/python -m pytest -m true_sizes -s tests/sizes $(ARGS)

@@ -132,6 +132,12 @@ def model_repository(tiny_repository: Path, once: Once) -> Path:
     return once("full", write) / REPOSITORY
 
 
+@pytest.fixture(scope="session")
+def demo_fp32(once: Once) -> Path:
+    """The demo model in fp32, whose scores are the same on every processor but for rounding."""
+    return once("demo-fp32", lambda folder: export(DEMO, folder / REPOSITORY, "fp32")) / REPOSITORY
+
+
 def export(model: str | Path, repository: Path, precision: Precision) -> None:
     export_model(str(model), repository, ExportOptions(precision=precision, **BOUNDED), on_step=lambda _: None)
 
