@@ -115,7 +115,7 @@ endif
 	@touch $@
 
 .cache/checkpoint/config.json: $(DEMO_DELTA) | $(VENV)/.test
-	$(BIN)/python -c 'from pathlib import Path; from triton_rerank_export.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
+	$(BIN)/python -c 'from pathlib import Path; from triton_rerank_export.demo.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
 	@touch $@
 
 .PHONY: eval
@@ -161,7 +161,7 @@ perf-gpu: ## the served model on an NVIDIA GPU, beside sentence-transformers (do
 	@command -v nvidia-smi >/dev/null || { echo "make perf-gpu: nvidia-smi is not on PATH; it needs a machine with an NVIDIA GPU and its driver" >&2; exit 2; }
 	@$(if $(filter $(GPU_VENV)/%,$(GPU_PYTHON)),$(MAKE) --no-print-directory $(GPU_VENV)/.ready)
 	@mkdir -p perf .cache
-	@test -f .cache/checkpoint/config.json || $(GPU_PYTHON) -c 'from pathlib import Path; from triton_rerank_export.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
+	@test -f .cache/checkpoint/config.json || $(GPU_PYTHON) -c 'from pathlib import Path; from triton_rerank_export.demo.demo_model import assemble; assemble(Path(".cache/checkpoint"))'
 	$(GPU_PYTHON) -m triton_rerank_bench.cli gpu --checkpoint minilm-l6=.cache/checkpoint --output perf/gpu.json $(ARGS)
 
 $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.txt) $(DISTRIBUTIONS:%=%/pyproject.toml)

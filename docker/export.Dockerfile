@@ -1,6 +1,6 @@
 # Export with TensorRT: the serving image's own TensorRT, and PyTorch beside it.
 # Build from the project's root: docker build -f docker/export.Dockerfile -t triton-rerank-export .
-# Both defaults are the constants of export/src/triton_rerank_export/tensorrt.py.
+# Both defaults are the constants of export/src/triton_rerank_export/tensorrt/plans.py.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.08-py3
 FROM ${TRITON_IMAGE}
 ARG TENSORRT_VERSION=11.2.1.2

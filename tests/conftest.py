@@ -20,10 +20,10 @@ import torch
 from support.tiny_models import BOUNDED, write_fine_tuned, write_tiny_bert, write_tiny_xlmr
 
 from triton_rerank import RerankClient
-from triton_rerank_export import demo_model
+from triton_rerank_export.demo import demo_model
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.triton_config import Precision
+from triton_rerank_export.repository.triton_config import Precision
 from triton_rerank_server import ServerConfig, TritonServer
 
 ROOT = Path(__file__).parent.parent

@@ -18,13 +18,13 @@ import triton_rerank
 from triton_rerank import contract
 from triton_rerank.repository import read_config
 from triton_rerank.scorers.model_config import parse_model_info, with_step
-from triton_rerank_export import demo_model
-from triton_rerank_export.checkpoint import resolve
+from triton_rerank_export.checkpoint.resolve import resolve
+from triton_rerank_export.demo import demo_model
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import served_model
-from triton_rerank_export.repository_check import closure_faults
-from triton_rerank_export.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
-from triton_rerank_export.warmup import LIGHT_TOKENS, warmup_files
+from triton_rerank_export.repository.check import closure_faults
+from triton_rerank_export.repository.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
+from triton_rerank_export.repository.warmup import LIGHT_TOKENS, warmup_files
 from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
 from triton_rerank_server.backends.tokenizer.texts import MAX_TEXT_BYTES
 

@@ -15,8 +15,8 @@ from triton_rerank.errors import RerankError
 from triton_rerank.scorers.cache import CachedScorer
 from triton_rerank.scorers.cascade import CascadeScorer
 from triton_rerank.scorers.triton import TritonScorer
-from triton_rerank_export import repository
 from triton_rerank_export.cli import main
+from triton_rerank_export.repository import store
 from triton_rerank_server import ServerConfig, TritonServer
 
 NAME = "tiny-bert"
@@ -29,7 +29,7 @@ EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 def folder(two_versions: Path, tmp_path: Path) -> Path:
     """Version 1 is active; version 2 has logits 3 higher."""
     folder = Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
-    repository.activate(folder, NAME, 1)
+    store.activate(folder, NAME, 1)
     return folder
 
 

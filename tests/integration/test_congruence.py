@@ -13,8 +13,8 @@ import pytest
 from support.raw import infer_raw
 
 from triton_rerank import RerankClient
-from triton_rerank_export.parity import ParityQuery, load_parity_set
-from triton_rerank_export.reference import Reference
+from triton_rerank_export.gate.parity import ParityQuery, load_parity_set
+from triton_rerank_export.gate.reference import Reference
 from triton_rerank_server import TritonServer
 
 FAMILIES = ("tiny-bert", "tiny-xlmr")

@@ -21,13 +21,13 @@ from triton_rerank import AsyncRerankClient, InvalidRequestError, RerankClient, 
 from triton_rerank.scorers.cache import CachedScorer
 from triton_rerank.scorers.local import LocalScorer
 from triton_rerank.scorers.triton import TritonScorer
-from triton_rerank_export import parity
-from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
+from triton_rerank_export.gate import parity
+from triton_rerank_export.gate.reference import Reference
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.reference import Reference
-from triton_rerank_export.repository_check import check_repository
-from triton_rerank_export.triton_config import encoder_inputs
+from triton_rerank_export.repository.check import check_repository
+from triton_rerank_export.repository.triton_config import encoder_inputs
 from triton_rerank_server import ServerConfig, TritonServer
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "families"

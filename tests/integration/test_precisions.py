@@ -11,12 +11,12 @@ import onnx
 import pytest
 
 from triton_rerank import RerankClient
-from triton_rerank_export.manifest import read_manifest
+from triton_rerank_export.gate.reference import Reference
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.reference import Reference
-from triton_rerank_export.repository_check import check_repository
-from triton_rerank_export.triton_config import PRECISIONS
+from triton_rerank_export.repository.check import check_repository
+from triton_rerank_export.repository.manifest import read_manifest
+from triton_rerank_export.repository.triton_config import PRECISIONS
 from triton_rerank_server import ServerConfig, TritonServer
 from triton_rerank_server.backends.encoder.onnxruntime_session import int8_saturates
 

@@ -23,8 +23,8 @@ from triton_rerank import (
     RerankResult,
     TritonOptions,
 )
-from triton_rerank_export import repository
-from triton_rerank_export.rollout import reload
+from triton_rerank_export.repository import store
+from triton_rerank_export.repository.rollout import reload
 from triton_rerank_server import TritonServer
 
 Logits = npt.NDArray[np.float64]
@@ -96,7 +96,7 @@ def logits(pair: list[Versions]) -> dict[str, Logits]:
 
 def activate(folder: Path, version: int, *, pairs: int = PAIRS_A_REQUEST) -> None:
     """The config is written anew, and sub-requests of the size that these tests want."""
-    repository.activate(folder, NAME, version)
+    store.activate(folder, NAME, version)
     path = folder / NAME / "config.pbtxt"
     path.write_text(path.read_text().replace("max_batch_size: 256", f"max_batch_size: {pairs}"))
 

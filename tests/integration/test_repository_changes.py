@@ -19,11 +19,11 @@ from support.folders import fingerprint
 from support.tiny_models import BOUNDED
 
 from triton_rerank import RerankClient
-from triton_rerank_export import replacement
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.repository import activate
-from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.repository import replacement
+from triton_rerank_export.repository.check import check_repository
+from triton_rerank_export.repository.store import activate
 from triton_rerank_server import ServerConfig, TritonServer, atomic
 from triton_rerank_server.atomic import scratch
 

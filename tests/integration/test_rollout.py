@@ -16,10 +16,10 @@ from support.raw import infer_raw
 from support.tiny_models import BOUNDED
 
 from triton_rerank import RerankClient
-from triton_rerank_export import repository
 from triton_rerank_export.cli import main
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
+from triton_rerank_export.repository import store
 from triton_rerank_server import ServerConfig, TritonServer
 
 NAME = "tiny-bert"
@@ -114,7 +114,7 @@ def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
 ) -> None:
     folder = Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
     graph = folder / "tiny-bert-encoder" / "2" / "model.onnx"
-    repository.activate(folder, NAME, 1)
+    store.activate(folder, NAME, 1)
     whole = graph.read_bytes()
     graph.unlink()
     shutil.rmtree(graph.parent)

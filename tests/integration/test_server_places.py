@@ -16,7 +16,7 @@ from support.stand_in import DeadSocket
 from support.tritons import EXPLICIT, NAME, only_bert, start
 
 from triton_rerank import RerankClient
-from triton_rerank_export.rollout import reload
+from triton_rerank_export.repository.rollout import reload
 from triton_rerank_server import ServerStartError, TritonServer, process
 from triton_rerank_server.installation import Installation, find_installation
 

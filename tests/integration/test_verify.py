@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from triton_rerank import ConfigurationError, RerankClient
-from triton_rerank_export.catalogue import CATALOGUE, PublishedScore
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE, PublishedScore
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.reference import Reference
-from triton_rerank_export.verify import format_report, judge, published_scores, read_scores, verify
+from triton_rerank_export.gate.reference import Reference
+from triton_rerank_export.gate.verify import format_report, judge, published_scores, read_scores, verify
 from triton_rerank_server import TritonServer
 
 TEXTS = {

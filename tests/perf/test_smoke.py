@@ -23,8 +23,8 @@ from triton_rerank.repository import Artefacts
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, Contestant
 from triton_rerank_bench.machine import describe_machine
 from triton_rerank_bench.served import read_model
-from triton_rerank_export import graph
-from triton_rerank_export.precision import convert
+from triton_rerank_export.graph import trace
+from triton_rerank_export.graph.precision import convert
 from triton_rerank_server import TritonServer
 from triton_rerank_server.backends.encoder import engine
 
@@ -42,7 +42,7 @@ def int8(model_repository: Path) -> Artefacts:
 def fp32(int8: Artefacts, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     folder = tmp_path_factory.mktemp("fp32")
     checkpoint = checkpoint_of(checkpoints[DEMO])
-    path = graph.export_graph(checkpoint, folder, first_token_only=True)
+    path = trace.export_graph(checkpoint, folder, first_token_only=True)
     whole = convert(path, "fp32", folder, family=checkpoint.family).path
     return replace(int8, info=replace(int8.info, precision="fp32"), encoder_file=whole)
 

@@ -19,7 +19,7 @@ from support.served_checkpoints import (
     served,
 )
 
-from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.errors import ExportError
 
 # --- what sentence-transformers saved --------------------------------------------------------------------------------

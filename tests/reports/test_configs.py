@@ -14,7 +14,7 @@ from support.served_checkpoints import (
     served,
 )
 
-from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
 
 
 def test_settings_that_change_no_score_change_nothing(bert: Path, tmp_path: Path) -> None:

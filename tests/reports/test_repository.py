@@ -15,7 +15,7 @@ from support.tritons import NAME
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.repository.check import check_repository
 
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # a tiny model on busy cores
 

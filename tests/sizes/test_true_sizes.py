@@ -112,7 +112,8 @@ def test_a_model_of_true_size_is_exported_loaded_and_scored(
 # figures are recorded, only int8's bounds on the order are lifted.
 EXPORT = """
 import sys
-from triton_rerank_export import cli, parity
+from triton_rerank_export import cli
+from triton_rerank_export.gate import parity
 parity.BOUNDS["int8"] = parity.Bounds(float("inf"), -1.0, 0.0)
 sys.exit(cli.main(sys.argv[1:]))
 """

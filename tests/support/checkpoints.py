@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
+from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
 
 

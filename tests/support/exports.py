@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from triton_rerank.contract import MANIFEST_FILE
-from triton_rerank_export import repository, staging
-from triton_rerank_export.manifest import read_manifest
+from triton_rerank_export.repository import staging, store
+from triton_rerank_export.repository.manifest import read_manifest
 
 
 def install(source: Path, name: str, version: int, *, replace: bool = False, keep: int = 2) -> Callable[[Path], None]:
@@ -29,6 +29,6 @@ def install(source: Path, name: str, version: int, *, replace: bool = False, kee
             (staged / name / "1" / MANIFEST_FILE).unlink()
             manifest = read_manifest(source / name / str(version) / MANIFEST_FILE).numbered(1)
             with staging.locked(target, name, lambda _: None) as real:
-                repository.install(staged, real, manifest, replace=replace, keep=keep)
+                store.install(staged, real, manifest, replace=replace, keep=keep)
 
     return work

@@ -15,9 +15,9 @@ import onnxruntime as ort
 import torch
 from safetensors.torch import load_file, save_file
 
-from triton_rerank_export import graph
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
-from triton_rerank_export.reference import load_model
+from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
+from triton_rerank_export.gate.reference import load_model
+from triton_rerank_export.graph import trace
 from triton_rerank_server.backends.encoder.onnxruntime_session import int8_saturates
 
 Batch = dict[str, npt.NDArray[np.int64]]
@@ -89,11 +89,11 @@ def _type_name(data_type: int) -> str:
 def export_stages(folder: Path, work: Path) -> tuple[Checkpoint, dict[str, Path]]:
     """Of a checkpoint: traced as it is, and with the last layer for the first token only; fused."""
     checkpoint = checkpoint_of(folder)
-    traced = graph.export_graph(checkpoint, work)
+    traced = trace.export_graph(checkpoint, work)
     return checkpoint, {
         "traced": traced,
-        "cut": graph.export_graph(checkpoint, work / "cut", first_token_only=True),
-        "fused": graph.fuse(traced, checkpoint, work),
+        "cut": trace.export_graph(checkpoint, work / "cut", first_token_only=True),
+        "fused": trace.fuse(traced, checkpoint, work),
     }
 
 

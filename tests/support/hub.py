@@ -25,7 +25,7 @@ LARGE = (".safetensors", ".bin")  # the hub keeps these elsewhere and answers wi
 RESOLVE = """
 import dataclasses, json, sys, tempfile
 from pathlib import Path
-from triton_rerank_export.checkpoint import resolve
+from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.errors import ExportError
 steps = []
 with tempfile.TemporaryDirectory() as work:

@@ -11,9 +11,9 @@ from support.folders import fingerprint
 from triton_rerank import RerankClient
 from triton_rerank.scorers.local import LocalScorer
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate.reference import load_model
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.reference import load_model
 
 QUERY = "how do I compress a file?"
 DOCUMENTS = ["gzip shrinks a file", "A file cabinet with four drawers", "", "Für München sagt der Wetterdienst"]

@@ -14,9 +14,9 @@ from support.tiny_models import MAX_LENGTH, unigram_words, wordpiece_words
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
-from triton_rerank_export.causal import PROMPTS
-from triton_rerank_export.families import BY_CLASS, FAMILIES
-from triton_rerank_export.parity import PARITY_SET, read_queries
+from triton_rerank_export.checkpoint.causal import PROMPTS
+from triton_rerank_export.checkpoint.families import BY_CLASS, FAMILIES
+from triton_rerank_export.gate.parity import PARITY_SET, read_queries
 
 _SEED = 3
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

@@ -23,7 +23,7 @@ from transformers import (
     XLMRobertaTokenizerFast,
 )
 
-from triton_rerank_export.parity import PARITY_SET
+from triton_rerank_export.gate.parity import PARITY_SET
 
 MAX_LENGTH = 128
 _SEED = 3  # int8 moves the logits of random weights as well; with these both families keep every best document

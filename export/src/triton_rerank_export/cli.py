@@ -50,7 +50,7 @@ def _check_current_folder() -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from triton_rerank_export.repository_check import check_repository
+    from triton_rerank_export.repository.check import check_repository
     from triton_rerank_server.models import foreign_entries
 
     with contextlib.ExitStack() as stack:
@@ -64,9 +64,9 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _activate(options: argparse.Namespace) -> int:
-    from triton_rerank_export import repository, rollout
+    from triton_rerank_export.repository import rollout, store
 
-    version = repository.activate(options.model_repository, options.model, options.version, on_step=_say)
+    version = store.activate(options.model_repository, options.model, options.version, on_step=_say)
     print(f"{options.model}: version {version} is active in {options.model_repository}")
     if options.target:
         try:
@@ -92,8 +92,8 @@ def _say(step: str) -> None:
 
 def _verify(options: argparse.Namespace) -> int:
     from triton_rerank import RerankClient, RerankError
-    from triton_rerank_export.catalogue import find
-    from triton_rerank_export.verify import format_report, published_scores, read_scores, verify
+    from triton_rerank_export.checkpoint.catalogue import find
+    from triton_rerank_export.gate.verify import format_report, published_scores, read_scores, verify
 
     entry = find(options.model)
     name = entry.name if entry else options.model
@@ -108,7 +108,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from triton_rerank_export import export_command, finetune_command
+    from triton_rerank_export import export_command
+    from triton_rerank_export.finetune import command
 
     parser = argparse.ArgumentParser(prog="triton-rerank-export", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('triton-rerank-export')}")
@@ -128,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("--target", metavar="HOST:PORT", default="127.0.0.1:8001", help="default %(default)s")
     verify.add_argument("--scores", type=Path, help="JSON lines with query, document, logit; default: the catalogue's")
     verify.set_defaults(run=_verify)
-    finetune_command.register(commands)
+    command.register(commands)
     return parser
 
 

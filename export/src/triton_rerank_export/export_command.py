@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from triton_rerank_export.causal import PROMPTS
+from triton_rerank_export.checkpoint.causal import PROMPTS
 from triton_rerank_export.options import MOST_VERSIONS, ExportOptions
-from triton_rerank_export.settings import SETTINGS, Settings, check_bounds, flag
-from triton_rerank_export.triton_config import (
+from triton_rerank_export.repository.settings import SETTINGS, Settings, check_bounds, flag
+from triton_rerank_export.repository.triton_config import (
     ACCELERATORS,
     ENGINES,
     PRECISIONS,
@@ -21,7 +21,7 @@ from triton_rerank_export.triton_config import (
     SPECIAL_TOKENS_IN_TEXT,
     ServedModel,
 )
-from triton_rerank_export.warmup import WARMUPS
+from triton_rerank_export.repository.warmup import WARMUPS
 
 if TYPE_CHECKING:
     from triton_rerank_export.pipeline import ExportResult
@@ -145,7 +145,7 @@ def _default_timing_cache() -> Path:
 
 def _export(options: argparse.Namespace) -> int:
     from triton_rerank_export.pipeline import export_model
-    from triton_rerank_export.staging import told
+    from triton_rerank_export.repository.staging import told
 
     wanted = ExportOptions(**{field.name: getattr(options, field.name) for field in fields(ExportOptions)})
     console = Console(stderr=True)
@@ -167,8 +167,8 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _set(options: argparse.Namespace) -> int:
-    from triton_rerank_export.changed_settings import as_it_is, change_settings
     from triton_rerank_export.errors import ExportError
+    from triton_rerank_export.repository.changed_settings import as_it_is, change_settings
 
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})
     check_bounds("keep_versions", options.keep_versions, 1, MOST_VERSIONS)
@@ -209,7 +209,7 @@ def _summary(result: ExportResult, model: str, repository: Path, wanted: ExportO
 
 
 def _models(_: argparse.Namespace) -> int:
-    from triton_rerank_export.catalogue import CATALOGUE
+    from triton_rerank_export.checkpoint.catalogue import CATALOGUE
 
     entries = [
         (entry.name, entry.params, str(entry.max_length), entry.licence, entry.source) for entry in CATALOGUE.values()
@@ -219,8 +219,8 @@ def _models(_: argparse.Namespace) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from triton_rerank_export import listing
     from triton_rerank_export.errors import ExportError
+    from triton_rerank_export.repository import listing
 
     rows, faults = listing.rows(options.model_repository)
     _print_table([listing.HEADER, *rows])

@@ -6,10 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.repository import DEFAULT_KEEP_VERSIONS
-from triton_rerank_export.settings import Settings, check_bounds
-from triton_rerank_export.triton_config import Accelerator, Engine, Precision, Scheduling, SpecialTokensInText
-from triton_rerank_export.warmup import Warmup
+from triton_rerank_export.repository.settings import Settings, check_bounds
+from triton_rerank_export.repository.store import DEFAULT_KEEP_VERSIONS
+from triton_rerank_export.repository.triton_config import (
+    Accelerator,
+    Engine,
+    Precision,
+    Scheduling,
+    SpecialTokensInText,
+)
+from triton_rerank_export.repository.warmup import Warmup
 
 _IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
 MOST_VERSIONS = 100

@@ -9,17 +9,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_rerank_export import graph, parity, repository, staging
-from triton_rerank_export.calibration import Feed, calibration_feeds
-from triton_rerank_export.checkpoint import Checkpoint, resolve
+from triton_rerank_export.checkpoint.licence import is_restricted
+from triton_rerank_export.checkpoint.resolve import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError, explained
-from triton_rerank_export.gate import run_gate
-from triton_rerank_export.licence import is_restricted
-from triton_rerank_export.manifest import Manifest, build_manifest
+from triton_rerank_export.gate import parity
+from triton_rerank_export.gate.gate import run_gate
+from triton_rerank_export.graph import trace
+from triton_rerank_export.graph.calibration import Feed, calibration_feeds
 from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.repository_check import version_is_whole
-from triton_rerank_export.settings import Settings
-from triton_rerank_export.triton_config import ServedModel
+from triton_rerank_export.repository import staging, store
+from triton_rerank_export.repository.check import version_is_whole
+from triton_rerank_export.repository.manifest import Manifest, build_manifest
+from triton_rerank_export.repository.settings import Settings
+from triton_rerank_export.repository.triton_config import ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
@@ -84,10 +86,10 @@ def export_model(
             prompt=options.prompt,
             on_step=on_step,
         )
-        beside = None if options.replace else repository.served_beside(model_repository, checkpoint.name)
+        beside = None if options.replace else store.served_beside(model_repository, checkpoint.name)
         served = served_model(checkpoint, options, beside)
         if not options.replace:
-            repository.check_compatible(model_repository, served)
+            store.check_compatible(model_repository, served)
         with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
             notes = _build(checkpoint, served, staged, Path(work), options, on_step)
             report = run_gate(checkpoint, staged, served, on_step=on_step)
@@ -139,7 +141,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
 def _check_tools(options: ExportOptions) -> None:
     """Fail before the download, not after it."""
     if options.effective_engine == "tensorrt":
-        from triton_rerank_export.tensorrt import check_available
+        from triton_rerank_export.tensorrt.plans import check_available
 
         check_available()
     if options.effective_engine == "openvino" and importlib.util.find_spec("openvino") is None:
@@ -159,13 +161,13 @@ def _build(
     checkpoint: Checkpoint, served: ServedModel, staged: Path, work: Path, options: ExportOptions, on_step: Progress
 ) -> tuple[str, ...]:
     """Make the files of the version folders; what the user should know of them comes back."""
-    from triton_rerank_export.precision import convert
+    from triton_rerank_export.graph.precision import convert
 
     on_step("tracing the graph")
-    path = graph.export_graph(checkpoint, work, first_token_only=not options.fused)
+    path = trace.export_graph(checkpoint, work, first_token_only=not options.fused)
     if options.fused:
         on_step("fusing attention, layer norm and GELU")
-        traced, path = path, graph.fuse(path, checkpoint, work)
+        traced, path = path, trace.fuse(path, checkpoint, work)
         shutil.rmtree(traced.parent)  # as large as the weights
     on_step(f"converting to {options.precision}")
     feeds = _calibration(checkpoint, served) if options.static else None
@@ -173,7 +175,7 @@ def _build(
         path, options.precision, work, family=checkpoint.family, reduce_range=options.reduce_range, feeds=feeds
     )
     files = _graph_files(converted.path, served, work, options, on_step)
-    repository.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
+    store.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
     return converted.notes
 
 
@@ -194,15 +196,15 @@ def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:
 
 def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress) -> list[Path]:
     """What the encoder's version folder holds."""
-    from triton_rerank_export import accelerator, tensorrt
+    from triton_rerank_export.tensorrt import accelerator, plans
 
     if options.accelerator == "tensorrt":
-        tensorrt.check_operators(path)
+        plans.check_operators(path)
         accelerator.name_graph(path)
     if options.effective_engine != "tensorrt":
-        return graph.graph_files(path)
+        return trace.graph_files(path)
     plan = work / served.graph_file
-    tensorrt.build_plan(
+    plans.build_plan(
         path,
         plan,
         inputs=served.tensors,
@@ -218,10 +220,10 @@ def _install(
     staged: Path, target: Path, manifest: Manifest, report: parity.ParityReport, options: ExportOptions
 ) -> ExportResult:
     name = manifest.model.name
-    there = repository.installed_versions(target, name)
+    there = store.installed_versions(target, name)
     if there and not options.replace:
-        active = there[repository.active_version(target, name)]
+        active = there[store.active_version(target, name)]
         if active.same_export(manifest) and version_is_whole(target, active):
             return ExportResult(active, report, list(there), changed=False)
-    done = repository.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
+    done = store.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
     return ExportResult(done.manifest, report, done.versions, changed=True, left=done.left)

@@ -16,7 +16,7 @@ from triton_rerank_bench.tune.findings import Confirmation, Sweep, Trial, Tuning
 from triton_rerank_bench.tune.knobs import KNOBS, UNBOUNDED, Setting, candidates, exported_setting, ground
 from triton_rerank_bench.tune.servers import Level
 from triton_rerank_bench.tune.variants import read_configs
-from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.repository.check import check_repository
 
 NAME = "tiny-bert"
 FAST, SLOW = figures(120, 40, Level(1)), figures(100, 50, Level(1))

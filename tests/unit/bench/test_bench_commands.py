@@ -16,7 +16,7 @@ from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.memory import PeakMemory
 from triton_rerank_bench.served import name_repositories, read_model
 from triton_rerank_bench.workloads import TokenStatistics
-from triton_rerank_export.repository import activate
+from triton_rerank_export.repository.store import activate
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:

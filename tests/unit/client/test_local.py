@@ -33,8 +33,8 @@ from triton_rerank._deadline import Deadline
 from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
 from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored
 from triton_rerank.scorers.local import LocalScorer
-from triton_rerank_export.repository import activate
-from triton_rerank_export.triton_config import ServedModel, to_text
+from triton_rerank_export.repository.store import activate
+from triton_rerank_export.repository.triton_config import ServedModel, to_text
 from triton_rerank_server.backends.encoder.engine import Engine
 
 NAME = "tiny-bert"

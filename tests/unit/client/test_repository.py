@@ -16,7 +16,7 @@ from triton_rerank.repository import (
     read_config,
     version_folders,
 )
-from triton_rerank_export.repository import activate
+from triton_rerank_export.repository.store import activate
 
 NAME = "tiny-bert"
 

@@ -17,8 +17,8 @@ import yaml  # type: ignore[import-untyped]
 from support import image
 
 from triton_rerank.contract import ENCODER_BACKEND
-from triton_rerank_export.accelerator import CACHE_FOLDER
-from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
+from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
+from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
 from triton_rerank_gateway.cli import main as gateway_main
 from triton_rerank_server.cli import main
 from triton_rerank_server.environment import triton_environment

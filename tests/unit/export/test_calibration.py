@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from triton_rerank_export import parity
-from triton_rerank_export.calibration import CALIBRATION_SET, calibration_feeds
-from triton_rerank_export.triton_config import length_ladder
+from triton_rerank_export.gate import parity
+from triton_rerank_export.graph.calibration import CALIBRATION_SET, calibration_feeds
+from triton_rerank_export.repository.triton_config import length_ladder
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_rerank_export.catalogue import (
+from triton_rerank_export.checkpoint.catalogue import (
     BF16_TOLERANCE,
     CATALOGUE,
     FP16_TOLERANCE,
@@ -14,7 +14,7 @@ from triton_rerank_export.catalogue import (
     CatalogueEntry,
     find,
 )
-from triton_rerank_export.facts import read_facts
+from triton_rerank_export.checkpoint.facts import read_facts
 
 HUB_MODELS = {
     "ms-marco-minilm-l6-v2": ("cross-encoder/ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2"),

@@ -19,12 +19,13 @@ from sentence_transformers import CrossEncoder
 from support.checkpoints import read, refusal
 from support.tiny_families import write_tiny
 
-from triton_rerank_export import families, parity, reference
-from triton_rerank_export.catalogue import CATALOGUE
-from triton_rerank_export.causal import PROMPTS, Answers, find
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
+from triton_rerank_export.checkpoint import families
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE
+from triton_rerank_export.checkpoint.causal import PROMPTS, Answers, find
+from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.gate import run_gate
+from triton_rerank_export.gate import parity, reference
+from triton_rerank_export.gate.gate import run_gate
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model, served_model
 

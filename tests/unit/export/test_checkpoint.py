@@ -11,7 +11,7 @@ from support.checkpoints import read, refusal
 from support.tiny_models import resize_positions, write_tiny_bert
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from triton_rerank_export.checkpoint import read_checkpoint, resolve
+from triton_rerank_export.checkpoint.resolve import read_checkpoint, resolve
 from triton_rerank_export.errors import ExportError
 
 

@@ -16,15 +16,15 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast, RobertaConf
 
 from triton_rerank import RerankClient
 from triton_rerank.scorers.local import LocalScorer
-from triton_rerank_export import parity
-from triton_rerank_export.checkpoint import read_checkpoint
-from triton_rerank_export.cross_encoder import Peer
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate import parity
+from triton_rerank_export.gate.cross_encoder import Peer
+from triton_rerank_export.gate.parity import ParityQuery
+from triton_rerank_export.gate.peer_check import PeerReport, hold_against_peer
+from triton_rerank_export.gate.reference import Reference
 from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.parity import ParityQuery
-from triton_rerank_export.peer_check import PeerReport, hold_against_peer
 from triton_rerank_export.pipeline import ExportResult, export_model, served_model
-from triton_rerank_export.reference import Reference
 
 QUERIES = [ParityQuery("how do I compress a file?", ("gzip makes files smaller", "a file cabinet", "", "Paris"))]
 CASES = Path(__file__).parents[4] / "shared" / "cases" / "checkpoints"

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from triton_rerank_export.delta import State, apply_delta, compress
+from triton_rerank_export.demo.delta import State, apply_delta, compress
 from triton_rerank_export.errors import ExportError
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from triton_rerank_export import demo_corpus, demo_texts
-from triton_rerank_export.demo_corpus import CorpusConfig, build, make_example
-from triton_rerank_export.demo_texts import (
+from triton_rerank_export.demo import demo_corpus, demo_texts
+from triton_rerank_export.demo.demo_corpus import CorpusConfig, build, make_example
+from triton_rerank_export.demo.demo_texts import (
     SourceMissingError,
     Text,
     collect,
@@ -26,7 +26,7 @@ from triton_rerank_export.demo_texts import (
     usable,
 )
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.training_data import FloatArray
+from triton_rerank_export.finetune.data import FloatArray
 
 LONG = " ".join(f"Sentence {i} tells a little about thing number {i} and ends." for i in range(12))
 

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support.faults import Operations, ctrl_c, failing, full_disk, killed
 
-from triton_rerank_export import demo_model
-from triton_rerank_export.demo_model import assemble, body_path, check_replaceable, read_weights, staged_folder
+from triton_rerank_export.demo import demo_model
+from triton_rerank_export.demo.demo_model import assemble, body_path, check_replaceable, read_weights, staged_folder
 from triton_rerank_export.errors import ExportError
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "paris", "berlin", "capital"]
@@ -137,7 +137,9 @@ def test_a_failure_leaves_the_old_folder_and_no_rubbish(tmp_path: Path, error: t
 
 
 def test_assembling_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, triton_rerank_export.demo_model; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, triton_rerank_export.demo.demo_model; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

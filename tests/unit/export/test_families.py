@@ -17,15 +17,16 @@ from support.graphs import largest_difference
 from support.tiny_families import TINY, write_tiny
 from transformers import AutoModel, AutoModelForSequenceClassification
 
-from triton_rerank_export import graph, parity, reference
-from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.checkpoint.families import FAMILIES
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.families import FAMILIES
-from triton_rerank_export.gate import run_gate
+from triton_rerank_export.gate import parity, reference
+from triton_rerank_export.gate.gate import run_gate
+from triton_rerank_export.graph import trace
+from triton_rerank_export.graph.precision import convert
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model, served_model
-from triton_rerank_export.precision import convert
-from triton_rerank_export.triton_config import PRECISIONS
+from triton_rerank_export.repository.triton_config import PRECISIONS
 from triton_rerank_server.backends.encoder.onnxruntime_session import int8_saturates
 
 ELSEWHERE = tuple(
@@ -141,7 +142,7 @@ def test_what_the_row_leaves_out_is_refused_before_the_weights_are_read(
 
 def test_deberta_has_no_operator_that_openvino_cannot_load(made: dict[str, Path], tmp_path: Path) -> None:
     checkpoint = read_checkpoint(made["DebertaV2ForSequenceClassification"], name="m", source="s")
-    operators = [node.op_type for node in onnx.load(graph.export_graph(checkpoint, tmp_path)).graph.node]
+    operators = [node.op_type for node in onnx.load(trace.export_graph(checkpoint, tmp_path)).graph.node]
     assert "If" not in operators and operators.count("Log") == 1
 
 
@@ -153,7 +154,7 @@ def test_modernberts_last_layer_is_cut_only_where_the_first_token_is_read(
     changes: dict[str, Any] = {"classifier_pooling": pooling, "num_hidden_layers": layers, "attention_bias": True}
     folder = write_tiny("ModernBertForSequenceClassification", tmp_path / pooling, **changes)
     checkpoint = read_checkpoint(folder, name="m", source="s")
-    path = graph.export_graph(checkpoint, tmp_path, first_token_only=True)
+    path = trace.export_graph(checkpoint, tmp_path, first_token_only=True)
     assert largest_difference(path, checkpoint) < 1e-5
     assert any("/Wq/" in node.name for node in onnx.load(path).graph.node) == cut
 
@@ -276,7 +277,7 @@ def test_a_dropped_layer_is_caught(made: dict[str, Path], exported: Exported, na
 def test_a_pattern_that_matches_no_operator_fails_the_export(tmp_path: Path, made: dict[str, Path]) -> None:
     checkpoint = read_checkpoint(made["ElectraForSequenceClassification"], name="m", source="s")
     other = dataclasses.replace(checkpoint.family, feed_forward_out="/block/down/MatMul$")
-    path = graph.export_graph(checkpoint, tmp_path)
+    path = trace.export_graph(checkpoint, tmp_path)
     with pytest.raises(ExportError, match="no operator of the graph is named like Electra"):
         convert(path, "int8", tmp_path, family=other)
 

@@ -23,12 +23,12 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from triton_rerank_export import finetune as finetune_module
-from triton_rerank_export import finetune_command, training_meter
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.finetune import evaluate, finetune, group_loss, ndcg_at_10, pairwise_accuracy
-from triton_rerank_export.finetune_config import FinetuneConfig, FinetuneReport, Quality
-from triton_rerank_export.training_data import Group
+from triton_rerank_export.finetune import command, meter
+from triton_rerank_export.finetune import train as finetune_module
+from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
+from triton_rerank_export.finetune.data import Group
+from triton_rerank_export.finetune.train import evaluate, finetune, group_loss, ndcg_at_10, pairwise_accuracy
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "brown", "grey"]
 SIZES: dict[str, Any] = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -145,7 +145,7 @@ def test_a_budget_of_time_ends_the_run(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_progress_is_told_to_a_file_in_lines(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_meter, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(meter, "LOG_EVERY_S", 0.0)
     said = io.StringIO()
     console = Console(file=said, width=120)
     finetune(checkpoint, _groups(), tmp_path / "out", FinetuneConfig(steps=2, **QUICK), console)
@@ -278,7 +278,7 @@ def test_the_measures_agree_with_hand_counts() -> None:
 
 def _command() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
-    finetune_command.register(parser.add_subparsers())
+    command.register(parser.add_subparsers())
     return parser
 
 
@@ -313,11 +313,11 @@ def _demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str
     packaged.write_bytes(b"present")
     present, new = Quality(0.5, 0.7, 10), Quality(0.5, 0.8 if better else 0.6, 10)
     report = FinetuneReport(1, 8, 1.0, present, new)
-    trial = finetune_command._Trial(b"new", report, present, new)
-    monkeypatch.setattr(finetune_command, "PACKAGED_DELTA", packaged)
-    monkeypatch.setattr(finetune_command, "body_path", lambda: tmp_path)
-    monkeypatch.setattr(finetune_command, "build", lambda *_: _groups())
-    monkeypatch.setattr(finetune_command, "_train_delta", lambda *_: trial)
+    trial = command._Trial(b"new", report, present, new)
+    monkeypatch.setattr(command, "PACKAGED_DELTA", packaged)
+    monkeypatch.setattr(command, "body_path", lambda: tmp_path)
+    monkeypatch.setattr(command, "build", lambda *_: _groups())
+    monkeypatch.setattr(command, "_train_delta", lambda *_: trial)
     options = _command().parse_args(["demo-model", "--steps", "1", *arguments])
     assert options.run(options) == 0
     return packaged

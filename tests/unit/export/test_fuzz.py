@@ -10,8 +10,8 @@ import pytest
 from support.mutations import mutate
 from support.tiny_models import write_settings
 
-from triton_rerank_export import parity
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 

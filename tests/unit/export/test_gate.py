@@ -19,13 +19,13 @@ from safetensors.numpy import load_file, save_file
 from support.folders import fingerprint
 from transformers import AutoModelForSequenceClassification
 
-from triton_rerank_export import parity, reference
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
+from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.gate import run_gate
+from triton_rerank_export.gate import parity, reference
+from triton_rerank_export.gate.gate import run_gate
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model, served_model
-from triton_rerank_export.triton_config import PRECISIONS, Precision, ServedModel
+from triton_rerank_export.repository.triton_config import PRECISIONS, Precision, ServedModel
 from triton_rerank_server.backends.encoder.engine import Engine
 from triton_rerank_server.backends.tokenizer.pairs import PairTensors, PairTokenizer
 
@@ -330,7 +330,7 @@ def test_pytorch_is_out_of_memory_before_the_session_opens(
         return Engine(*args)
 
     monkeypatch.setattr(reference, "load_model", load_and_watch)
-    monkeypatch.setattr("triton_rerank_export.served.Engine", open_and_look)
+    monkeypatch.setattr("triton_rerank_export.gate.served.Engine", open_and_look)
     gc.disable()  # the gate must not wait for the collector's own time
     try:
         gate(checkpoints["tiny-bert"], repository, "tiny-bert")

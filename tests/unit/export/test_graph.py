@@ -12,9 +12,10 @@ from support.graphs import checkpoint_of, digests, export_stages, largest_differ
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from triton_rerank_export import graph, graph_file, precision, reference
-from triton_rerank_export.checkpoint import Checkpoint
+from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate import reference
+from triton_rerank_export.graph import graph_file, precision, trace
 
 Stages = tuple[Checkpoint, dict[str, Path]]
 FORMS = ("traced", "cut", "fused")
@@ -62,7 +63,7 @@ def test_attention_is_fused_in_every_layer_and_embeddings_are_not(stages: Stages
 def test_weights_lie_in_one_file_beside_the_graph(stages: Stages, form: str) -> None:
     path = stages[1][form]
     assert path.name == "model.onnx"
-    assert graph.graph_files(path) == [path, path.with_name("model.onnx.data")]
+    assert trace.graph_files(path) == [path, path.with_name("model.onnx.data")]
     outside = [t for t in onnx.load(path, load_external_data=False).graph.initializer if graph_file.is_outside(t)]
     assert len(outside) > 10
     places = [{entry.key: entry.value for entry in tensor.external_data} for tensor in outside]
@@ -73,7 +74,7 @@ def test_weights_lie_in_one_file_beside_the_graph(stages: Stages, form: str) -> 
 
 def test_a_graph_without_a_data_file_is_one_file(stages: Stages, tmp_path: Path) -> None:
     path = precision.convert(stages[1]["cut"], "fp32", tmp_path, family=stages[0].family).path
-    assert graph.graph_files(path) == [path]
+    assert trace.graph_files(path) == [path]
     assert [file.name for file in path.parent.iterdir()] == ["model.onnx"]
 
 
@@ -88,8 +89,8 @@ def test_the_model_keeps_its_table_of_words(checkpoints: dict[str, Path], tmp_pa
     """It is cut while the graph is traced; whoever holds the model must not see that."""
     model = reference.load_model(checkpoints["tiny-xlmr"])
     before = model.get_input_embeddings().weight
-    with graph.quiet():
-        graph._trace(model, tmp_path / "model.onnx")
+    with trace.quiet():
+        trace._trace(model, tmp_path / "model.onnx")
     assert model.get_input_embeddings().weight is before
 
 
@@ -103,9 +104,9 @@ def test_a_graph_in_which_attention_is_not_recognised_is_refused(
 
     monkeypatch.setattr(reference, "load_model", without_bias)
     checkpoint = checkpoint_of(checkpoints["tiny-bert"])
-    traced = graph.export_graph(checkpoint, tmp_path)
+    traced = trace.export_graph(checkpoint, tmp_path)
     with pytest.raises(ExportError, match=r"tiny-bert: 1 attention layers were fused and 1 were not; the graph is not"):
-        graph.fuse(traced, checkpoint, tmp_path)
+        trace.fuse(traced, checkpoint, tmp_path)
     assert not (tmp_path / "fused").exists()
 
 
@@ -129,4 +130,4 @@ def test_a_weight_that_the_checkpoint_has_not_is_refused(
 
     monkeypatch.setattr(reference, "load_model", with_other_head)
     with pytest.raises(ExportError, match=r"tiny-bert: the graph has inputs .*onnx::MatMul_\d+.* were expected"):
-        graph.export_graph(checkpoint_of(checkpoints["tiny-bert"]), tmp_path)
+        trace.export_graph(checkpoint_of(checkpoints["tiny-bert"]), tmp_path)

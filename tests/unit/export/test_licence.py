@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from support.checkpoints import read, refusal
 
-from triton_rerank_export import checkpoint, parity
-from triton_rerank_export.catalogue import CATALOGUE, CatalogueEntry
+from triton_rerank_export.checkpoint import resolve
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE, CatalogueEntry
+from triton_rerank_export.checkpoint.licence import is_restricted
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.licence import is_restricted
+from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 
@@ -83,13 +84,13 @@ def test_a_catalogued_model_with_such_a_licence_is_refused_before_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(checkpoint, "fetch", lambda *asked_for, **_: asked.append(asked_for))
+    monkeypatch.setattr(resolve, "fetch", lambda *asked_for, **_: asked.append(asked_for))
     entry = dataclasses.replace(CATALOGUE["ms-marco-minilm-l6-v2"], licence="CC-BY-NC-4.0")
-    monkeypatch.setattr(checkpoint, "find", lambda model: entry)
+    monkeypatch.setattr(resolve, "find", lambda model: entry)
     with pytest.raises(
         ExportError, match="MiniLM-L6-v2: its licence is CC-BY-NC-4.0, .* --accept-licence CC-BY-NC-4.0"
     ):
-        checkpoint.resolve("any", tmp_path)
+        resolve.resolve("any", tmp_path)
     assert asked == []
 
 

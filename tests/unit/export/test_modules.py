@@ -15,10 +15,10 @@ from support.hub import Machine, serve_hub
 from support.tiny_families import write_head, write_tiny
 from torch import nn
 
-from triton_rerank_export import parity, reference
-from triton_rerank_export.checkpoint import Checkpoint, read_checkpoint
+from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.gate import run_gate
+from triton_rerank_export.gate import parity, reference
+from triton_rerank_export.gate.gate import run_gate
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model, served_model
 from triton_rerank_server.backends.encoder.onnxruntime_session import int8_saturates

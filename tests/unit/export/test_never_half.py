@@ -20,13 +20,13 @@ from support.folders import fingerprint
 
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank.repository import read_artefacts, read_config
-from triton_rerank_export import staging
-from triton_rerank_export.changed_settings import change_settings
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.manifest import read_manifest
-from triton_rerank_export.repository import activate, active_version
-from triton_rerank_export.repository_check import check_repository
-from triton_rerank_export.settings import Settings
+from triton_rerank_export.repository import staging
+from triton_rerank_export.repository.changed_settings import change_settings
+from triton_rerank_export.repository.check import check_repository
+from triton_rerank_export.repository.manifest import read_manifest
+from triton_rerank_export.repository.settings import Settings
+from triton_rerank_export.repository.store import activate, active_version
 from triton_rerank_server.canary import read_canaries
 
 NAME = "tiny-bert"

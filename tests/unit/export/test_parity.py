@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from triton_rerank_export import parity
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate import parity
 
 
 def floats(*values: float) -> parity.Logits:

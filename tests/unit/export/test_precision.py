@@ -23,13 +23,13 @@ from support.graphs import (
     with_weight,
 )
 
-from triton_rerank_export import graph, graph_file
-from triton_rerank_export.checkpoint import Checkpoint
+from triton_rerank_export.checkpoint.families import FAMILIES
+from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.families import FAMILIES
-from triton_rerank_export.precision import Converted
-from triton_rerank_export.precision import convert as convert_family
-from triton_rerank_export.triton_config import Precision
+from triton_rerank_export.graph import graph_file, trace
+from triton_rerank_export.graph.precision import Converted
+from triton_rerank_export.graph.precision import convert as convert_family
+from triton_rerank_export.repository.triton_config import Precision
 
 Stages = tuple[Checkpoint, dict[str, Path]]
 convert = functools.partial(convert_family, family=FAMILIES["BertForSequenceClassification"])  # XLM-R has its names
@@ -102,10 +102,10 @@ def test_large_weights_lie_in_a_second_file(
     stages: Stages, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, precision: Precision
 ) -> None:
     whole = serve(form, precision).path
-    assert [path.name for path in graph.graph_files(whole)] == ["model.onnx"]
+    assert [path.name for path in trace.graph_files(whole)] == ["model.onnx"]
     monkeypatch.setattr(graph_file, "EXTERNAL_ABOVE", 0)
     split = convert(stages[1][form], precision, tmp_path).path
-    assert [path.name for path in graph.graph_files(split)] == ["model.onnx", "model.onnx.data"]
+    assert [path.name for path in trace.graph_files(split)] == ["model.onnx", "model.onnx.data"]
     assert split.stat().st_size < whole.stat().st_size / 2
     if form == "traced":
         onnx.checker.check_model(str(split), full_check=True)

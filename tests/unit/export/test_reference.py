@@ -17,7 +17,7 @@ from support.tiny_models import write_fine_tuned
 
 from triton_rerank.repository import read_artefacts
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.reference import Reference, load_model
+from triton_rerank_export.gate.reference import Reference, load_model
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 QUERY, DOCUMENTS = "binary heap", ["keeps its largest element at the root", "Paris, France", ""]
@@ -70,7 +70,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(pickled: Path, tmp_
 def test_transformers_says_nothing_on_the_way(checkpoints: dict[str, Path]) -> None:
     """Its advice to pad in another way would stand in the middle of the command's own words."""
     code = (
-        "import sys; from pathlib import Path; from triton_rerank_export.reference import Reference; "
+        "import sys; from pathlib import Path; from triton_rerank_export.gate.reference import Reference; "
         "r = Reference(Path(sys.argv[1]), max_length=8); "
         "r.tokens('heap', 'a very long document ' * 99, width=8); r.logits('heap', ['a very long document ' * 99])"
     )

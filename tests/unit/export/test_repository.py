@@ -15,11 +15,12 @@ import pytest
 from support.folders import fingerprint
 from support.tiny_models import BOUNDED
 
-from triton_rerank_export import parity, staging
 from triton_rerank_export.cli import main
+from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.repository import staging
+from triton_rerank_export.repository.check import check_repository
 
 AS_THERE = [f"--{name.replace('_', '-')}={value}" for name, value in BOUNDED.items()]
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.tiny_models import write_settings
 
+from triton_rerank_export.checkpoint.facts import Facts, read_facts
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.facts import Facts, read_facts
 
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
 

@@ -16,13 +16,13 @@ from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank.repository import read_artefacts, read_config
 from triton_rerank_export.cli import main
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.manifest import read_manifest
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.repository import activate, active_version, installed_versions
-from triton_rerank_export.repository_check import check_repository
-from triton_rerank_export.settings import SETTINGS, Settings
-from triton_rerank_export.triton_config import ServedModel
+from triton_rerank_export.repository.check import check_repository
+from triton_rerank_export.repository.manifest import read_manifest
+from triton_rerank_export.repository.settings import SETTINGS, Settings
+from triton_rerank_export.repository.store import activate, active_version, installed_versions
+from triton_rerank_export.repository.triton_config import ServedModel
 
 NAME = "tiny-bert"
 BOTH = [NAME, "tiny-xlmr"]

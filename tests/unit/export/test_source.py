@@ -24,9 +24,9 @@ from support.hub import RESOLVE, Fault, Hub, Machine, serve_hub
 from support.tiny_families import write_tiny
 from support.tiny_models import resize_positions, write_settings
 
-from triton_rerank_export.catalogue import CATALOGUE, find
-from triton_rerank_export.families import BY_CLASS
-from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE, find
+from triton_rerank_export.checkpoint.families import BY_CLASS
+from triton_rerank_export.repository.check import check_repository
 
 HUB_ID = "acme/Tiny-Reranker"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

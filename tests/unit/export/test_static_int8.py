@@ -22,11 +22,11 @@ from support.graphs import (
     with_weight,
 )
 
-from triton_rerank_export import graph, graph_file, static_int8
-from triton_rerank_export.calibration import Feed, calibration_feeds
-from triton_rerank_export.checkpoint import Checkpoint
-from triton_rerank_export.precision import convert
-from triton_rerank_export.triton_config import encoder_inputs, length_ladder
+from triton_rerank_export.checkpoint.resolve import Checkpoint
+from triton_rerank_export.graph import graph_file, static_int8, trace
+from triton_rerank_export.graph.calibration import Feed, calibration_feeds
+from triton_rerank_export.graph.precision import convert
+from triton_rerank_export.repository.triton_config import encoder_inputs, length_ladder
 from triton_rerank_server.backends.encoder.engine import Engine
 from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
@@ -62,7 +62,7 @@ def static(stage: Stage, feeds: list[Feed], tmp_path_factory: pytest.TempPathFac
 
 
 def cut_graph(folder: Path, work: Path) -> Path:
-    return graph.export_graph(checkpoint_of(folder), work / "graph", first_token_only=True)
+    return trace.export_graph(checkpoint_of(folder), work / "graph", first_token_only=True)
 
 
 def weights(path: Path, data_type: int) -> dict[str, npt.NDArray[Any]]:
@@ -186,7 +186,7 @@ def test_large_weights_lie_in_a_second_file(
 ) -> None:
     monkeypatch.setattr(graph_file, "EXTERNAL_ABOVE", 0)
     split = convert(stage[1], "int8", tmp_path, family=stage[0].family, feeds=feeds).path
-    assert [path.name for path in graph.graph_files(split)] == ["model.onnx", "model.onnx.data"]
+    assert [path.name for path in trace.graph_files(split)] == ["model.onnx", "model.onnx.data"]
     inputs = batches(stage[0])
     for got, expected in zip(onnx_logits(split, inputs), onnx_logits(static, inputs), strict=True):
         np.testing.assert_array_equal(got, expected)

@@ -19,12 +19,18 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from triton_rerank_export import accelerator, tensorrt, tensorrt_package, trtexec
-from triton_rerank_export.accelerator import accelerator_parameters, name_graph
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.profiles import Profile, profile_index, profiles, whole_range
-from triton_rerank_export.tensorrt import CONTAINER_COMMAND, TENSORRT_VERSION, PlanEngine, build_plan, check_available
-from triton_rerank_export.triton_config import length_ladder
+from triton_rerank_export.repository.triton_config import length_ladder
+from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package, trtexec
+from triton_rerank_export.tensorrt.accelerator import accelerator_parameters, name_graph
+from triton_rerank_export.tensorrt.plans import (
+    CONTAINER_COMMAND,
+    TENSORRT_VERSION,
+    PlanEngine,
+    build_plan,
+    check_available,
+)
+from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles, whole_range
 
 INPUTS = ("input_ids", "attention_mask")
 LADDER = (32, 64, 512)
@@ -132,7 +138,7 @@ def test_without_a_gpu_the_refusal_is_one_line_with_the_docker_command() -> None
 def test_without_package_and_trtexec_both_are_named(
     no_package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
     monkeypatch.setattr(trtexec, "_NVIDIAS_FOLDER", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ExportError, match=f"neither the Python package tensorrt {TENSORRT_VERSION} nor trtexec; in"):
@@ -142,7 +148,7 @@ def test_without_package_and_trtexec_both_are_named(
 def test_another_version_of_tensorrt_is_refused(
     with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
     with_trtexec("", version="101611")
     with pytest.raises(ExportError, match=r"TensorRT is 10\.16\.11, but nvcr\.io/nvidia/tritonserver:.* 11\.2\.1\.2"):
         check_available()
@@ -151,13 +157,13 @@ def test_another_version_of_tensorrt_is_refused(
 def test_trtexec_of_the_right_version_is_enough(
     with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
     with_trtexec("")
     check_available()
 
 
 def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
     monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__=TENSORRT_VERSION))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExportError, match=f"PyTorch {torch.__version__} cannot use the GPU".replace("+", r"\+")):
@@ -167,7 +173,7 @@ def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.Mo
 def test_a_trtexec_that_tells_no_version_is_an_error(
     with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
     with_trtexec("", version="unknown")
     with pytest.raises(ExportError, match="does not tell TensorRT's version"):
         check_available()

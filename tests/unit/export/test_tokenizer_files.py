@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from triton_rerank_export.checkpoint import read_checkpoint
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.errors import ExportError
 
 LFS_POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abab\nsize 439000000\n"

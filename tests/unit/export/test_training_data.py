@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.training_data import (
+from triton_rerank_export.finetune.data import (
     Group,
     groups_of,
     mine,

@@ -17,13 +17,13 @@ from support.tiny_models import BOUNDED, write_fine_tuned
 
 from triton_rerank.contract import ENCODER_BACKEND, MANIFEST_FILE
 from triton_rerank.repository import read_config
-from triton_rerank_export import replacement, repository, staging
 from triton_rerank_export.cli import main
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model
-from triton_rerank_export.repository import activate, active_version, installed_versions
-from triton_rerank_export.repository_check import check_repository
+from triton_rerank_export.repository import replacement, staging, store
+from triton_rerank_export.repository.check import check_repository
+from triton_rerank_export.repository.store import activate, active_version, installed_versions
 
 NAME = "tiny-bert"
 STEPS = ("tiny-bert-tokenizer", "tiny-bert-encoder")
@@ -158,9 +158,9 @@ def test_versions_share_their_settings(copy: Path, fine_tuned: Path, options: di
 
 def test_versions_share_the_activation_which_clients_read_once(copy: Path) -> None:
     model = installed_versions(copy, NAME)[2].model
-    repository.check_compatible(copy, dataclasses.replace(model, version=3, source="another", revision="0" * 40))
+    store.check_compatible(copy, dataclasses.replace(model, version=3, source="another", revision="0" * 40))
     with pytest.raises(ExportError, match="activation 'sigmoid' → 'identity'"):
-        repository.check_compatible(copy, dataclasses.replace(model, version=3, activation="identity"))
+        store.check_compatible(copy, dataclasses.replace(model, version=3, activation="identity"))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import onnxruntime as ort
 import pytest
 
-from triton_rerank_export.checkpoint import read_checkpoint
-from triton_rerank_export.graph import export_graph
+from triton_rerank_export.checkpoint.resolve import read_checkpoint
+from triton_rerank_export.graph.trace import export_graph
 from triton_rerank_server.backends.encoder import onnxruntime_session
 from triton_rerank_server.backends.encoder.engine import Engine, Rows, micro_batches, options_of
 from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions

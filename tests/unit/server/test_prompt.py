@@ -10,7 +10,7 @@ import pytest
 from support.tiny_families import qwen_words
 from transformers import PreTrainedTokenizerFast
 
-from triton_rerank_export.causal import PROMPTS
+from triton_rerank_export.checkpoint.causal import PROMPTS
 from triton_rerank_server.backends.tokenizer.pairs import PairError, PairTokenizer, Prompt
 
 LONGEST = 256

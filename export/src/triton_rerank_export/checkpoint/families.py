@@ -1,0 +1,334 @@
+"""What differs between families of cross-encoders, one row each. Adding a family touches this file and its test.
+
+Everything else in export reads these rows: which config.json is taken, which inputs the graph has, how far positions
+go, what names the layers have, which precisions there are. A pattern that matches nothing fails the export: a family
+whose names changed would otherwise lose a check, or int8 its early layers, without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+from triton_rerank.contract import LOGITS
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.repository.triton_config import Precision
+
+Patch = Callable[[Any], AbstractContextManager[None]]
+
+ALL: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "int8")
+_NO_HALF: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+_ABSOLUTE: Mapping[str, tuple[object, ...]] = {"position_embedding_type": ("absolute",)}
+
+
+@contextlib.contextmanager
+def _bert_last_layer(model: Any) -> Iterator[None]:
+    """Let the last layer's queries, and what is added to their output, be those of the first token.
+
+    Keys and values are still made of all tokens. BERT and its kin name these modules alike.
+    """
+    attention = model.base_model.encoder.layer[-1].attention
+    hooks = [
+        attention.self.query.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],)),
+        attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1])),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextlib.contextmanager
+def _modernbert_last_layer(model: Any) -> Iterator[None]:
+    """As for BERT, where the head reads the first token. Its position is 0, where rotary positions turn nothing.
+
+    The one matrix of queries, keys and values becomes three, so that queries have one of their own.
+    """
+    if model.config.classifier_pooling != "cls":
+        yield
+        return
+    layer = model.model.layers[-1]
+    attention, whole = layer.attn, layer.attn.Wqkv
+    width, heads = attention.all_head_size, attention.num_heads
+    module: Any = sys.modules[type(layer).__module__]
+
+    def part_of(whole: Any, rows: slice) -> Any:
+        part = type(whole)(whole.in_features, width, bias=whole.bias is not None)
+        part.load_state_dict({name: values[rows] for name, values in whole.state_dict().items()})
+        return part
+
+    def attend(tokens: Any, attention_mask: Any, sliding_window_mask: Any, position_ids: Any, **_: Any) -> tuple[Any]:
+        mask = attention_mask if attention.local_attention == (-1, -1) else sliding_window_mask
+        query, keys, values = (
+            part(some).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for part, some in ((attention.Wq, tokens[:, :1]), (attention.Wk, tokens), (attention.Wv, tokens))
+        )
+        cos, sin = attention.rotary_emb(keys, position_ids=position_ids)
+        keys = module.apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+        weights = query @ keys.transpose(2, 3) * attention.head_dim**-0.5 + mask[:, :, :1]
+        return (attention.Wo((weights.softmax(dim=-1) @ values).transpose(1, 2).flatten(2)),)
+
+    def compute(tokens: Any, **more: Any) -> tuple[Any]:
+        first = tokens[:, :1] + layer.attn(layer.attn_norm(tokens), **more)[0]
+        return (first + layer.mlp(layer.mlp_norm(first)),)
+
+    for number, name in enumerate(("Wq", "Wk", "Wv")):
+        setattr(attention, name, part_of(whole, slice(number * width, (number + 1) * width)))
+    del attention.Wqkv
+    forwards = attention.forward, layer.forward
+    attention.forward, layer.forward = attend, compute
+    try:
+        yield
+    finally:
+        attention.forward, layer.forward = forwards
+        attention.Wqkv = whole
+
+
+@contextlib.contextmanager
+def _deberta_of_equal_lengths(model: Any) -> Iterator[None]:
+    """Every layer of DeBERTa asks whether there are as many queries as keys, by an If that OpenVINO cannot load.
+
+    There are, and then it takes the relative positions that were computed once for all layers.
+    """
+    module: Any = sys.modules[type(model).__module__]
+    asked = module.build_rpos
+    module.build_rpos = lambda _query, _key, relative_positions, *_: relative_positions
+    try:
+        yield
+    finally:
+        module.build_rpos = asked
+
+
+@contextlib.contextmanager
+def _last_token(model: Any) -> Iterator[None]:
+    """Read the last token under the attention mask; transformers looks for the last id that is not the padding's."""
+
+    def forward(input_ids: Any, attention_mask: Any) -> Any:
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        return {LOGITS: model.score(hidden.gather(1, last)[:, 0])}
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family. The defaults are BERT's.
+
+    Attributes:
+        architecture: class in transformers, as config.json names it.
+        model_types: values of config.json's model_type that mean this class, or one that computes the same.
+        segments: rows of the table of segments where config.json states none; None: the class has no such table.
+        reads_segments: the graph has ``token_type_ids``, if the table has rows. RoBERTa has a table and no use for it.
+        pad_token_id: unless config.json states it.
+        positions_after_padding: position ids start behind the padding's id instead of at 0.
+        width: key of config.json for the width of a layer.
+        heads: key for the number of attention heads.
+        depth: key for the number of layers.
+        stored_layers: key for the number of layers that the weights hold; another one where layers share theirs.
+        embedding_width: key for the width of the tables, and what it is where config.json states none; None: a layer's.
+        word_table: what the table of tokens is called.
+        required: key of config.json -> values that are supported; a key that is absent or null has the first one.
+        modules: its head is modules of sentence-transformers, which modules.json names; the class has none.
+        classifier: linear layer that gives the logits, a row for each label.
+        layer_weights: pattern of a weight's name; its group is the layer.
+        feed_forward_out: pattern of the graph's name for the second feed-forward product of a layer, which int8 keeps
+            in fp32 in the first third of the layers.
+        in_half: pattern of the names of linear layers that an fp16 export computes in fp16.
+        last_layer_cut: makes the last layer compute the first token alone while it is traced; None: not known here.
+        traced_as: what else is changed in the model while it is traced.
+        shares_weights: several products take one weight.
+        fusion: what ONNX Runtime's optimiser calls the family; None: it does not know its attention.
+        precisions: what it can be exported in.
+        no_fp16: why fp16 is not among them.
+        causal: class of the language model whose head makes this class's; "" where there is none.
+        prompt: of causal.py, where a checkpoint of this class is not known by its name; "": pairs have no prompt.
+        longest: most tokens of a pair, whatever the table of positions.
+    """
+
+    architecture: str
+    model_types: tuple[str, ...]
+    segments: int | None = 2
+    reads_segments: bool = True
+    pad_token_id: int = 0
+    positions_after_padding: bool = False
+    width: str = "hidden_size"
+    heads: str = "num_attention_heads"
+    depth: str = "num_hidden_layers"
+    stored_layers: str = "num_hidden_layers"
+    embedding_width: tuple[str, int] | None = None
+    word_table: str = "word_embeddings"
+    required: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: _ABSOLUTE)
+    modules: bool = False
+    classifier: str = "classifier"
+    layer_weights: str = r"encoder\.layer\.(\d{1,6})\."
+    feed_forward_out: str = r"/layer\.\d+/output/dense/MatMul$"
+    in_half: str = r"\.encoder\."
+    last_layer_cut: Patch | None = _bert_last_layer
+    traced_as: Patch | None = None
+    shares_weights: bool = False
+    fusion: str | None = "bert"
+    precisions: tuple[Precision, ...] = ALL
+    no_fp16: str = ""
+    causal: str = ""
+    prompt: str = ""
+    longest: int | None = None
+
+
+_DECODER: dict[str, Any] = {  # fields that Qwen2 and Qwen3 have in common
+    "segments": None,
+    "reads_segments": False,
+    "word_table": "embed_tokens",
+    "required": {"rope_scaling": (None,), "use_sliding_window": (False,)},
+    "classifier": "score",
+    "layer_weights": r"\blayers\.(\d{1,6})\.",
+    "feed_forward_out": r"/layers\.\d+/mlp/down_proj/MatMul$",
+    "last_layer_cut": None,
+    "traced_as": _last_token,
+    "fusion": None,
+    "precisions": _NO_HALF,
+    "no_fp16": "its activations pass fp16's range in transformers itself",
+    "longest": 8192,
+}
+_MODERNBERT = Family(  # config.json's position_embedding_type says absolute; the class has rotary positions
+    "ModernBertForSequenceClassification",
+    ("modernbert",),
+    segments=None,
+    reads_segments=False,
+    pad_token_id=50283,
+    word_table="tok_embeddings",
+    required={},
+    layer_weights=r"\blayers\.(\d{1,6})\.",
+    feed_forward_out=r"/layers\.\d+/mlp/Wo/MatMul$",
+    last_layer_cut=_modernbert_last_layer,
+    fusion=None,
+    precisions=_NO_HALF,
+    no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
+)
+
+_LIKE_ROBERTA: dict[str, Any] = {
+    "reads_segments": False,
+    "pad_token_id": 1,
+    "positions_after_padding": True,
+    "classifier": "classifier.out_proj",
+}
+
+_ROWS = (
+    Family("BertForSequenceClassification", ("bert",)),
+    Family("XLMRobertaForSequenceClassification", ("xlm-roberta", "roberta"), **_LIKE_ROBERTA),
+    Family("RobertaForSequenceClassification", ("roberta", "xlm-roberta"), **_LIKE_ROBERTA),
+    Family("CamembertForSequenceClassification", ("camembert",), **_LIKE_ROBERTA),
+    Family(
+        "ElectraForSequenceClassification",
+        ("electra",),
+        embedding_width=("embedding_size", 128),
+        classifier="classifier.out_proj",
+        in_half=r"\.encoder\.|\.embeddings_project$",
+    ),
+    Family(
+        "DistilBertForSequenceClassification",
+        ("distilbert",),
+        segments=None,
+        reads_segments=False,
+        width="dim",
+        heads="n_heads",
+        depth="n_layers",
+        stored_layers="n_layers",
+        required={},
+        layer_weights=r"transformer\.layer\.(\d{1,6})\.",
+        feed_forward_out=r"/layer\.\d+/ffn/lin2/MatMul$",
+        last_layer_cut=None,
+        fusion=None,
+        precisions=_NO_HALF,
+        no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
+    ),
+    Family(
+        "AlbertForSequenceClassification",
+        ("albert",),
+        stored_layers="num_hidden_groups",
+        embedding_width=("embedding_size", 128),
+        required={**_ABSOLUTE, "inner_group_num": (1,)},
+        layer_weights=r"albert_layer_groups\.(\d{1,6})\.",
+        feed_forward_out=r"/ffn_output(_\d+)?/MatMul(_\d+)?$",
+        last_layer_cut=None,  # one module is every layer
+        shares_weights=True,
+        fusion=None,
+        precisions=_NO_HALF,
+        no_fp16="its GELU is a cube (Pow), which ends beyond fp16",
+    ),
+    Family(
+        "MPNetForSequenceClassification",
+        ("mpnet",),
+        segments=None,
+        reads_segments=False,
+        pad_token_id=1,
+        positions_after_padding=True,
+        required={},
+        classifier="classifier.out_proj",
+        last_layer_cut=None,
+        fusion=None,
+        precisions=_NO_HALF,
+        no_fp16="its relative positions are computed by operators (Log) that the conversion does not know",
+    ),
+    Family(  # DeBERTa-v3 is of this class too
+        "DebertaV2ForSequenceClassification",
+        ("deberta-v2",),
+        segments=0,
+        required={},
+        last_layer_cut=None,
+        traced_as=_deberta_of_equal_lengths,
+        shares_weights=True,  # of queries and keys, with those of the relative positions
+        fusion=None,
+        precisions=_NO_HALF,
+        no_fp16="its attention passed fp16's range in transformers itself",
+    ),
+    dataclasses.replace(_MODERNBERT, architecture="ModernBertModel", modules=True),  # as ettin-reranker
+    _MODERNBERT,
+    Family(
+        "Qwen3ForSequenceClassification",
+        ("qwen3",),
+        causal="Qwen3ForCausalLM",
+        prompt="qwen3-reranker",
+        **_DECODER,
+    ),
+    Family(
+        "Qwen2ForSequenceClassification",
+        ("qwen2",),
+        causal="Qwen2ForCausalLM",
+        prompt="mxbai-rerank-v2",
+        **_DECODER,
+    ),
+)
+
+FAMILIES = {family.architecture: family for family in _ROWS}
+BY_CLASS = FAMILIES | {family.causal: family for family in _ROWS if family.causal}
+
+
+def check_precision(family: Family, precision: Precision, label: str) -> None:
+    """Refuse what a family cannot be exported in.
+
+    Raises:
+        ExportError: says why, and what there is instead.
+    """
+    if precision not in family.precisions:
+        raise ExportError(
+            f"{label}: {family.architecture} cannot be exported in {precision}: {family.no_fp16}; it can be in "
+            f"{', '.join(family.precisions)}"
+        )
+
+
+def matches(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names in which a family's pattern is found, in their order."""
+    compiled = re.compile(pattern)
+    return [name for name in names if compiled.search(name)]

@@ -1,0 +1,157 @@
+"""A causal reranker as sentence-transformers saves it: LogitScore behind a Transformer, and a chat template.
+
+The template is rendered with marks in place of the texts, and what stands around them is the prompt. The gate holds
+the scores against sentence-transformers, which renders it for each pair: one that is not made of such pieces is found.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triton_rerank.types import Activation
+from triton_rerank_export.checkpoint.causal import Answers, Asked
+from triton_rerank_export.checkpoint.json_files import read_array, read_object
+from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_server.backends.tokenizer.prompt import DOCUMENT, INSTRUCTION, QUERY, Prompt
+
+TEMPLATE = "chat_template.jinja"
+_KINDS = ["Transformer", "LogitScore"]
+_MARKS = {"system": "\ue000instruction\ue001", "query": "\ue000query\ue001", "document": "\ue000document\ue001"}
+_SPECIAL = re.compile(r"<\|\w+\|>")
+
+
+@dataclass(frozen=True)
+class LogitScore:
+    """What the modules say.
+
+    Attributes:
+        head: the tokens whose logits are the score.
+        path: folder of the module.
+    """
+
+    head: Answers
+    path: str
+
+
+def read_logit_score(folder: Path, modules: str, label: str) -> LogitScore | None:
+    """The second module, if the list is a Transformer and LogitScore; None otherwise.
+
+    Args:
+        folder: checkpoint folder.
+        modules: name of the list's file.
+        label: what the checkpoint is called in a message.
+
+    Raises:
+        ExportError: a file cannot be read, or a token is no number.
+    """
+    listed = read_array(folder / modules, label) if (folder / modules).is_file() else []
+    types = [str(module.get("type")) for module in listed if isinstance(module, dict)]
+    if (
+        len(types) != len(listed)
+        or [name.rsplit(".", 1)[-1] for name in types] != _KINDS
+        or not all(name.startswith("sentence_transformers.") for name in types)
+    ):
+        return None
+    if listed[0].get("path") or not listed[1].get("path"):  # refused with all modules at other places
+        return None
+    path = str(listed[1]["path"])
+    stated = read_object(folder / path / "config.json", f"{label}: {path}")
+    ids = [stated.get(key) for key in ("true_token_id", "false_token_id")]
+    if type(ids[0]) is not int or type(ids[1]) not in (int, type(None)) or min(ids[0], ids[1] or 0) < 0:
+        raise ExportError(
+            f"{label}: true_token_id and false_token_id in {path} are {ids!r:.80}; ids of tokens were expected"
+        )
+    return LogitScore(Answers(ids[0], ids[1], 1.0), path)
+
+
+def asked_of_template(
+    folder: Path, config: Mapping[str, Any], activation: Activation, instruction: str, label: str
+) -> Asked:
+    """The prompt of a checkpoint's own chat template.
+
+    Args:
+        folder: checkpoint folder.
+        config: content of tokenizer_config.json.
+        activation: how the logit becomes a score.
+        instruction: that was saved with the model; "": what the template says without one.
+        label: what the checkpoint is called in a message.
+
+    Raises:
+        ExportError: there is no template, it cannot be rendered, or it does not hold query and document once each.
+    """
+    path = folder / TEMPLATE
+    source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
+    if not isinstance(source, str):
+        raise ExportError(
+            f"{label}: it has no chat template ({TEMPLATE}), which holds the prompt of its query and document"
+        )
+    with explained(f"{label}: its chat template cannot be rendered"):
+        bare, told = _render(source, ("query", "document")), _render(source, ("system", "query", "document"))
+    before, between, after = _split(bare, label)
+    return Asked(
+        "of its chat template",
+        "",
+        _pieces(before, between, after, told, instruction, label),
+        "",
+        "",
+        activation=activation,
+    )
+
+
+def _render(source: str, roles: tuple[str, ...]) -> str:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = refuse
+    messages = [{"role": role, "content": _MARKS[role]} for role in roles]
+    return environment.from_string(source).render(messages=messages, add_generation_prompt=False)
+
+
+def _split(text: str, label: str) -> tuple[str, str, str]:
+    before, query, rest = text.partition(_MARKS["query"])
+    between, document, after = rest.partition(_MARKS["document"])
+    if not query or not document or _MARKS["query"] in rest or _MARKS["document"] in after:
+        raise ExportError(f"{label}: its chat template does not hold the query once and then the document once")
+    return before, between, after
+
+
+def _pieces(before: str, between: str, after: str, told: str, instruction: str, label: str) -> Prompt:
+    """Special tokens apart from what is tokenised with the texts; a space belongs to the word behind it."""
+    start, middle = _after_special(before), list(_SPECIAL.finditer(between))
+    tail, inner, lead = (
+        (between[: middle[0].start()], between[middle[0].start() : middle[-1].end()], between[middle[-1].end() :])
+        if middle
+        else (between.removesuffix(" "), "", between[len(between.removesuffix(" ")) :])
+    )
+    plain, usual = before[start:], ""
+    query = plain
+    if _MARKS["system"] in told:
+        first, _, last = _split(told, label)[0].partition(_MARKS["system"])
+        if before.startswith(first) and before.endswith(last) and not _SPECIAL.search(last) and len(first) >= start:
+            usual = before[len(first) : len(before) - len(last)]
+            query = f"{first[start:]}{INSTRUCTION}{last}"
+    if instruction and INSTRUCTION not in query:
+        raise ExportError(
+            f"{label}: it has a default prompt, for which its chat template has no place that is known here"
+        )
+    return Prompt(
+        prefix=before[:start],
+        query=f"{query}{QUERY}{tail}",
+        middle=inner,
+        document=f"{lead}{DOCUMENT}",
+        suffix=after,
+        bare_query="" if usual or instruction or query == plain else f"{plain}{QUERY}{tail}",
+        instruction=instruction or usual,
+    )
+
+
+def _after_special(text: str) -> int:
+    found = list(_SPECIAL.finditer(text))
+    return found[-1].end() if found else 0

@@ -1,0 +1,1 @@
+"""Training of a cross-encoder on groups of one query with its documents."""

@@ -1,0 +1,1 @@
+"""Does what will be served give the scores and the order of PyTorch?"""

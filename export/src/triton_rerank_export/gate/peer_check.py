@@ -1,0 +1,124 @@
+"""Does the checkpoint as it is served give the scores that sentence-transformers gives?
+
+What is held against its scores are PyTorch's logits with the activation and the prompt that will be served: the served
+graph is held against the same logits, by the bounds of its precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from triton_rerank._ranking import activate
+from triton_rerank_export.checkpoint.causal import Asked
+from triton_rerank_export.checkpoint.resolve import Checkpoint
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate.cross_encoder import CannotScore, Peer, PeerScores
+from triton_rerank_export.gate.parity import Logits, ParityQuery
+from triton_rerank_export.repository.triton_config import ServedModel
+
+BOUND = 1e-3  # of the largest logit, or of 1: two ways to compute the same in fp32, one pair or a batch at a time
+
+
+@dataclass(frozen=True)
+class PeerReport:
+    """What the comparison found.
+
+    Attributes:
+        difference: largest difference of a score; None where there was no comparison.
+        notes: why there was none.
+    """
+
+    difference: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+def hold_against_peer(
+    checkpoint: Checkpoint,
+    folder: Path,
+    queries: Sequence[ParityQuery],
+    expected: Sequence[Logits],
+    served: ServedModel,
+    on_step: Callable[[str], object],
+) -> PeerReport:
+    """Compare logits and scores of all queries with those of ``CrossEncoder``, where it can load the checkpoint.
+
+    Args:
+        checkpoint: what was exported.
+        folder: its folder as transformers reads it.
+        queries: the parity set.
+        expected: PyTorch's logits, a query float32 ``(n,)`` for its n documents.
+        served: the model's data.
+        on_step: called with what is being done.
+
+    Raises:
+        ExportError: sentence-transformers cuts pairs earlier than they would be served, or gives other scores.
+    """
+    if checkpoint.asked is not None and not checkpoint.templated:
+        return PeerReport(notes=_asked_otherwise(checkpoint, checkpoint.asked))
+    try:
+        meaning = "special" if checkpoint.templated else served.special_tokens_in_text  # a template is made of them
+        peer = Peer(folder, special_tokens_in_text=meaning, row=checkpoint.row)
+        if peer.max_length < served.max_length:
+            raise _shorter(checkpoint, served, peer.max_length)
+        found = []
+        for number, query in enumerate(queries, start=1):
+            on_step(f"comparing: sentence-transformers, query {number} of {len(queries)}")
+            found.append(peer.scores(query.query, query.documents, max_length=served.max_length))
+    except CannotScore as exc:
+        return PeerReport(notes=(f"The scores were not compared with sentence-transformers: {exc}.",))
+    return PeerReport(
+        difference=max(_compare(*row, checkpoint, served) for row in zip(queries, expected, found, strict=True))
+    )
+
+
+def _compare(
+    query: ParityQuery, logits: Logits, found: PeerScores, checkpoint: Checkpoint, served: ServedModel
+) -> float:
+    """The largest difference of a score."""
+    scores = activate(logits, served.activation)
+    _check("logit", logits, found.logits, query, checkpoint)
+    _check("score", scores, found.scores, query, checkpoint)
+    return float(np.max(np.abs(scores - found.scores)))
+
+
+def _check(
+    what: str,
+    ours: npt.NDArray[Any],
+    theirs: npt.NDArray[Any],
+    query: ParityQuery,
+    checkpoint: Checkpoint,
+) -> None:
+    differences = np.abs(ours - theirs)
+    bound = BOUND * max(1.0, float(np.max(np.abs(theirs))))
+    if np.all(differences <= bound):  # NaN is never within it
+        return
+    row = int(np.argmax(differences))
+    raise ExportError(
+        f"{checkpoint.label}: sentence-transformers gives the {what} {theirs[row]:.6g}, it would be served with "
+        f"{ours[row]:.6g} (bound {bound:.2g}), for {query.query[:40]!r} / {query.documents[row][:40]!r}; something in "
+        "the checkpoint changes scores and is not known here: look into its files for sentence-transformers, "
+        "config.json and tokenizer_config.json"
+    )
+
+
+def _asked_otherwise(checkpoint: Checkpoint, asked: Asked) -> tuple[str, ...]:
+    held = (
+        "The scores were not compared with sentence-transformers, which leaves the prompt to its caller; it is that of "
+        f"{asked.name}."
+    )
+    if checkpoint.asked_by_name:
+        return (held,)
+    return (held, f"No file says which prompt it was trained with; {asked.name} was taken for its class (--prompt).")
+
+
+def _shorter(checkpoint: Checkpoint, served: ServedModel, theirs: int) -> ExportError:
+    return ExportError(
+        f"{checkpoint.label}: sentence-transformers cuts a pair at {theirs} tokens, it would be served with "
+        f"{served.max_length}; export it with --max-length {theirs}"
+    )

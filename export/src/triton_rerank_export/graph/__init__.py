@@ -1,0 +1,1 @@
+"""Checkpoint -> ONNX graph, and that graph in another precision."""

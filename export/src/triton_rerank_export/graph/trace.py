@@ -1,0 +1,261 @@
+"""Checkpoint folder -> ONNX graph of standard operators [-> fused graph, for GPUs]. Same input, same bytes.
+
+Both stages leave the large weights in a file beside the graph, whatever its size; precision.convert() makes the form
+that is served.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from triton_rerank.contract import INPUT_IDS, LOGITS
+from triton_rerank_export.checkpoint.resolve import Checkpoint
+from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.graph import graph_file
+from triton_rerank_export.repository.triton_config import encoder_inputs
+
+_OPSET = 18  # the least that optimum recommends for BERT
+_TRACED_WORDS = 64  # rows of the table of words while it is traced
+_FLOAT, _OUTSIDE = 1, 1  # onnx.TensorProto.FLOAT and .EXTERNAL
+_KNOWN_FORM = "transformers 4.53 to 4.57 with eager attention is known"
+
+
+def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool = False) -> Path:
+    """Trace the checkpoint with dynamic batch and length.
+
+    Attention is eager: its few plain operators are what fusion and the conversion to fp16 look for. Names, shapes and
+    patches are optimum's. Its own function writes the weights too, and holds them several times.
+
+    Args:
+        checkpoint: what to export.
+        work: scratch folder.
+        first_token_only: the last layer is computed for the first token alone, the only one that the classifier
+            reads: the same logits for less work, in a form that ONNX Runtime's fusion does not know. Nothing changes
+            for a family whose layers cannot be cut.
+
+    Returns:
+        ``<work>/traced/model.onnx``: fp32, standard operators, tensor names as in contract.py.
+
+    Raises:
+        ExportError: the weights cannot be read, or the graph has other names.
+    """
+    from triton_rerank_export.gate.reference import load_model
+
+    family = checkpoint.family
+    patches = [patch for patch in (family.traced_as, family.last_layer_cut if first_token_only else None) if patch]
+    path = work / "traced" / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model = load_model(
+        checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label, head=checkpoint.head
+    )
+    if checkpoint.row is not None:
+        _keep_row(model.get_submodule(family.classifier), checkpoint.row)
+    with (
+        explained(f"{checkpoint.label}: its graph cannot be traced"),
+        quiet(),
+        contextlib.ExitStack() as stack,
+    ):
+        for patch in patches:
+            stack.enter_context(patch(model))
+        _trace(model, path)
+        _attach_weights(path, model, checkpoint)  # a patch may have made some of the weights
+    del model
+    graph_file.free_memory()
+    return path
+
+
+def fuse(graph: Path, checkpoint: Checkpoint, work: Path) -> Path:
+    """Fuse attention, layer norm and GELU into ONNX Runtime's operators, for fp16 on CUDA.
+
+    On a CPU ONNX Runtime is faster without (docs/LOG.md). Embeddings are not fused: the operator holds tables and
+    layer norm in one type, and the layer norm has to stay fp32.
+
+    Args:
+        graph: of ``export_graph``, with its whole last layer.
+        checkpoint: what is exported.
+        work: scratch folder.
+
+    Returns:
+        ``<work>/fused/model.onnx``.
+
+    Raises:
+        ExportError: attention was not recognised in every layer.
+    """
+    path = work / "fused" / "model.onnx"
+    fused = _fused(graph, checkpoint)
+    graph_file.save(fused, path, lambda tensor: graph_file.read(tensor, graph.parent), external=True)
+    del fused
+    graph_file.free_memory()
+    return path
+
+
+def graph_files(path: Path) -> list[Path]:
+    """The files that a graph consists of: model.onnx and, where weights lie outside of it, model.onnx.data."""
+    return [path, *(data for data in [graph_file.data_file(path)] if data.is_file())]
+
+
+def _keep_row(classifier: Any, row: int) -> None:
+    """Leave a linear layer one of its outputs."""
+    import torch
+
+    for name, values in list(classifier.named_parameters()):
+        setattr(classifier, name, torch.nn.Parameter(values[row : row + 1].detach().clone()))
+    classifier.out_features = 1
+
+
+def _trace(model: Any, path: Path) -> None:
+    """Write the graph; its weights are inputs without values."""
+    import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
+    import torch
+    from optimum.exporters.tasks import TasksManager
+
+    make_config = TasksManager.get_exporter_config_constructor(
+        "onnx", model, task="text-classification", library_name="transformers"
+    )
+    config = make_config(model.config, task="text-classification")
+    example = config.generate_dummy_inputs(framework="pt")
+    example[INPUT_IDS] %= _TRACED_WORDS
+    with torch.no_grad(), _few_words(model), config.patch_model_for_export(model):
+        inputs = config.ordered_inputs(model)
+        torch.onnx.export(
+            model,
+            (example,),
+            str(path),
+            export_params=False,
+            input_names=list(inputs),
+            output_names=list(config.outputs),
+            dynamic_axes={**inputs, **config.outputs},
+            opset_version=_OPSET,
+            dynamo=False,  # fusion does not recognise the other exporter's graph
+        )
+
+
+@contextlib.contextmanager
+def _few_words(model: Any) -> Iterator[None]:
+    """Cut the table of words: the exporter copies every weight twice, and in a multilingual model most are there."""
+    import torch
+
+    embeddings = model.get_input_embeddings()
+    table = embeddings.weight
+    embeddings.weight = torch.nn.Parameter(table[:_TRACED_WORDS])
+    try:
+        yield
+    finally:
+        embeddings.weight = table
+
+
+def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint) -> None:
+    """Turn the inputs that are weights into initializers, with their values in the data file."""
+    skeleton = graph_file.load(path)
+    inputs = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
+    weights = _weights(skeleton, [value for value in skeleton.graph.input if value.name not in inputs], model)
+    for value in [value for value in skeleton.graph.input if value.name in weights]:
+        shape = weights[value.name].shape
+        skeleton.graph.initializer.add(name=value.name, data_type=_FLOAT, dims=shape, data_location=_OUTSIDE)
+        skeleton.graph.input.remove(value)
+    if checkpoint.family.shares_weights:
+        _name_weights_once(skeleton.graph)
+    _check_names(skeleton, checkpoint)
+    graph_file.save(skeleton, path, lambda tensor: weights[tensor.name].numpy(), external=True)
+
+
+def _name_weights_once(graph: Any) -> None:
+    """A weight that several products take comes to them through Identity; int8 looks for the weight itself."""
+    weights = {tensor.name for tensor in graph.initializer}
+    aliases: dict[str, str] = {}
+    for node in list(graph.node):
+        source = aliases.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "Identity" and source in weights:
+            aliases[node.output[0]] = source
+            graph.node.remove(node)
+        else:
+            node.input[:] = [aliases.get(name, name) for name in node.input]
+
+
+def _weights(skeleton: Any, parameters: Sequence[Any], model: Any) -> dict[str, Any]:
+    """Tensors of the weights of a traced graph. The exporter renames those that it transposes for ``x @ weight.T``."""
+    state = model.state_dict()
+    transposed = {
+        node.input[1]: node.name.strip("/").rsplit("/", 1)[0].replace("/", ".") + ".weight"
+        for node in skeleton.graph.node
+        if node.op_type == "MatMul"
+    }
+    found = {}
+    for value in parameters:
+        weight = state.get(value.name)
+        if weight is None and transposed.get(value.name) in state:
+            weight = state[transposed[value.name]].T
+        width = value.type.tensor_type.shape.dim[-1].dim_value
+        if weight is not None and weight.shape[-1] == width:
+            found[value.name] = weight
+    return found
+
+
+def _fused(graph: Path, checkpoint: Checkpoint) -> Any:
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    kind = checkpoint.family.fusion
+    options = FusionOptions(kind)
+    options.enable_embed_layer_norm = False
+    skeleton = graph_file.load(graph)
+    _bring_inside(skeleton, graph.parent, checkpoint.hidden_size)
+    with quiet():
+        fused = optimize_model(
+            skeleton,
+            model_type=kind,
+            num_heads=checkpoint.n_heads,
+            hidden_size=checkpoint.hidden_size,
+            optimization_options=options,
+            opt_level=0,
+        )
+    _check_fusion(fused, checkpoint)
+    fused.topological_sort()
+    fused.model.opset_import.add(domain="com.microsoft", version=1)
+    return fused.model
+
+
+def _bring_inside(skeleton: Any, folder: Path, hidden_size: int) -> None:
+    """Read the weights that fusion looks at: the matrices that it joins. The rest stays outside."""
+    for tensor in skeleton.graph.initializer:
+        if list(tensor.dims) == [hidden_size, hidden_size]:
+            graph_file.bring_inside(tensor, folder)
+
+
+def _check_fusion(model: Any, checkpoint: Checkpoint) -> None:
+    fused, softmaxes = model.get_fused_operator_statistics(), len(model.get_nodes_by_op_type("Softmax"))
+    if not fused["Attention"] or softmaxes:
+        raise ExportError(
+            f"{checkpoint.name}: {fused['Attention']} attention layers were fused and {softmaxes} were not; "
+            f"the graph is not of a known form ({_KNOWN_FORM})"
+        )
+
+
+def _check_names(skeleton: Any, checkpoint: Checkpoint) -> None:
+    graph = skeleton.graph
+    inputs, outputs = sorted(node.name for node in graph.input), [node.name for node in graph.output]
+    expected = sorted(encoder_inputs(token_type_ids=checkpoint.token_type_ids))
+    if inputs != expected or outputs != [LOGITS]:
+        raise ExportError(
+            f"{checkpoint.name}: the graph has inputs {inputs} and outputs {outputs}; {expected} and {[LOGITS]} "
+            "were expected"
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The libraries below write warnings that do not concern our use; errors are raised, not written."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,1 @@
+"""The model repository: configs, versions, settings, and how they are put in place."""

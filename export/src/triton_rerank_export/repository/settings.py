@@ -1,0 +1,148 @@
+"""How a model is served: what can be set without computing its graph again, and what an installed version keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from triton_rerank.contract import ENCODER_BACKEND, THREADS
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.repository.triton_config import EXECUTION_TOKENS, ServedModel
+
+_MAX_INT32 = 2**31 - 1
+_BOUNDS = {  # least and most
+    "instances": (1, 64),
+    "threads": (0, 1024),
+    "tokenizers": (1, 64),
+    "micro_batch_tokens": (0, 4_194_304),
+    "max_batch_size": (1, 65_536),
+    "queue_delay_us": (0, 10_000_000),
+    "max_queue_size": (0, _MAX_INT32),
+    "queue_timeout_us": (0, 3_600_000_000),
+}
+_IN_THE_PLAN = ("length_ladder", "max_batch_size")  # of TensorRT, which is built for them
+_SHAPES = re.compile(r"([1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*)?")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `make perf` tunes. None keeps what the version beside it has, or the default where there is none.
+
+    Attributes:
+        instances: of the encoder; 1 by default.
+        threads: that an instance of the encoder computes with; 0, the default, means the engine's own choice.
+        tokenizers: instances of the tokenizer step; 1 by default.
+        length_ladder: padded lengths in tokens, ascending, at most ``max_length``, which is always the last. Empty
+            means the default, up to 16 of them.
+        micro_batch_tokens: padded tokens that our encoder over ONNX Runtime computes at once; 0, the default, means its
+            own choice.
+        cuda_graph_shapes: shapes that our encoder makes CUDA graphs of, as rows x width: "1x32,8x128". Empty, the
+            default, means none.
+        max_batch_size: most pairs in a request and in an execution; 256 by default.
+        queue_delay_us: microseconds that the encoder's queue may wait for more requests; 0 by default.
+        max_queue_size: requests that may wait in front of a step; 0 means no bound, 128 is the default.
+        queue_timeout_us: microseconds until a waiting request is refused; 0 means never, ten seconds are the default.
+    """
+
+    instances: int | None = None
+    threads: int | None = None
+    tokenizers: int | None = None
+    length_ladder: tuple[int, ...] | None = None
+    micro_batch_tokens: int | None = None
+    cuda_graph_shapes: str | None = None
+    max_batch_size: int | None = None
+    queue_delay_us: int | None = None
+    max_queue_size: int | None = None
+    queue_timeout_us: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could be served with.
+
+        Raises:
+            ExportError: names the option, its value and its bounds.
+        """
+        for name, (least, most) in _BOUNDS.items():
+            check_bounds(name, getattr(self, name), least, most)
+        ladder = self.length_ladder or ()
+        if list(ladder) != sorted({rung for rung in ladder if rung > 0}):
+            raise ExportError(f"--length-ladder is {_text(ladder)}: it must be numbers above 0, each above the last")
+        if not _SHAPES.fullmatch(self.cuda_graph_shapes or ""):
+            raise ExportError(
+                f"--cuda-graph-shapes is {self.cuda_graph_shapes}: it must be rows x width, such as 1x32,8x128"
+            )
+
+    @classmethod
+    def of(cls, model: ServedModel) -> Settings:
+        """All settings of a model, none of them None."""
+        return Settings(**{name: getattr(model, name) for name in SETTINGS})
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """Name -> value of those that are not None."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def applied(self, model: ServedModel) -> ServedModel:
+        """The model with these settings.
+
+        Native backends compute a request in one piece, so there a batch of the longest pairs is bounded in tokens too.
+
+        Raises:
+            ExportError: a setting that this model's engine does not have, or a padded length beyond its longest pair.
+        """
+        model = dataclasses.replace(model, **self.given)
+        if model.length_ladder and model.length_ladder[-1] > model.max_length:
+            raise ExportError(
+                f"--length-ladder is {_text(model.length_ladder)}: no pair of {model.name} has more than "
+                f"{model.max_length} tokens (--max-length)"
+            )
+        ours, engine = model.backend == ENCODER_BACKEND, model.engine
+        if model.threads and engine not in THREADS:
+            raise ExportError(f"--threads is {model.threads}: {engine} computes on a GPU and has none; leave it out")
+        for name in ("micro_batch_tokens", "cuda_graph_shapes"):
+            if getattr(model, name) and not (ours and engine == "onnxruntime"):
+                raise ExportError(
+                    f"{flag(name)} is {getattr(model, name)}: only our encoder over ONNX Runtime reads it, and "
+                    f"{model.name} is served by {'Triton itself' if not ours else engine}; leave it out"
+                )
+        if ours:
+            return model
+        most = max(1, EXECUTION_TOKENS // model.max_length)
+        return dataclasses.replace(model, max_batch_size=min(model.max_batch_size, most))
+
+
+SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
+def flag(name: str) -> str:
+    """The option of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def check_bounds(name: str, value: int | None, least: int, most: int) -> None:
+    """Raise ExportError, with the option of the field, for a number out of its bounds."""
+    if value is not None and not least <= value <= most:
+        raise ExportError(f"{flag(name)} is {value}: it must be from {least} to {most}")
+
+
+def shared_by_versions(model: ServedModel) -> set[str]:
+    """Settings that versions of this model must share; all others are the active version's."""
+    return set(_IN_THE_PLAN) if model.engine == "tensorrt" else set()
+
+
+def changes(old: ServedModel, new: ServedModel) -> list[str]:
+    """A sentence each for the settings that differ."""
+    pairs = {name: (getattr(old, name), getattr(new, name)) for name in SETTINGS}
+    return [f"{name} {_text(was)} → {_text(is_now)}" for name, (was, is_now) in pairs.items() if was != is_now]
+
+
+def listed(model: ServedModel) -> str:
+    """All settings of a model, for people."""
+    return ", ".join(f"{name} {_text(value)}" for name, value in Settings.of(model).given.items())
+
+
+def _text(value: object) -> str:
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return text or "default"

@@ -1,0 +1,338 @@
+"""What a served model is, as data -> Triton's protobuf -> config.pbtxt. The protobuf is the schema check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from triton_rerank import contract
+from triton_rerank.types import Activation
+from triton_rerank_export.repository.warmup import Warmup, warmups
+from triton_rerank_export.tensorrt import accelerator
+
+Precision = Literal["fp32", "fp16", "int8", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Engine = Literal["onnxruntime", "tensorrt", "openvino"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+Accelerator = Literal["none", "tensorrt"]
+ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
+Scheduling = Literal["executions", "continuous"]
+SCHEDULINGS: tuple[Scheduling, ...] = get_args(Scheduling)
+SpecialTokensInText = Literal["text", "special"]
+SPECIAL_TOKENS_IN_TEXT: tuple[SpecialTokensInText, ...] = get_args(SpecialTokensInText)
+
+_FOR_CPUS: tuple[Precision, ...] = ("int8", "bf16")
+_HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
+_FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
+
+DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
+EXECUTION_TOKENS = 65_536  # padded tokens that are computed at once at the most; our backend's GPU_TOKENS
+DEFAULT_QUEUE_DELAY_US = 0  # requests merge while the instance is busy; waiting would only add latency on a CPU
+# In front of a bounded queue Triton 2.51 pauses for half a second now and then; without bounds it crashed (LOG.md).
+DEFAULT_MAX_QUEUE_SIZE = 128  # requests that wait; the next one is refused at once
+DEFAULT_QUEUE_TIMEOUT_US = int(contract.DEFAULT_TIMEOUT_S * 1e6)  # a request that waited so long has no reader left
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """Everything that the three configs of a model are made from.
+
+    Attributes:
+        name: public model name, the ensemble's.
+        activation: "identity" or "sigmoid".
+        max_length: tokens of the longest pair.
+        precision: of the encoder.
+        source: where the weights came from.
+        token_type_ids: the encoder reads segment ids.
+        pad_token_id: id that fills a row up.
+        revision: commit of the source, 40 hex digits; empty where it has none.
+        licence: SPDX name of the weights' licence; empty where it is not known.
+        version: version folder of the tokenizer, the encoder and the ensemble.
+        engine: the library that computes the encoder; "onnxruntime" and "openvino" serve model.onnx, "tensorrt"
+            model.plan.
+        accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
+        native: Triton's own ONNX Runtime backend computes the encoder, on rectangles of one width; else ours does, on
+            requests of any widths together.
+        scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
+            all requests that wait, short ones first.
+        max_batch_size: most pairs in a request and in an execution.
+        queue_delay_us: microseconds that the encoder's queue may wait for more requests.
+        max_queue_size: requests that may wait in front of a step; one more is refused. 0 means no bound.
+        queue_timeout_us: microseconds until a waiting request is refused; a request may ask for less. 0 means never.
+        instances: of the encoder.
+        threads: that an instance of the encoder computes with; 0 means the engine's own choice.
+        tokenizers: instances of the tokenizer step.
+        length_ladder: padded lengths below ``max_length``, ascending; empty means `length_ladder`'s.
+        micro_batch_tokens: padded tokens that our encoder computes at once; 0 means the engine's own choice.
+        cuda_graph_shapes: shapes that are CUDA graphs on a GPU, such as "1x32,8x128"; empty means none.
+        warmup: each length of the ladder is run before the server is ready, with one pair and with as many as the
+            engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
+        response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).
+        query_prompt: text put before every query; empty for none.
+        label: number and name of the label whose logit is served, where the classifier has several; else empty.
+        special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
+        prompt: of a causal reranker, parameters of the tokenizer step; empty for a model without.
+    """
+
+    name: str
+    activation: Activation
+    max_length: int
+    precision: Precision
+    source: str
+    token_type_ids: bool
+    pad_token_id: int
+    revision: str = ""
+    licence: str = ""
+    version: int = 1
+    engine: Engine = "onnxruntime"
+    accelerator: Accelerator = "none"
+    native: bool = False
+    scheduling: Scheduling = "executions"
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
+    max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
+    queue_timeout_us: int = DEFAULT_QUEUE_TIMEOUT_US
+    instances: int = 1
+    threads: int = 0
+    tokenizers: int = 1
+    length_ladder: tuple[int, ...] = ()
+    micro_batch_tokens: int = 0
+    cuda_graph_shapes: str = ""
+    warmup: Warmup = "light"
+    response_cache: bool = False
+    query_prompt: str = ""
+    label: str = ""
+    special_tokens_in_text: SpecialTokensInText = "text"
+    prompt: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the ensemble's first step."""
+        return self.name + contract.TOKENIZER_SUFFIX
+
+    @property
+    def encoder_name(self) -> str:
+        """Name of the ensemble's second step."""
+        return self.name + contract.ENCODER_SUFFIX
+
+    @property
+    def ladder(self) -> tuple[int, ...]:
+        """Padded lengths, ascending; the last is ``max_length``."""
+        return length_ladder(self.max_length, self.length_ladder or _FULL_LADDER)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the encoder's inputs."""
+        return encoder_inputs(token_type_ids=self.token_type_ids)
+
+    @property
+    def tokenizer_parameters(self) -> dict[str, str]:
+        """Settings of the tokenizer step; what has its default is left out."""
+        return {
+            contract.MAX_LENGTH: str(self.max_length),
+            contract.LENGTH_LADDER: ",".join(str(rung) for rung in self.ladder),
+            contract.PAD_TOKEN_ID: str(self.pad_token_id),
+            **({contract.QUERY_PROMPT: self.query_prompt} if self.query_prompt else {}),
+            **({contract.SPECIAL_TOKENS_IN_TEXT: "special"} if self.special_tokens_in_text == "special" else {}),
+            **self.prompt,
+        }
+
+    @property
+    def backend(self) -> str:
+        """Triton's backend for the encoder; TensorRT, in either form, is there in native ones only."""
+        native = self.native or self.engine == "tensorrt" or self.accelerator == "tensorrt"
+        return self.engine if native else contract.ENCODER_BACKEND
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """Settings of the encoder's engine, as its backend calls them."""
+        named: dict[str, str] = {contract.ENGINE: self.engine} if self.backend == contract.ENCODER_BACKEND else {}
+        if self.scheduling == "continuous":
+            named[contract.SCHEDULING] = self.scheduling
+        if self.engine == "openvino":
+            named |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
+            named |= {"HINT_BF16": "YES"} if self.precision == "bf16" else {}
+        if self.threads:
+            named[contract.THREADS[self.engine]] = str(self.threads)
+        if self.micro_batch_tokens:
+            named[contract.MICRO_BATCH_TOKENS] = str(self.micro_batch_tokens)
+        if self.cuda_graph_shapes:
+            named[contract.CUDA_GRAPH_SHAPES] = self.cuda_graph_shapes
+        return named
+
+    @property
+    def graph_file(self) -> str:
+        """Name of the file that the encoder's version folder holds."""
+        return "model.plan" if self.engine == "tensorrt" else "model.onnx"
+
+    def configs(self, kept: Sequence[int] = ()) -> dict[str, Any]:
+        """Model name -> ``ModelConfig``; the ensemble last.
+
+        Args:
+            kept: all versions that the steps hold ready; the ensemble uses this one only, so that switching to
+                another is one reload of the ensemble.
+        """
+        versions = sorted({*kept, self.version})
+        return {
+            self.tokenizer_name: _tokenizer_config(self, versions),
+            self.encoder_name: _encoder_config(self, versions),
+            self.name: _ensemble_config(self),
+        }
+
+
+def encoder_inputs(*, token_type_ids: bool) -> tuple[str, ...]:
+    """Names of the encoder's inputs, as Hugging Face calls them."""
+    return (contract.INPUT_IDS, contract.ATTENTION_MASK) + ((contract.TOKEN_TYPE_IDS,) if token_type_ids else ())
+
+
+def length_ladder(max_length: int, rungs: Sequence[int] = _FULL_LADDER) -> tuple[int, ...]:
+    """Padded lengths for a model: few, so that requests meet on one and merge; the last is ``max_length``."""
+    return (*(rung for rung in rungs if rung < max_length), max_length)
+
+
+def to_text(config: Any) -> str:
+    """config.pbtxt of a ``ModelConfig``."""
+    return _HEADER + str(text_format.MessageToString(config))
+
+
+def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
+    return pb.ModelConfig(
+        name=model.tokenizer_name,
+        backend="tokenizer",
+        max_batch_size=model.max_batch_size,
+        version_policy=_versions(versions),
+        input=_text_inputs(),
+        output=[*(_output(_io(name, pb.TYPE_INT64, -1)) for name in model.tensors), *_pair_outputs()],
+        dynamic_batching=_batching(model, queue_delay_us=0),
+        instance_group=[pb.ModelInstanceGroup(count=model.tokenizers, kind=pb.ModelInstanceGroup.KIND_CPU)],
+        parameters=_parameters(model.tokenizer_parameters),
+    )
+
+
+def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
+    ours = model.backend == contract.ENCODER_BACKEND
+    return pb.ModelConfig(
+        name=model.encoder_name,
+        backend=model.backend,
+        default_model_filename=model.graph_file,
+        max_batch_size=model.max_batch_size,
+        version_policy=_versions(versions),
+        input=[_io(name, pb.TYPE_INT64, -1, ragged=ours) for name in model.tensors],
+        output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1))],
+        dynamic_batching=_batching(model, queue_delay_us=model.queue_delay_us),
+        instance_group=[_encoder_instances(model)],
+        optimization=_optimization(model),
+        response_cache=_cache(model),
+        parameters=_parameters(model.parameters),
+        model_warmup=warmups(
+            model.warmup,
+            tensors=model.tensors,
+            ladder=model.ladder,
+            max_batch_size=model.max_batch_size,
+            most_tokens=EXECUTION_TOKENS if ours else model.max_batch_size * model.max_length,
+        ),
+    )
+
+
+def _ensemble_config(model: ServedModel) -> Any:
+    pair = (contract.TOKEN_COUNT, contract.TRUNCATED)
+    return pb.ModelConfig(
+        name=model.name,
+        platform="ensemble",
+        max_batch_size=model.max_batch_size,
+        version_policy=_versions([model.version]),
+        input=_text_inputs(),
+        output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1)), *_pair_outputs()],
+        ensemble_scheduling=pb.ModelEnsembling(
+            step=[
+                _step(model, model.tokenizer_name, (contract.QUERY, contract.DOCUMENT), (*model.tensors, *pair)),
+                _step(model, model.encoder_name, model.tensors, (contract.LOGITS,)),
+            ]
+        ),
+        parameters=_parameters(
+            {
+                contract.ACTIVATION: model.activation,
+                contract.MAX_LENGTH: model.max_length,
+                contract.PRECISION: model.precision,
+                contract.SOURCE: f"{model.source}@{model.revision}" if model.revision else model.source,
+            }
+        ),
+    )
+
+
+def _encoder_instances(model: ServedModel) -> Any:
+    """A GPU where there is one, else the CPU; int8 and bf16 are for CPUs, TensorRT for GPUs."""
+    group, count = pb.ModelInstanceGroup, model.instances
+    if model.engine == "tensorrt":  # without the list only the first profile is used
+        return group(count=count, kind=group.KIND_GPU, profile=[str(index) for index in range(len(model.ladder))])
+    if model.accelerator == "tensorrt":
+        return group(count=count, kind=group.KIND_GPU)
+    return group(count=count, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)
+
+
+def _optimization(model: ServedModel) -> Any:
+    if model.accelerator != "tensorrt":
+        return None
+    parameters = accelerator.accelerator_parameters(
+        inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
+    )
+    policy = pb.ModelOptimizationPolicy
+    tensorrt = policy.ExecutionAccelerators.Accelerator(name=accelerator.NAME, parameters=parameters)
+    return policy(execution_accelerators=policy.ExecutionAccelerators(gpu_execution_accelerator=[tensorrt]))
+
+
+def _batching(model: ServedModel, *, queue_delay_us: int) -> Any:
+    """Requests that come while the instance is busy merge; what waits too long, or is one too many, is refused."""
+    if not (model.queue_timeout_us or model.max_queue_size):  # any bound, a request's own too, costs the prefetching
+        return pb.ModelDynamicBatching(max_queue_delay_microseconds=queue_delay_us)
+    return pb.ModelDynamicBatching(
+        max_queue_delay_microseconds=queue_delay_us,
+        default_queue_policy=pb.ModelQueuePolicy(
+            timeout_action=pb.ModelQueuePolicy.REJECT,
+            default_timeout_microseconds=model.queue_timeout_us,
+            allow_timeout_override=True,
+            max_queue_size=model.max_queue_size,
+        ),
+    )
+
+
+def _cache(model: ServedModel) -> Any:
+    """Only the encoder is cached: Triton's key leaves out request parameters, and ``max_length`` is one."""
+    return pb.ModelResponseCache(enable=True) if model.response_cache else None
+
+
+def _versions(versions: Sequence[int]) -> Any:
+    return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=versions))
+
+
+def _step(model: ServedModel, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+    """A tensor has one name everywhere, so both maps are the identity."""
+    input_map, output_map = ({tensor: tensor for tensor in tensors} for tensors in (inputs, outputs))
+    return pb.ModelEnsembling.Step(
+        model_name=name, model_version=model.version, input_map=input_map, output_map=output_map
+    )
+
+
+def _text_inputs() -> list[Any]:
+    return [_io(name, pb.TYPE_STRING, 1) for name in (contract.QUERY, contract.DOCUMENT)]
+
+
+def _pair_outputs() -> list[Any]:
+    return [_output(_io(contract.TOKEN_COUNT, pb.TYPE_INT32, 1)), _output(_io(contract.TRUNCATED, pb.TYPE_BOOL, 1))]
+
+
+def _io(name: str, data_type: int, dim: int, *, ragged: bool = False) -> Any:
+    """Ragged: Triton merges requests whatever their widths; native backends want a graph of flat tensors for that."""
+    return pb.ModelInput(name=name, data_type=data_type, dims=[dim], allow_ragged_batch=ragged)
+
+
+def _output(tensor: Any) -> Any:
+    return pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=list(tensor.dims))
+
+
+def _parameters(values: Mapping[str, object]) -> dict[str, Any]:
+    return {key: pb.ModelParameter(string_value=str(value)) for key, value in values.items()}

@@ -1,0 +1,1 @@
+"""The two roads to TensorRT: a plan that is built here, or by ONNX Runtime where it is served."""

@@ -1,0 +1,175 @@
+"""ONNX graph -> TensorRT plan, with the TensorRT of the image that serves it.
+
+A plan runs only with the TensorRT that built it, on a GPU of the kind it was built on. So the plan is built in a
+container made from the serving image (docker/export.Dockerfile), on the machine that will serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.tensorrt import tensorrt_package, trtexec
+from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
+from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles
+from triton_rerank_server import atomic
+
+# ONNX Runtime 1.28.0 and Python 3.12 by triton-inference-server/server, docs/introduction/compatibility.md. That table
+# leaves TensorRT out: 11.2.1 is what the image's trtexec is reported to print (v110201), and PyPI has one 11.2.1. For
+# another tag see docs.nvidia.com/deeplearning/frameworks/support-matrix. docker/ has both as defaults; a test compares.
+TRITON_IMAGE: Final = "nvcr.io/nvidia/tritonserver:26.08-py3"
+TENSORRT_VERSION: Final = "11.2.1.2"
+
+CONTAINER_COMMAND: Final = (
+    f'docker run --rm --gpus all -v "$PWD/model_repository:/models" -v triton-rerank-cache:{CACHE_FOLDER} '
+    "triton-rerank-export export --model MODEL --engine tensorrt --precision fp16 --model-repository /models"
+)
+
+_DRIVER = "libcuda.so.1"
+
+Ids = npt.NDArray[np.int64]
+Progress = Callable[[str], object]
+
+
+def check_available() -> None:
+    """Fail before anything long is done, if no plan can be built here.
+
+    Raises:
+        ExportError: says in one line what is missing, and the command that does it in the container.
+    """
+    fault = _gpu_fault() or _tool_fault()
+    if fault:
+        raise ExportError(
+            f"no TensorRT plan can be built here: {fault}; in the container (docker/README.md): {CONTAINER_COMMAND}"
+        )
+
+
+def check_operators(graph: Path) -> None:
+    """Refuse a graph whose operators TensorRT does not know: its parser would, and ONNX Runtime would leave them out.
+
+    Raises:
+        ExportError: names the operators.
+    """
+    import onnx
+
+    nodes = onnx.load(graph, load_external_data=False).graph.node
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")})
+    if foreign:
+        raise ExportError(f"{graph.name} has {', '.join(foreign)}: TensorRT takes the traced graph, not the fused one")
+
+
+def build_plan(
+    graph: Path,
+    output: Path,
+    *,
+    inputs: Sequence[str],
+    ladder: Sequence[int],
+    max_batch_size: int,
+    timing_cache: Path,
+    on_step: Progress,
+) -> None:
+    """Build a plan with one profile for each padded length; precision is the graph's.
+
+    Args:
+        graph: fp16 ONNX file of standard operators; its external data lie beside it.
+        output: the plan.
+        inputs: names of the graph's inputs.
+        ladder: padded lengths, ascending.
+        max_batch_size: most pairs of an execution.
+        timing_cache: kernel timings of earlier builds; read, and replaced by those of this one.
+        on_step: called with what is being done.
+
+    Raises:
+        ExportError: TensorRT refuses the graph or builds no engine; holds its words.
+    """
+    check_operators(graph)
+    chosen = profiles(ladder, max_batch_size)
+    build = trtexec.build if tensorrt_package.load() is None else tensorrt_package.build
+    on_step(f"building the TensorRT plan, {len(chosen)} lengths up to {ladder[-1]}; this takes minutes")
+    with _staged(timing_cache) as cache:
+        build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
+
+
+class PlanEngine:
+    """Scores tensors with a plan; the interface of the ONNX Runtime engine that serves without TensorRT.
+
+    Args:
+        plan: as `build_plan` writes it.
+        plan_profiles: what `profiles` gives for the model's ladder and batch limit.
+
+    Raises:
+        ExportError: this machine cannot run the plan.
+    """
+
+    def __init__(self, plan: Path, plan_profiles: Sequence[Profile]) -> None:
+        self._profiles = tuple(plan_profiles)
+        runner = trtexec.PlanRunner if tensorrt_package.load() is None else tensorrt_package.PlanRunner
+        self._run: Callable[[int, Mapping[str, Ids]], npt.NDArray[np.float32]] = runner(plan)
+
+    def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
+        """Score the pairs of several requests.
+
+        Args:
+            requests: per request, input name -> int64 ``(n, padded length)``.
+
+        Returns:
+            Per request, float32 ``(n, 1)``, rows in the order given.
+
+        Raises:
+            ExportError: no profile takes the length, or TensorRT fails.
+        """
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
+        n, length = next(iter(request.values())).shape
+        index = profile_index(self._profiles, length)
+        most = self._profiles[index].maximum[0]
+        parts = []
+        for start in range(0, n, most):
+            rows = {name: ids[start : start + most] for name, ids in request.items()}
+            parts.append(self._run(index, rows))
+        return np.concatenate(parts)
+
+
+def _gpu_fault() -> str | None:
+    try:
+        driver = ctypes.CDLL(_DRIVER)
+    except OSError:
+        return f"no NVIDIA GPU (the driver's {_DRIVER} is missing)"
+    count = ctypes.c_int()
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return None if count.value else f"no NVIDIA GPU (the driver answers with code {code} and {count.value} devices)"
+
+
+def _tool_fault() -> str | None:
+    package = tensorrt_package.load()
+    if package is None and trtexec.find() is None:
+        return f"neither the Python package tensorrt {TENSORRT_VERSION} nor trtexec"
+    version = trtexec.version() if package is None else str(package.__version__)
+    if version.split(".")[:3] != TENSORRT_VERSION.split(".")[:3]:
+        return f"TensorRT is {version}, but {TRITON_IMAGE} serves plans of {TENSORRT_VERSION} only"
+    return None if package is None else _torch_fault()
+
+
+def _torch_fault() -> str | None:
+    import torch
+
+    usable = torch.cuda.is_available()
+    return None if usable else f"PyTorch {torch.__version__} cannot use the GPU, and the plan is compared through it"
+
+
+@contextlib.contextmanager
+def _staged(timing_cache: Path) -> Iterator[Path]:
+    """A copy of the cache, put in its place if all goes well: a broken build leaves the old one."""
+    with atomic.new_file(timing_cache) as copy:
+        if timing_cache.is_file():
+            shutil.copyfile(timing_cache, copy)
+        yield copy
