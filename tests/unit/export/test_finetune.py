@@ -2,14 +2,17 @@ import argparse
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from support.tiny_families import write_tiny
 from tokenizers import BertWordPieceTokenizer
 from tokenizers.processors import BertProcessing
 from transformers import (
@@ -23,10 +26,13 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from triton_rerank_export.checkpoint.facts import read_facts
+from triton_rerank_export.checkpoint.families import FAMILIES
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune import command, meter
 from triton_rerank_export.finetune import train as finetune_module
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
+from triton_rerank_export.finetune.curves import CURVES, draw
 from triton_rerank_export.finetune.data import Group
 from triton_rerank_export.finetune.train import evaluate, finetune, group_loss, ndcg_at_10, pairwise_accuracy
 
@@ -296,6 +302,7 @@ def test_the_finetune_command_trains_on_a_users_file_and_says_how_it_went(
     assert "2 steps, 48 pairs" in said
     assert "on 4 held-out groups" in said
     assert f"triton-rerank-export export --model {tmp_path / 'out'} " in said.splitlines()[-1]
+    assert f"curves: {tmp_path / 'out' / 'finetune.png'}" in said
     assert (tmp_path / "out" / "model.safetensors").is_file()
     arguments[2:3] = ["minilm-l6-demo"]  # a name: built from packages; one of the hub is fetched
     options = _command().parse_args([*arguments, "--steps", "1"])
@@ -304,6 +311,52 @@ def test_the_finetune_command_trains_on_a_users_file_and_says_how_it_went(
     options = _command().parse_args([*arguments[:2], "no-such-model", *arguments[3:]])
     with pytest.raises(ExportError, match="'no-such-model' is neither a known name .* nor a checkpoint folder"):
         options.run(options)
+
+
+@pytest.mark.parametrize("architecture", [name for name, row in FAMILIES.items() if not (row.causal or row.modules)])
+def test_every_family_of_classifiers_that_export_knows_is_trained(architecture: str, tmp_path: Path) -> None:
+    """The same list of types as export's, and the files that it reads."""
+    folder = write_tiny(architecture, tmp_path / "tiny")
+    before = _weights(folder)
+    report = finetune(folder, _groups(), tmp_path / "out", FinetuneConfig(steps=2, **QUICK))
+    assert report.steps == 2
+    after = _weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before if "classifier" in name)
+    assert read_facts(tmp_path / "out", "out").family.architecture == architecture
+
+
+def test_the_curves_are_those_of_the_run_and_measuring_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    config = FinetuneConfig(steps=20, held_out_fraction=0.1, evaluations=3, **QUICK)
+    report = finetune(checkpoint, _groups(), tmp_path / "out", config)
+    assert [step for step, _ in report.measured] == [0, 5, 10, 15, 20]
+    assert report.measured[0][1] == report.before
+    assert report.measured[-1][1] == report.after
+    assert [step for step, _ in report.losses] == list(range(1, 21))
+    assert np.mean([loss for _, loss in report.losses[-5:]]) < np.mean([loss for _, loss in report.losses[:5]])
+    kept = json.loads((tmp_path / "out" / "finetune.json").read_text(encoding="utf-8"))["report"]
+    assert kept["losses"] == [list(point) for point in report.losses]
+    assert (tmp_path / "out" / CURVES).read_bytes().startswith(b"\x89PNG")
+    finetune(checkpoint, _groups(), tmp_path / "without", replace(config, evaluations=0))
+    assert all(
+        torch.equal(_weights(tmp_path / "without")[name], value) for name, value in _weights(tmp_path / "out").items()
+    )
+
+
+def test_a_long_run_has_means_and_a_run_without_matplotlib_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = finetune_module._Recorder(cast("Any", SimpleNamespace(config=FinetuneConfig())), [], None)
+    for step in range(450):
+        recorder.step(float(step), step / 450)
+    losses = recorder.losses()
+    assert losses[:2] == ((3, 1.0), (6, 4.0))
+    assert (len(losses), losses[-1][0]) == (150, 450)
+    report = FinetuneReport(450, 450, 60.0, None, None, losses)
+    assert draw(report, tmp_path / "one.png")
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert not draw(report, tmp_path / "none.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
 
 
 def _demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, better: bool) -> Path:

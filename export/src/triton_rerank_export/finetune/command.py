@@ -25,6 +25,7 @@ from triton_rerank_export.demo.demo_model import (
 )
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
+from triton_rerank_export.finetune.curves import CURVES
 from triton_rerank_export.finetune.data import EXAMPLE_LINE, Group, read_groups, split
 from triton_rerank_export.finetune.train import evaluate, finetune
 from triton_rerank_server import atomic
@@ -48,13 +49,16 @@ def _register_finetune(subparsers: argparse._SubParsersAction[argparse.ArgumentP
         "left out). Part of the queries is held out and measured before and after.",
     )
     parser.add_argument(
-        "--checkpoint", required=True, help="BERT, RoBERTa or XLM-R: a folder, a known name, or a Hugging Face id"
+        "--checkpoint", required=True, help="a classifier of one label: a folder, a known name, or a Hugging Face id"
     )
     parser.add_argument("--data", type=Path, required=True, help="JSONL file")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
     parser.add_argument("--epochs", type=int, help="passes over the data, where --minutes does not end it before")
     parser.add_argument(
         "--held-out-fraction", type=float, help="share of the queries that is only measured; 0 for none"
+    )
+    parser.add_argument(
+        "--evaluations", type=int, help=f"measurements in between, for the curve ({FinetuneConfig.evaluations})"
     )
     _add_knobs(parser)
     parser.set_defaults(run=_run_finetune)
@@ -117,6 +121,8 @@ def _run_finetune(options: argparse.Namespace) -> int:
     _say(f"{options.output}: {_trained(report)}")
     _say(f"before: {_words(report.before)}")
     _say(f"after:  {_words(report.after)}")
+    drawn = (options.output / CURVES).is_file()
+    _say(f"curves: {options.output / CURVES if drawn else 'not drawn: pip install matplotlib'}")
     _say(f"export it: triton-rerank-export export --model {options.output} --model-repository model_repository")
     return 0
 
@@ -143,7 +149,7 @@ def _run_demo_model(options: argparse.Namespace) -> int:
 
 
 def _demo_config(options: argparse.Namespace) -> FinetuneConfig:
-    config = replace(_config(options), epochs=_UNBOUNDED_EPOCHS)
+    config = replace(_config(options), epochs=_UNBOUNDED_EPOCHS, evaluations=0)
     budgeted = config.steps is not None or config.minutes is not None
     return config if budgeted else replace(config, minutes=DEFAULT_MINUTES)
 

@@ -18,17 +18,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
+from triton_rerank_export.checkpoint.families import FAMILIES, Family
 from triton_rerank_export.demo.demo_model import check_replaceable, staged_folder
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
+from triton_rerank_export.finetune.curves import CURVES, draw
 from triton_rerank_export.finetune.data import FloatArray, Group, Sample, sample, split, training_order
 from triton_rerank_export.finetune.meter import Meter, bar
 
 if TYPE_CHECKING:
     import torch
 
-MODEL_TYPES = ("bert", "roberta", "xlm-roberta")
+MOST_POINTS = 200  # of the curve of the loss
 HELD_OUT_DOCUMENTS = 24  # of a held-out query, at most: enough to tell two models apart, few enough to be quick
+_HEAD = re.compile(r"(pre_)?classifier|head\.")  # what an encoder without a classifier lacks
 WARM_UP = 0.05  # share of the run in which the learning rates rise
 
 
@@ -40,6 +43,46 @@ class _Engine(NamedTuple):
     device: torch.device
     bf16: bool
     config: FinetuneConfig
+    family: Family
+
+
+class _Recorder:
+    """The curves of a run, and the time that measuring took."""
+
+    def __init__(self, engine: _Engine, held_out: Sequence[Group], console: Console | None) -> None:
+        self._engine, self._held_out, self._console = engine, held_out, console
+        self._losses: list[float] = []
+        self._started, self._measuring_s = time.monotonic(), 0.0
+        self.measured: list[tuple[int, Quality]] = []
+
+    @property
+    def training_s(self) -> float:
+        """Seconds so far, without those of the measurements."""
+        return time.monotonic() - self._started - self._measuring_s
+
+    def measure(self, step: int) -> Quality | None:
+        """Of the held-out groups now; None where there are none."""
+        if not self._held_out:
+            return None
+        started = time.monotonic()
+        self.measured.append((step, _measure(self._engine, self._held_out, self._console)))
+        self._measuring_s += time.monotonic() - started
+        return self.measured[-1][1]
+
+    def step(self, loss: float, done: float) -> None:
+        """Record the loss of a step; measure where the share of the run that is done passed the next mark."""
+        self._losses.append(loss)
+        marks = self._engine.config.evaluations
+        if len(self.measured) <= marks and len(self.measured) <= done * (marks + 1) and done < 1:
+            self.measure(len(self._losses))
+
+    def losses(self) -> tuple[tuple[int, float], ...]:
+        """Step and mean loss of each window."""
+        n_steps = len(self._losses)
+        size = max(1, math.ceil(n_steps / MOST_POINTS))
+        ends = [*range(size, n_steps, size), n_steps] if n_steps else []
+        starts = [0, *ends[:-1]]
+        return tuple((end, float(np.mean(self._losses[at:end]))) for at, end in zip(starts, ends, strict=True))
 
 
 def finetune(
@@ -51,8 +94,8 @@ def finetune(
     the same arguments, versions, machine and number of threads, and no ``minutes``, the result is the same.
 
     Args:
-        checkpoint: local folder of a BERT, RoBERTa or XLM-R model with one label, or of such an encoder without a
-            classifier, which then starts from random numbers.
+        checkpoint: local folder of a classifier with one label, of a family that export knows, or of such an encoder
+            without a classifier, which then starts from random numbers.
         groups: training groups; some are held out, as the config says.
         output: folder to write.
         config: the knobs.
@@ -70,12 +113,10 @@ def finetune(
     training, held_out = split(groups, fraction=config.held_out_fraction, limit=config.held_out_limit, seed=config.seed)
     torch.manual_seed(config.seed)
     engine = _load(checkpoint, config)
-    before = _measure(engine, held_out, console) if held_out else None
-    steps, pairs, duration_s = _train(engine, training, console)
-    after = _measure(engine, held_out, console) if held_out else None
-    report = FinetuneReport(steps, pairs, duration_s, before, after)
+    report = _train(engine, training, held_out, console)
     with staged_folder(output) as folder:
         _save(engine, checkpoint, folder, report)
+        draw(report, folder / CURVES)
     return report
 
 
@@ -135,7 +176,7 @@ def _load(checkpoint: Path, config: FinetuneConfig) -> _Engine:
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if config.device == "cuda" and device.type == "cpu":
         raise ExportError("device is 'cuda', but torch finds no CUDA device; use 'auto' or 'cpu'")
-    options = _load_options(checkpoint, config)
+    family, options = _load_options(checkpoint, config)
     try:
         # On a CPU, torch's fused attention has a slow backward pass: eager trains twice as fast.
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -144,16 +185,16 @@ def _load(checkpoint: Path, config: FinetuneConfig) -> _Engine:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ExportError(f"{checkpoint} cannot be loaded: {error}") from error
-    if missing := [name for name in info["missing_keys"] if not re.search(r"^classifier|pooler", name)]:
+    if missing := [name for name in info["missing_keys"] if not re.search(rf"^({_HEAD.pattern})|pooler", name)]:
         raise ExportError(f"{checkpoint} lacks {len(missing)} parameters of its encoder, such as {missing[0]!r}")
     # In evaluation mode, which in these models differs by nothing but dropout: the recipe has none.
     bf16 = fast_bf16(device) if config.precision == "auto" else config.precision == "bf16"
-    engine = _Engine(model.float().eval().to(device), tokenizer, device, bf16, config)
+    engine = _Engine(model.float().eval().to(device), tokenizer, device, bf16, config, family)
     _check_lengths(checkpoint, engine)
     return engine
 
 
-def _load_options(checkpoint: Path, config: FinetuneConfig) -> dict[str, Any]:
+def _load_options(checkpoint: Path, config: FinetuneConfig) -> tuple[Family, dict[str, Any]]:
     path = checkpoint / "config.json"
     if not path.is_file():
         raise ExportError(f"{checkpoint} is no checkpoint folder: it has no config.json; give a local folder")
@@ -163,17 +204,25 @@ def _load_options(checkpoint: Path, config: FinetuneConfig) -> dict[str, Any]:
         stated = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ExportError(f"{path} is not JSON ({error}); get the checkpoint anew") from error
-    if stated.get("model_type") not in MODEL_TYPES:
-        raise ExportError(f"{checkpoint} has model_type {stated.get('model_type')!r}; it must be one of {MODEL_TYPES}")
-    positions = stated.get("max_position_embeddings")
+    family = _family(checkpoint, stated.get("model_type"))
+    positions, pad = stated.get("max_position_embeddings"), stated.get("pad_token_id", family.pad_token_id)
     if isinstance(positions, int):
-        _check_length(checkpoint, config, positions, str(stated["model_type"]))
+        taken = pad + 1 if family.positions_after_padding and isinstance(pad, int) else 0
+        _check_length(checkpoint, config, positions - taken)
     classifier = any("ForSequenceClassification" in name for name in stated.get("architectures") or ())
     labels = len(stated.get("id2label", (0, 1)))  # transformers leaves the default of two unsaid
     if classifier and labels != 1:
         raise ExportError(f"{checkpoint} has a classifier of {labels} labels; a reranker's has 1")
     options = {"local_files_only": True, "output_loading_info": True}
-    return options if classifier else options | {"num_labels": 1}
+    return family, options if classifier else options | {"num_labels": 1}
+
+
+def _family(checkpoint: Path, model_type: object) -> Family:
+    """Of export's table: a classifier whose head is the class's own, and whose pairs have no prompt."""
+    known = {name: row for row in FAMILIES.values() if not (row.causal or row.modules) for name in row.model_types}
+    if model_type not in known:
+        raise ExportError(f"{checkpoint} has model_type {model_type!r}; it must be one of {', '.join(sorted(known))}")
+    return known[str(model_type)]
 
 
 def _check_lengths(checkpoint: Path, engine: _Engine) -> None:
@@ -182,8 +231,7 @@ def _check_lengths(checkpoint: Path, engine: _Engine) -> None:
     _check_length(checkpoint, engine.config, engine.tokenizer.model_max_length)
 
 
-def _check_length(checkpoint: Path, config: FinetuneConfig, limit: int, model_type: str = "bert") -> None:
-    limit -= 0 if model_type == "bert" else 2  # RoBERTa's positions start at padding_idx + 1
+def _check_length(checkpoint: Path, config: FinetuneConfig, limit: int) -> None:
     if config.max_length > limit:
         raise ExportError(
             f"max_length is {config.max_length}, but {checkpoint} takes {limit} tokens at most: give "
@@ -201,16 +249,20 @@ def fast_bf16(device: torch.device) -> bool:
     return facts.is_file() and "amx_bf16" in facts.read_text(encoding="utf-8", errors="replace")
 
 
-def _train(engine: _Engine, groups: Sequence[Group], console: Console | None) -> tuple[int, int, float]:
-    """Run the loop; returns (steps, pairs, seconds)."""
+def _train(
+    engine: _Engine, groups: Sequence[Group], held_out: Sequence[Group], console: Console | None
+) -> FinetuneReport:
+    """Run the loop, and measure before, in between and after."""
     import torch
 
     config, optimizer = engine.config, _optimizer(engine)
     total = config.steps or config.epochs * math.ceil(len(groups) / config.groups_per_step)
-    started, steps, pairs = time.monotonic(), 0, 0
+    recorder = _Recorder(engine, held_out, console)
+    before = recorder.measure(0)
+    steps, pairs = 0, 0
     with Meter(console, total, config.minutes) as meter:
         for samples in _batches(groups, config, total):
-            spent = (time.monotonic() - started) / (60 * (config.minutes or math.inf))
+            spent = recorder.training_s / (60 * (config.minutes or math.inf))
             if spent >= 1:
                 break
             _set_rates(optimizer, max(steps / total, spent), 1 / total)
@@ -223,7 +275,10 @@ def _train(engine: _Engine, groups: Sequence[Group], console: Console | None) ->
             optimizer.step()
             optimizer.zero_grad()
             meter.update(steps, pairs, loss.item())
-    return steps, pairs, time.monotonic() - started
+            recorder.step(loss.item(), max(steps / total, spent))
+    duration_s = recorder.training_s
+    after = recorder.measure(steps)
+    return FinetuneReport(steps, pairs, duration_s, before, after, recorder.losses(), tuple(recorder.measured))
 
 
 def _optimizer(engine: _Engine) -> torch.optim.Optimizer:
@@ -235,7 +290,7 @@ def _optimizer(engine: _Engine) -> torch.optim.Optimizer:
     parts: dict[bool, list[Any]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            parts[name.startswith("classifier")].append(parameter)
+            parts[_HEAD.match(name) is not None].append(parameter)
     rates = ((parts[False], config.learning_rate), (parts[True], config.head_learning_rate))
     options = [{"params": parameters, "lr": rate, "highest": rate} for parameters, rate in rates]
     return torch.optim.AdamW(options, weight_decay=config.weight_decay, fused=True)
@@ -300,6 +355,8 @@ def _chunk_logits(engine: _Engine, pairs: Sequence[tuple[str, str]]) -> torch.Te
         padding=True,
         return_tensors="pt",
     ).to(engine.device)
+    if not engine.family.reads_segments:
+        batch.pop("token_type_ids", None)  # of a tokenizer of another class
     with torch.autocast(engine.device.type, dtype=torch.bfloat16, enabled=engine.bf16):
         logits: torch.Tensor = engine.model(**batch).logits[:, 0]
     return logits.float()
