@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -197,6 +198,16 @@ def _from(least: int) -> Callable[[str], int]:
     return parse
 
 
+def _seconds(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not (math.isfinite(found) and found >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0")
+    return found
+
+
 def _say(text: str) -> None:
     print(f"triton-rerank-bulk: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
@@ -288,7 +299,7 @@ def _add_bounds(score: argparse.ArgumentParser) -> None:
     add("--timeout-s", type=float, default=60.0, metavar="S", help="of a call of up to 256 pairs; default %(default)s")
     add(
         "--patience-s",
-        type=float,
+        type=_seconds,
         default=300.0,
         metavar="S",
         help="that servers may be gone or refuse; default %(default)s",

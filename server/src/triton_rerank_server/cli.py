@@ -13,7 +13,6 @@ from pathlib import Path
 from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
-from triton_rerank_server.models import flag_values
 from triton_rerank_server.process import ServerConfig, TritonServer
 
 _log = logging.getLogger(__name__)
@@ -113,13 +112,19 @@ def _config(options: argparse.Namespace) -> ServerConfig:
         grpc_port=options.grpc_port,
         http_port=options.http_port,
         metrics_port=options.metrics_port,
-        exit_timeout_s=int([options.exit_timeout_s, *flag_values(options.extra_args, "--exit-timeout-secs")][-1]),
+        exit_timeout_s=options.exit_timeout_s,
         start_timeout_s=options.start_timeout_s,
         stall_timeout_s=options.stall_timeout_s,
         connection_age_s=options.connection_age_s,
         log_file=options.log_file,
         extra_args=tuple(options.extra_args),
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +159,11 @@ def _parser() -> argparse.ArgumentParser:
         "%(default)g; 0: never)",
     )
     parser.add_argument(
-        "--restarts", type=int, default=0, help="how often to start Triton again after it died or failed (default 0)"
+        "--restarts",
+        type=_count,
+        metavar="N",
+        default=0,
+        help="how often to start Triton again after it died or failed (default 0)",
     )
     parser.add_argument("--log-file", type=Path, help="Triton's output; - for this one; else a temporary file")
     parser.add_argument("extra_args", nargs="*", help="after --, passed to tritonserver as they are; absolute paths")

@@ -10,6 +10,7 @@ from triton_rerank.contract import CONFIG_FILE
 from triton_rerank_server.errors import ServerStartError
 
 _CONTROL, _LOAD, _EXPLICIT, POLL = "--model-control-mode", "--load-model", "explicit", "poll"
+MODES = (_EXPLICIT, POLL, "none")
 _SHOWN = 80  # characters of a list of names
 
 

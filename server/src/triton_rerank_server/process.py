@@ -24,6 +24,7 @@ from triton_rerank_server.models import POLL, check_repository, control_flags, c
 from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
 from triton_rerank_server.restriction import headers, restrictions
 from triton_rerank_server.runtime import link_repository, make_runtime
+from triton_rerank_server.settings import check_settings, whole_flag
 from triton_rerank_server.triton_log import explanation
 from triton_rerank_server.watch import LOOK_S, Watch
 
@@ -47,7 +48,8 @@ class ServerConfig:
         grpc_port: 0 means a free one.
         http_port: 0 means a free one.
         metrics_port: 0 means a free one.
-        exit_timeout_s: seconds that running requests get to finish on shutdown.
+        exit_timeout_s: seconds that running requests get to finish on shutdown; ``--exit-timeout-secs`` in
+            ``extra_args`` overrules it.
         start_timeout_s: seconds until the canary must have been answered.
         stall_timeout_s: seconds without an answer to a canary, and without anything that computes, after which `watch`
             takes Triton for hung.
@@ -95,6 +97,7 @@ class TritonServer:
         self._runtime: Path | None = None
         self._control = Control("")
         self._canaries: list[Canary] = []
+        self._exit_timeout_s = config.exit_timeout_s
         self.grpc_port = self.http_port = self.metrics_port = 0
 
     @property
@@ -195,9 +198,9 @@ class TritonServer:
         try:
             if child is None:
                 return None
-            deadline = time.monotonic() + self.config.exit_timeout_s
+            deadline = time.monotonic() + self._exit_timeout_s
             if not kill and child.wait(0) is None:
-                drain(self._control, self._take_away(), timeout_s=self.config.exit_timeout_s)
+                drain(self._control, self._take_away(), timeout_s=self._exit_timeout_s)
             return child.stop(max(0.0, deadline - time.monotonic()) + ENDING_S, kill=kill)
         finally:
             for leftover in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
@@ -208,12 +211,14 @@ class TritonServer:
 
     def _launch(self) -> None:
         config = self.config
+        check_settings(config)
+        self._exit_timeout_s = whole_flag(config.extra_args, "--exit-timeout-secs", config.exit_timeout_s)
         check_repository(config.model_repository, config.extra_args)
         if "false" in flag_values(config.extra_args, "--allow-http"):
             raise ServerStartError(
                 "--allow-http=false: Triton is asked over HTTP; give --http-address=127.0.0.1 instead"
             )
-        _warn_of_slow_polling(config)
+        _warn_of_slow_polling(config, self._exit_timeout_s)
         self._resolve_ports()
         installation = find_installation()
         self._runtime = make_runtime()
@@ -311,15 +316,15 @@ class TritonServer:
         return self._runtime
 
 
-def _warn_of_slow_polling(config: ServerConfig) -> None:
-    poll_s = int(next(reversed(list(flag_values(config.extra_args, "--repository-poll-secs"))), _POLL_S))
-    if control_mode(config.extra_args) == POLL and poll_s >= config.exit_timeout_s:
+def _warn_of_slow_polling(config: ServerConfig, exit_timeout_s: int) -> None:
+    poll_s = whole_flag(config.extra_args, "--repository-poll-secs", _POLL_S)
+    if control_mode(config.extra_args) == POLL and poll_s >= exit_timeout_s:
         _log.warning(
             "--repository-poll-secs=%d is not below --exit-timeout-s=%d: a stop may lose requests between two steps; "
             "lower it, or leave --model-control-mode=poll out and switch versions by triton-rerank-export activate "
             "--target",
             poll_s,
-            config.exit_timeout_s,
+            exit_timeout_s,
         )
 
 

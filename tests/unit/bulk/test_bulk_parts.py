@@ -140,6 +140,13 @@ def test_progress_has_rate_and_time_left() -> None:
     assert progress.line(4.0) == "6,000 of 10,000 pairs (60.0%), 500 pairs/s, 0 h 00 min 08 s left, 3 errors"
 
 
+def test_patience() -> None:
+    assert (cli._seconds("0"), cli._seconds("2.5")) == (0, 2.5)
+    for wrong in ("nan", "inf", "-1", "long"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{wrong}' is not a number of seconds from 0"):
+            cli._seconds(wrong)
+
+
 def test_workers() -> None:
     assert (cli._workers("3"), cli._workers("2:8")) == ((3, 3), (2, 8))
     for wrong in ("0", "8:2", "many", ":"):
