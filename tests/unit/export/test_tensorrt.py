@@ -1,12 +1,10 @@
-"""TensorRT's road without a GPU: refusals for real, shapes and command lines, and what is made of TensorRT's answers.
+"""TensorRT's road without a GPU: refusals for real, shapes, and what is made of TensorRT's answers.
 
-No TensorRT runs here. `FakeTensorRT` and the scripts named trtexec only record, and fail on demand.
+No TensorRT runs here. `FakeTensorRT` only records, and fails on demand.
 """
 
 from __future__ import annotations
 
-import stat
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.triton_config import length_ladder
-from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package, trtexec
+from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import accelerator_parameters, name_graph
 from triton_rerank_export.tensorrt.plans import (
     CONTAINER_COMMAND,
@@ -35,61 +33,10 @@ from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profi
 INPUTS = ("input_ids", "attention_mask")
 LADDER = (32, 64, 512)
 
-# What the script does: argument of that name, e.g. argument("--onnx").
-TRTEXEC = """#!{python}
-import json, sys
-import numpy as np
-arguments = sys.argv[1:]
-def argument(name):
-    return next(a.split("=", 1)[1] for a in arguments if a.startswith(name + "="))
-print("&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] [b3] # trtexec")
-{body}
-"""
-
-BUILDS = """
-open(argument("--saveEngine"), "w").write(" ".join(arguments))
-timings = argument("--timingCacheFile")
-try:
-    before = open(timings).read()
-except FileNotFoundError:
-    before = ""
-open(timings, "w").write(before + "timed ")
-"""
-
-FAILS = """
-open(argument("--timingCacheFile"), "w").write("half a cache")
-print("[11/22/2026-10:00:00] [E] [TRT] no such operator")
-sys.exit(1)
-"""
-
-# A logit is the sum of the row's ids, plus a thousand times the profile.
-SCORES = """
-n, length = (int(d) for d in argument("--shapes").split(",")[0].split(":")[1].split("x"))
-files = dict(f.split(":", 1) for f in argument("--loadInputs").split(","))
-ids = np.fromfile(files["input_ids"], dtype=np.int64).reshape(n, length)
-values = ids.sum(axis=1) + 1000 * int(argument("--useProfile"))
-output = [{"name": "logits", "dimensions": f"{n}x1", "values": values.tolist()}]
-json.dump(output, open(argument("--exportOutput"), "w"))
-"""
-
 
 @pytest.fixture
 def no_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_package, "load", lambda: None)
-
-
-@pytest.fixture
-def with_trtexec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_package: None) -> Callable[..., None]:
-    """Puts a program called trtexec on PATH that prints its banner and does what it is told."""
-
-    def put(body: str, version: str = "110201") -> None:
-        program = tmp_path / "bin" / "trtexec"
-        program.parent.mkdir(exist_ok=True)
-        program.write_text(TRTEXEC.format(python=sys.executable, version=version, body=body))
-        program.chmod(program.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setenv("PATH", str(program.parent))
-
-    return put
 
 
 @pytest.fixture
@@ -135,31 +82,17 @@ def test_without_a_gpu_the_refusal_is_one_line_with_the_docker_command() -> None
     assert "\n" not in str(caught.value)
 
 
-def test_without_package_and_trtexec_both_are_named(
-    no_package: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_it_is_named(no_package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
-    monkeypatch.setattr(trtexec, "_NVIDIAS_FOLDER", str(tmp_path))
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ExportError, match=f"neither the Python package tensorrt {TENSORRT_VERSION} nor trtexec; in"):
+    with pytest.raises(ExportError, match=f"the Python package tensorrt {TENSORRT_VERSION} is not installed; in"):
         check_available()
 
 
-def test_another_version_of_tensorrt_is_refused(
-    with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_version_of_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
-    with_trtexec("", version="101611")
+    monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__="10.16.11"))
     with pytest.raises(ExportError, match=r"TensorRT is 10\.16\.11, but nvcr\.io/nvidia/tritonserver:.* 11\.2\.1\.2"):
         check_available()
-
-
-def test_trtexec_of_the_right_version_is_enough(
-    with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
-    with_trtexec("")
-    check_available()
 
 
 def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,21 +101,6 @@ def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExportError, match=f"PyTorch {torch.__version__} cannot use the GPU".replace("+", r"\+")):
         check_available()
-
-
-def test_a_trtexec_that_tells_no_version_is_an_error(
-    with_trtexec: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
-    with_trtexec("", version="unknown")
-    with pytest.raises(ExportError, match="does not tell TensorRT's version"):
-        check_available()
-
-
-def test_fused_operators_are_refused_by_name(tmp_path: Path) -> None:
-    fused = _write_graph(tmp_path / "fused.onnx", weight=1.0, domain="com.microsoft")
-    with pytest.raises(ExportError, match=r"fused\.onnx has com\.microsoft\.MatMul: TensorRT takes the traced graph"):
-        _build(fused, tmp_path / "model.plan", tmp_path / "timing.cache")
 
 
 # --- profiles ------------------------------------------------------------------------------------------------------
@@ -280,59 +198,26 @@ def test_weights_in_external_data_count_too(tmp_path: Path) -> None:
     assert names[0] != names[1]
 
 
-# --- trtexec -------------------------------------------------------------------------------------------------------
+# --- the engine ----------------------------------------------------------------------------------------------------
 
 
-def test_trtexec_arguments() -> None:
-    arguments = trtexec.trtexec_arguments(
-        Path("/w/model.onnx"),
-        Path("/w/model.plan"),
-        inputs=INPUTS,
-        profiles=profiles((32, 64), 8),
-        timing_cache=Path("/c/timing.cache"),
-    )
-    assert arguments == [
-        *("--onnx=/w/model.onnx", "--saveEngine=/w/model.plan", "--timingCacheFile=/c/timing.cache", "--skipInference"),
-        "--profile=0",
-        "--minShapes=input_ids:1x1,attention_mask:1x1",
-        "--optShapes=input_ids:8x32,attention_mask:8x32",
-        "--maxShapes=input_ids:8x32,attention_mask:8x32",
-        "--profile=1",
-        "--minShapes=input_ids:1x33,attention_mask:1x33",
-        "--optShapes=input_ids:8x64,attention_mask:8x64",
-        "--maxShapes=input_ids:8x64,attention_mask:8x64",
-    ]
+def test_the_engine_splits_batches_and_chooses_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logit is the sum of the row's ids, plus a thousand times the profile."""
 
+    def runner(plan: Path) -> Callable[[int, dict[str, Any]], Any]:
+        assert plan == tmp_path / "model.plan"
 
-def test_trtexec_builds_where_only_that_exists(with_trtexec: Callable[..., None], graph: Path, tmp_path: Path) -> None:
-    with_trtexec(BUILDS)
-    plan, timings = tmp_path / "model.plan", tmp_path / "cache" / "timing.cache"
-    for _ in range(2):
-        _build(graph, plan, timings)
-    assert f"--onnx={graph}" in plan.read_text()
-    assert timings.read_text() == "timed timed "  # the second build read what the first one kept
-    assert [path.name for path in timings.parent.iterdir()] == ["timing.cache"]
+        def run(profile: int, rows: dict[str, Any]) -> Any:
+            assert len(rows["input_ids"]) <= 2
+            return (rows["input_ids"].sum(axis=1, keepdims=True) + 1000 * profile).astype(np.float32)
 
+        return run
 
-def test_a_build_that_fails_says_why_and_leaves_the_timings(
-    with_trtexec: Callable[..., None], graph: Path, tmp_path: Path
-) -> None:
-    with_trtexec(FAILS)
-    timings = tmp_path / "timing.cache"
-    timings.write_text("whole")
-    with pytest.raises(ExportError, match=r"trtexec ended with 1: .*\[E\] \[TRT\] no such operator$"):
-        _build(graph, tmp_path / "model.plan", timings)
-    assert timings.read_text() == "whole"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "model.onnx", "timing.cache"]
-
-
-def test_the_engine_splits_batches_and_chooses_profiles(with_trtexec: Callable[..., None], tmp_path: Path) -> None:
-    with_trtexec(SCORES)
+    monkeypatch.setattr(tensorrt_package, "PlanRunner", runner)
     engine = PlanEngine(tmp_path / "model.plan", profiles(LADDER, 2))
     short = np.arange(5 * 32, dtype=np.int64).reshape(5, 32)
     long = np.ones((1, 64), dtype=np.int64)
     logits = engine.logits([dict.fromkeys(INPUTS, short), dict.fromkeys(INPUTS, long)])
-    assert [out.dtype for out in logits] == [np.float32, np.float32]
     np.testing.assert_array_equal(logits[0], short.sum(axis=1, keepdims=True))
     np.testing.assert_array_equal(logits[1], [[1064.0]])
 

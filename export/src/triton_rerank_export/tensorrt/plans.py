@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.tensorrt import tensorrt_package, trtexec
+from triton_rerank_export.tensorrt import tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles
 from triton_rerank_server import atomic
@@ -92,10 +92,9 @@ def build_plan(
     """
     check_operators(graph)
     chosen = profiles(ladder, max_batch_size)
-    build = trtexec.build if tensorrt_package.load() is None else tensorrt_package.build
     on_step(f"building the TensorRT plan, {len(chosen)} lengths up to {ladder[-1]}; this takes minutes")
     with _staged(timing_cache) as cache:
-        build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
+        tensorrt_package.build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
 
 
 class PlanEngine:
@@ -111,8 +110,7 @@ class PlanEngine:
 
     def __init__(self, plan: Path, plan_profiles: Sequence[Profile]) -> None:
         self._profiles = tuple(plan_profiles)
-        runner = trtexec.PlanRunner if tensorrt_package.load() is None else tensorrt_package.PlanRunner
-        self._run: Callable[[int, Mapping[str, Ids]], npt.NDArray[np.float32]] = runner(plan)
+        self._run: Callable[[int, Mapping[str, Ids]], npt.NDArray[np.float32]] = tensorrt_package.PlanRunner(plan)
 
     def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
         """Score the pairs of several requests.
@@ -151,12 +149,12 @@ def _gpu_fault() -> str | None:
 
 def _tool_fault() -> str | None:
     package = tensorrt_package.load()
-    if package is None and trtexec.find() is None:
-        return f"neither the Python package tensorrt {TENSORRT_VERSION} nor trtexec"
-    version = trtexec.version() if package is None else str(package.__version__)
+    if package is None:
+        return f"the Python package tensorrt {TENSORRT_VERSION} is not installed"
+    version = str(package.__version__)
     if version.split(".")[:3] != TENSORRT_VERSION.split(".")[:3]:
         return f"TensorRT is {version}, but {TRITON_IMAGE} serves plans of {TENSORRT_VERSION} only"
-    return None if package is None else _torch_fault()
+    return _torch_fault()
 
 
 def _torch_fault() -> str | None:

@@ -57,5 +57,5 @@ def profile_index(among: Sequence[Profile], length: int) -> int:
 
 
 def shape_list(inputs: Sequence[str], shape: Shape) -> str:
-    """``input_ids:1x32,attention_mask:1x32``, as trtexec and ONNX Runtime write shapes."""
+    """``input_ids:1x32,attention_mask:1x32``, as ONNX Runtime writes shapes."""
     return ",".join(f"{name}:{shape[0]}x{shape[1]}" for name in inputs)
