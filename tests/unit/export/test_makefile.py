@@ -56,9 +56,26 @@ def test_no_demo_is_put_into_a_users_repository(target: str, repository: str, ex
     assert f"--model-repository {repository}" in words
 
 
-def would_run(*arguments: str) -> str:
+def test_a_demo_whose_settings_were_changed_is_not_exported_over(tmp_path: Path) -> None:
+    """Version 1 is gone after the second change."""
+    manifest = tmp_path / "minilm-l6-demo" / "3" / "manifest.json"
+    assert "triton-rerank-export export" in would_run("demo", f"REPOSITORY={tmp_path}", only_if_older=True)
+    manifest.parent.mkdir(parents=True)
+    manifest.touch()
+    assert "triton-rerank-export export" not in would_run("demo", f"REPOSITORY={tmp_path}", only_if_older=True)
+
+
+def test_perf_applies_its_answer_to_the_repository_that_is_served() -> None:
+    words = would_run("perf", "REPOSITORY=/srv/models", "APPLY=1")
+    assert "perf --model-repository served=/srv/models --model-repository int8-openvino=.cache/int8-openvino" in words
+    assert " --apply" in words
+    assert "--apply" not in would_run("perf")
+
+
+def would_run(*arguments: str, only_if_older: bool = False) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    command = ["make", "--dry-run", "--always-make", *arguments]
+    when = ["--old-file=.venv/.demo"] if only_if_older else ["--always-make"]
+    command = ["make", "--dry-run", *when, *arguments]
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert made.stderr == ""
     return " ".join(made.stdout.replace("\\\n", " ").split())
