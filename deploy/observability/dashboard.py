@@ -105,7 +105,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "Tokens",
             "ops",
-            "a second, padding left out; a second look at what the encoder does",
+            "a second, padding left out",
             {"asked, {{model}}": grown("tokens"), "computed, {{model}}": grown("computed_tokens")},
         ),
         Panel(
@@ -126,7 +126,7 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             "A micro-batch",
             "short",
-            "what one run of the engine computes; docs/export.md, micro_batch_tokens",
+            "what one run of the engine computes",
             {
                 "pairs, {{model}}": f"{grown('computed_pairs')} / {grown('micro_batches')}",
                 "tokens, {{model}}": f"{grown('padded_tokens')} / {grown('micro_batches')}",
