@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytrec_eval
 from support.chat_endpoint import ChatEndpoint
 from support.chat_endpoint import asked as asked_of
-from support.toy_collection import write_collection
+from support.toy_collection import QRELS, write_collection
 
 from triton_rerank import ConfidenceBands, ConfigurationError, Scorer
 from triton_rerank.testing import FakeScorer
@@ -104,6 +105,26 @@ def test_systems_are_measured_and_reported_in_every_form(
     runs = sorted((tmp_path / "out" / "runs").iterdir())
     assert len(runs) == 4
     assert re.fullmatch(r"(q\d Q0 d\d \d+ \d+ [\w-]+\n)+", runs[0].read_text())
+
+
+def test_the_run_files_give_the_reports_figures_by_pytrec_eval(
+    arguments: list[str], asked: list[FakeScorer], tmp_path: Path
+) -> None:
+    assert main([*arguments, "--time-queries", "0", "--output", str(tmp_path / "out")]) == 0
+    qrels: dict[str, dict[str, int]] = {}
+    for query, document, grade in QRELS:
+        qrels.setdefault(query, {})[document] = grade
+    figures = {"nDCG@10": "ndcg_cut_10", "AP": "map", "R@100": "recall_100", "P@10": "P_10", "Success@10": "success_10"}
+    theirs = pytrec_eval.RelevanceEvaluator(qrels, set(figures.values()))
+    systems = read(tmp_path / "out")["systems"]
+    runs = sorted((tmp_path / "out" / "runs").iterdir())
+    assert len(runs) == len(systems)
+    for run in runs:
+        name = next(name for name in systems if run.stem.endswith(name))
+        values = theirs.evaluate(pytrec_eval.parse_run(run.read_text().splitlines()))
+        for ours, trec in figures.items():
+            expected = {query: values[query][trec] if query in values else 0.0 for query in qrels}
+            assert systems[name]["per_query"][ours] == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_same_inputs_give_the_same_bytes(arguments: list[str], asked: list[FakeScorer], tmp_path: Path) -> None:
