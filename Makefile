@@ -125,6 +125,11 @@ eval: $(VENV)/.test ## what each stage brings on your data: eval/report.html (DA
 	$(BIN)/triton-rerank-eval $(DATA:%=--data %) --model-repository fp32=.cache/fp32 --model-repository int8=$(REPOSITORY) \
 	  --tune $(ARGS)
 
+.PHONY: guide
+guide: $(VENV)/.test $(DEMO_OF_OURS) ## measure every model in the repository, list the others with their cards' figures: docs/models.md (DATA="folder …")
+	$(BIN)/python bench/experiments/model_guide.py --model-repository $(REPOSITORY) \
+	  $(foreach each,$(if $(filter command environment,$(origin DATA)),$(DATA),examples/handbook),--data $(each)) $(ARGS)
+
 .PHONY: speed
 speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
