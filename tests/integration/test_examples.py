@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+from support.toy_collection import write_collection
 
 from triton_rerank.cli import main
 from triton_rerank_server import TritonServer
@@ -140,7 +141,9 @@ def test_the_pages_python_runs(
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/client.md"])
-def test_the_pages_commands_exist(root: Path, server: TritonServer, page: str) -> None:
+def test_the_pages_commands_exist(
+    root: Path, server: TritonServer, model_repository: Path, tmp_path: Path, page: str
+) -> None:
     lines = [line.split("#")[0].strip() for block in blocks_of(root / page, "bash") for line in block.splitlines()]
     assert lines
     for line in filter(None, lines):
@@ -149,6 +152,11 @@ def test_the_pages_commands_exist(root: Path, server: TritonServer, page: str) -
         elif line.startswith("triton-rerank "):
             command = f"PATH={Path(sys.executable).parent}:$PATH {line.replace(DEFAULT_TARGET, server.grpc_target)}"
             subprocess.run(["bash", "-c", command], cwd=root, check=True, capture_output=True, timeout=60)
+        elif line.startswith("triton-rerank-eval "):
+            data = write_collection(tmp_path / "my-collection")
+            here = line.replace("my-collection", str(data)).replace(" model_repository", f" {model_repository}")
+            command = f"PATH={Path(sys.executable).parent}:$PATH {here} --model minilm-l6-demo --check"
+            subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, timeout=120)
         else:
             assert line.startswith(("git clone", "cd ", "pip install")), line
 
