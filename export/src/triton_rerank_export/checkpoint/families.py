@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,21 +29,57 @@ _ABSOLUTE: Mapping[str, tuple[object, ...]] = {"position_embedding_type": ("abso
 
 
 @contextlib.contextmanager
+def _computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """A module computes something else inside the block."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _bert_attention(module: Any, queries: slice) -> Callable[..., Any]:
+    """BERT's attention in the form that ONNX Runtime's fusion knows; transformers 4 and 5 write others."""
+
+    def heads(some: Any) -> Any:
+        return some.view(some.shape[0], -1, module.num_attention_heads, module.attention_head_size).transpose(1, 2)
+
+    def attend(tokens: Any, attention_mask: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+        query, keys, values = (
+            heads(part(some))
+            for part, some in ((module.query, tokens[:, queries]), (module.key, tokens), (module.value, tokens))
+        )
+        weights = query @ keys.transpose(-1, -2) / math.sqrt(module.attention_head_size) + attention_mask
+        attended = (weights.softmax(dim=-1) @ values).permute(0, 2, 1, 3)
+        return attended.reshape(attended.shape[0], -1, module.all_head_size), None
+
+    return attend
+
+
+@contextlib.contextmanager
+def _bert_layers(model: Any) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for layer in model.base_model.encoder.layer:
+            stack.enter_context(_computing(layer.attention.self, _bert_attention(layer.attention.self, slice(None))))
+        yield
+
+
+@contextlib.contextmanager
 def _bert_last_layer(model: Any) -> Iterator[None]:
     """Let the last layer's queries, and what is added to their output, be those of the first token.
 
     Keys and values are still made of all tokens. BERT and its kin name these modules alike.
     """
     attention = model.base_model.encoder.layer[-1].attention
-    hooks = [
-        attention.self.query.register_forward_pre_hook(lambda _, inputs: (inputs[0][:, :1],)),
-        attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1])),
-    ]
+    hook = attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1]))
     try:
-        yield
+        with _computing(attention.self, _bert_attention(attention.self, slice(1))):
+            yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()
 
 
 @contextlib.contextmanager
@@ -56,7 +93,7 @@ def _modernbert_last_layer(model: Any) -> Iterator[None]:
         return
     layer = model.model.layers[-1]
     attention, whole = layer.attn, layer.attn.Wqkv
-    width, heads = attention.all_head_size, attention.num_heads
+    width, heads = model.config.hidden_size, model.config.num_attention_heads
     module: Any = sys.modules[type(layer).__module__]
 
     def part_of(whole: Any, rows: slice) -> Any:
@@ -64,30 +101,34 @@ def _modernbert_last_layer(model: Any) -> Iterator[None]:
         part.load_state_dict({name: values[rows] for name, values in whole.state_dict().items()})
         return part
 
-    def attend(tokens: Any, attention_mask: Any, sliding_window_mask: Any, position_ids: Any, **_: Any) -> tuple[Any]:
-        mask = attention_mask if attention.local_attention == (-1, -1) else sliding_window_mask
+    def attend(tokens: Any, mask: Any, rotation: Callable[[Any], tuple[Any, Any]]) -> Any:
         query, keys, values = (
             part(some).unflatten(-1, (heads, -1)).transpose(1, 2)
             for part, some in ((attention.Wq, tokens[:, :1]), (attention.Wk, tokens), (attention.Wv, tokens))
         )
-        cos, sin = attention.rotary_emb(keys, position_ids=position_ids)
+        cos, sin = rotation(keys)
         keys = module.apply_rotary_pos_emb(keys, keys, cos, sin)[1]
         weights = query @ keys.transpose(2, 3) * attention.head_dim**-0.5 + mask[:, :, :1]
-        return (attention.Wo((weights.softmax(dim=-1) @ values).transpose(1, 2).flatten(2)),)
+        return attention.Wo((weights.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
 
-    def compute(tokens: Any, **more: Any) -> tuple[Any]:
-        first = tokens[:, :1] + layer.attn(layer.attn_norm(tokens), **more)[0]
-        return (first + layer.mlp(layer.mlp_norm(first)),)
+    def after(tokens: Any, *attended: Any) -> Any:
+        first = tokens[:, :1] + attention(layer.attn_norm(tokens), *attended)
+        return first + layer.mlp(layer.mlp_norm(first))
+
+    def compute(tokens: Any, attention_mask: Any, position_embeddings: Any = None, **more: Any) -> Any:
+        if position_embeddings is not None:
+            return after(tokens, attention_mask, lambda _: position_embeddings)
+        is_global = attention.local_attention == (-1, -1)  # of transformers 4
+        mask = attention_mask if is_global else more["sliding_window_mask"]
+        return (after(tokens, mask, lambda keys: attention.rotary_emb(keys, position_ids=more["position_ids"])),)
 
     for number, name in enumerate(("Wq", "Wk", "Wv")):
         setattr(attention, name, part_of(whole, slice(number * width, (number + 1) * width)))
     del attention.Wqkv
-    forwards = attention.forward, layer.forward
-    attention.forward, layer.forward = attend, compute
     try:
-        yield
+        with _computing(attention, attend), _computing(layer, compute):
+            yield
     finally:
-        attention.forward, layer.forward = forwards
         attention.Wqkv = whole
 
 
@@ -115,11 +156,8 @@ def _last_token(model: Any) -> Iterator[None]:
         last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
         return {LOGITS: model.score(hidden.gather(1, last)[:, 0])}
 
-    model.forward = forward
-    try:
+    with _computing(model, forward):
         yield
-    finally:
-        del model.forward
 
 
 @dataclass(frozen=True)
@@ -176,7 +214,7 @@ class Family:
     feed_forward_out: str = r"/layer\.\d+/output/dense/MatMul$"
     in_half: str = r"\.encoder\."
     last_layer_cut: Patch | None = _bert_last_layer
-    traced_as: Patch | None = None
+    traced_as: Patch | None = _bert_layers
     shares_weights: bool = False
     fusion: str | None = "bert"
     precisions: tuple[Precision, ...] = ALL
@@ -212,6 +250,7 @@ _MODERNBERT = Family(  # config.json's position_embedding_type says absolute; th
     layer_weights=r"\blayers\.(\d{1,6})\.",
     feed_forward_out=r"/layers\.\d+/mlp/Wo/MatMul$",
     last_layer_cut=_modernbert_last_layer,
+    traced_as=None,
     fusion=None,
     precisions=_NO_HALF,
     no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
@@ -249,6 +288,7 @@ _ROWS = (
         layer_weights=r"transformer\.layer\.(\d{1,6})\.",
         feed_forward_out=r"/layer\.\d+/ffn/lin2/MatMul$",
         last_layer_cut=None,
+        traced_as=None,
         fusion=None,
         precisions=_NO_HALF,
         no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
@@ -262,6 +302,7 @@ _ROWS = (
         layer_weights=r"albert_layer_groups\.(\d{1,6})\.",
         feed_forward_out=r"/ffn_output(_\d+)?/MatMul(_\d+)?$",
         last_layer_cut=None,  # one module is every layer
+        traced_as=None,
         shares_weights=True,
         fusion=None,
         precisions=_NO_HALF,
@@ -277,6 +318,7 @@ _ROWS = (
         required={},
         classifier="classifier.out_proj",
         last_layer_cut=None,
+        traced_as=None,
         fusion=None,
         precisions=_NO_HALF,
         no_fp16="its relative positions are computed by operators (Log) that the conversion does not know",

@@ -66,6 +66,8 @@ def fetch(model: HubModel, *, check: Callable[[Path], object], on_step: Callable
     Raises:
         ExportError: the hub cannot be reached, refuses, or does not have it; a file came half; the disk is full.
     """
+    from huggingface_hub.errors import HfHubHTTPError
+
     try:
         folder = _cached(model)
         if folder is None:
@@ -74,7 +76,7 @@ def fetch(model: HubModel, *, check: Callable[[Path], object], on_step: Callable
         return folder
     except ExportError:
         raise
-    except (OSError, ValueError, RuntimeError) as exc:  # requests' errors are OSErrors
+    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as exc:  # requests' errors are OSErrors
         raise ExportError(f"{model}: {_explain(exc, model.hub_id)}") from exc
 
 
@@ -159,8 +161,10 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
 
 
 def _explain(exc: Exception, hub_id: str) -> str:
-    """One line in our words: what happened, and what to do."""
-    import requests
+    """One line in our words: what happened, and what to do.
+
+    The library's transport is requests before its version 1, then httpx, then httpx2, whose errors have other names.
+    """
     from huggingface_hub import constants, errors
 
     hub = constants.ENDPOINT
@@ -175,11 +179,12 @@ def _explain(exc: Exception, hub_id: str) -> str:
         )
     if isinstance(exc, errors.RevisionNotFoundError):
         return f"it has no such revision; {hub}/{hub_id}/commits/main lists them"
-    if isinstance(exc, requests.HTTPError) and exc.response is not None:
-        return _explain_status(exc.response.status_code, hub)
-    if isinstance(exc, requests.exceptions.ChunkedEncodingError):
+    names = {kind.__name__ for kind in type(exc).__mro__}
+    if isinstance(status := getattr(getattr(exc, "response", None), "status_code", None), int):
+        return _explain_status(status, hub)
+    if names & {"ChunkedEncodingError", "RemoteProtocolError"}:
         return f"{hub} closed the connection in the middle of a file; run it again, it goes on where it stopped"
-    if isinstance(exc, requests.ConnectionError | requests.Timeout):
+    if names & {"ConnectionError", "Timeout", "TransportError"}:
         return f"{hub} cannot be reached ({_innermost(exc)}); run it again, or copy the cache of a machine that has it"
     return _explain_disk(exc, f"{constants.HF_HUB_CACHE}/models--{hub_id.replace('/', '--')}", hub)
 

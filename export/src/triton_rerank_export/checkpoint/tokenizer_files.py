@@ -29,9 +29,9 @@ _BERT_KEYS = {  # key of tokenizer_config.json: what it is called in tokenizer.j
     "tokenize_chinese_chars": ("handle_chinese_chars", True),
 }
 _OVERRULED = {  # section of tokenizer.json: keys of tokenizer_config.json that classes of transformers hold above it
-    "normalizer": "do_lower_case, strip_accents, tokenize_chinese_chars",
-    "pre_tokenizer": "add_prefix_space",
-    "post_processor": "bos_token, eos_token, cls_token, sep_token",
+    "normalizer": "tokenizer_class, do_lower_case, strip_accents, tokenize_chinese_chars",
+    "pre_tokenizer": "tokenizer_class, add_prefix_space",
+    "post_processor": "tokenizer_class, bos_token, eos_token, cls_token, sep_token",
 }
 _BERT_CLASSES = tuple(
     f"{family}Tokenizer{kind}" for family in ("Bert", "Electra", "DistilBert") for kind in ("", "Fast")
@@ -124,12 +124,10 @@ def check_same(theirs: Tokenizer, ours: Tokenizer, label: str, *, special_are_te
 
 def _state(tokenizer: Tokenizer, section: str) -> object:
     part = getattr(tokenizer, section)
-    if part is None:
-        return None
-    state = json.loads(part.__getstate__())
-    if section == "post_processor" and isinstance(state, dict):  # these two are about places in the text, not tokens
-        state = {key: value for key, value in state.items() if key not in ("trim_offsets", "add_prefix_space")}
-    return state
+    if section == "post_processor":  # whatever its form, it puts the same tokens around each text
+        encodings = [tokenizer.encode(*texts) for texts in (("",), ("", ""), ("a",), ("a", "b"))]
+        return [(encoding.ids, encoding.type_ids) for encoding in encodings]
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _added(tokenizer: Tokenizer, *, special_are_text: bool) -> set[tuple[str, int, bool, bool, bool, bool]]:

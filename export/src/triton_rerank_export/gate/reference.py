@@ -338,3 +338,4 @@ def _silence_warnings() -> None:
     from transformers.utils import logging
 
     logging.set_verbosity_error()
+    logging.disable_progress_bar()  # transformers 5 draws one of its own

@@ -20,17 +20,18 @@ from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.graph import graph_file
 from triton_rerank_export.repository.triton_config import encoder_inputs
 
-_OPSET = 18  # the least that optimum recommends for BERT
+_OPSET = 18
 _TRACED_WORDS = 64  # rows of the table of words while it is traced
 _FLOAT, _OUTSIDE = 1, 1  # onnx.TensorProto.FLOAT and .EXTERNAL
-_KNOWN_FORM = "transformers 4.53 to 4.57 with eager attention is known"
+_KNOWN_FORM = "what transformers 4.53 to 5.24 make is known"
 
 
 def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool = False) -> Path:
     """Trace the checkpoint with dynamic batch and length.
 
-    Attention is eager: its few plain operators are what fusion and the conversion to fp16 look for. Names, shapes and
-    patches are optimum's. Its own function writes the weights too, and holds them several times.
+    Attention is eager, and its mask is made by us: few plain operators, which fusion and the conversion to fp16 look
+    for, and the same ones of every version of transformers. The weights are attached afterwards: the exporter would
+    hold them several times.
 
     Args:
         checkpoint: what to export.
@@ -63,7 +64,7 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     ):
         for patch in patches:
             stack.enter_context(patch(model))
-        _trace(model, path)
+        _trace(model, path, encoder_inputs(token_type_ids=checkpoint.token_type_ids))
         _attach_weights(path, model, checkpoint)  # a patch may have made some of the weights
     del model
     graph_file.free_memory()
@@ -109,31 +110,47 @@ def _keep_row(classifier: Any, row: int) -> None:
     classifier.out_features = 1
 
 
-def _trace(model: Any, path: Path) -> None:
+def _trace(model: Any, path: Path, inputs: Sequence[str]) -> None:
     """Write the graph; its weights are inputs without values."""
-    import optimum.exporters.onnx.model_configs  # noqa: F401 - registers the architectures
     import torch
-    from optimum.exporters.tasks import TasksManager
 
-    make_config = TasksManager.get_exporter_config_constructor(
-        "onnx", model, task="text-classification", library_name="transformers"
-    )
-    config = make_config(model.config, task="text-classification")
-    example = config.generate_dummy_inputs(framework="pt")
-    example[INPUT_IDS] %= _TRACED_WORDS
-    with torch.no_grad(), _few_words(model), config.patch_model_for_export(model):
-        inputs = config.ordered_inputs(model)
+    example = {name: torch.ones(2, 16, dtype=torch.int64) for name in inputs}
+    example[INPUT_IDS] = torch.arange(32).reshape(2, 16) % _TRACED_WORDS
+    shape = {0: "batch_size", 1: "sequence_length"}
+    with torch.no_grad(), _few_words(model), _plain_masks():
         torch.onnx.export(
             model,
             (example,),
             str(path),
             export_params=False,
             input_names=list(inputs),
-            output_names=list(config.outputs),
-            dynamic_axes={**inputs, **config.outputs},
+            output_names=[LOGITS],
+            dynamic_axes={**dict.fromkeys(inputs, shape), LOGITS: {0: "batch_size"}},
             opset_version=_OPSET,
             dynamo=False,  # fusion does not recognise the other exporter's graph
         )
+
+
+@contextlib.contextmanager
+def _plain_masks() -> Iterator[None]:
+    """Let transformers make its masks of arithmetic alone, the form that fusion and fp16 know, in 4.x and 5.x alike."""
+    import torch
+    from transformers import masking_utils
+
+    def eager_mask(*, mask_function: Any, attention_mask: Any, **_: Any) -> Any:
+        """1 where a token is seen -> what is added to its attention: float32 ``(batch, 1, 1 or length, length)``."""
+        seen = attention_mask[:, None, None, :].to(torch.float32)
+        if mask_function is not getattr(masking_utils, "bidirectional_mask_function", None):
+            places = torch.arange(attention_mask.shape[1])
+            seen = seen * mask_function(0, 0, places[:, None], places[None, :]).to(torch.float32)
+        return (1.0 - seen) * torch.finfo(torch.float32).min
+
+    functions = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
+    functions["eager"] = eager_mask
+    try:
+        yield
+    finally:
+        del functions["eager"]
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ _TOOLS = (
     "torch",
     "transformers",
     "sentence-transformers",
-    "optimum-onnx",
     "onnx",
     "onnxruntime",
     "tokenizers",
