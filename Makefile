@@ -183,7 +183,7 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 NONE_CHOSEN := $(if $(ARGS),|| test $$$$? = 5) # pytest's code where ARGS chose none of these
 WORKERS ?= 2 # processes; a third of the time is waiting for servers, so more than cores pays little
 .PHONY: test
-test: lint types imports deploy-tools gateway-sdks browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
+test: lint types imports deploy-tools gateway-sdks transformers5 browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not alone and not true_sizes' $(ARGS) $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(ARGS) $(NONE_CHOSEN)
 
@@ -235,6 +235,18 @@ KSERVE_WHEEL := kserve==0.21.0
 .PHONY: gateway-sdks
 gateway-sdks: .venv-sdks/.ready ## real clients for the tests of the gateway, an environment of their own (650 MB)
 
+.PHONY: transformers5
+transformers5: .venv-transformers5/.ready ## export with transformers 5, for its tests: an environment over .venv (60 MB)
+
+.venv-transformers5/.ready: requirements/transformers5.txt $(VENV)/.test
+	rm -rf .venv-transformers5
+	$(BIN)/python -m venv --without-pip .venv-transformers5
+	site=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  own=$$(.venv-transformers5/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))'); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target "$$own" -r $<; \
+	  echo "import site; site.addsitedir('$$site')" > "$$own/venv.pth"
+	@touch $@
+
 .venv-sdks/.ready: requirements/sdks.in requirements/sdks-constraints.txt
 	$(PYTHON) -m venv .venv-sdks
 	.venv-sdks/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
@@ -275,7 +287,7 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-sdks .venv-audit .cache $(REPOSITORY)/*/*/
+	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-sdks .venv-transformers5 .venv-audit .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \
