@@ -68,6 +68,8 @@ def fetch(model: HubModel, *, check: Callable[[Path], object], on_step: Callable
     """
     from huggingface_hub.errors import HfHubHTTPError
 
+    of_transport = [kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)]
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *of_transport)
     try:
         folder = _cached(model)
         if folder is None:
@@ -76,7 +78,7 @@ def fetch(model: HubModel, *, check: Callable[[Path], object], on_step: Callable
         return folder
     except ExportError:
         raise
-    except (OSError, ValueError, RuntimeError, *HfHubHTTPError.__bases__) as exc:  # requests' errors are OSErrors
+    except failures as exc:  # requests' errors are OSErrors
         raise ExportError(f"{model}: {_explain(exc, model.hub_id)}") from exc
 
 
