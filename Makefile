@@ -183,7 +183,7 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 NONE_CHOSEN := $(if $(ARGS),|| test $$$$? = 5) # pytest's code where ARGS chose none of these
 WORKERS ?= 2 # processes; a third of the time is waiting for servers, so more than cores pays little
 .PHONY: test
-test: lint types imports deploy-tools gateway-sdks transformers5 browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
+test: lint types imports deploy-tools gateway-sdks transformers5 docs-tools browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not alone and not true_sizes' $(ARGS) $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(ARGS) $(NONE_CHOSEN)
 
@@ -235,6 +235,18 @@ KSERVE_WHEEL := kserve==0.21.0
 .PHONY: gateway-sdks
 gateway-sdks: .venv-sdks/.ready ## real clients for the tests of the gateway, an environment of their own (650 MB)
 
+.PHONY: docs docs-tools
+docs: .venv-docs/.ready ## README, docs/ and the Python reference as one site in .cache/site; a dead link fails it
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build $(ARGS)
+
+docs-tools: .venv-docs/.ready
+
+.venv-docs/.ready: requirements/docs.in requirements/docs-constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  -c requirements/docs-constraints.txt -r requirements/docs.in
+	@touch $@
+
 .PHONY: transformers5
 transformers5: .venv-transformers5/.ready ## export with transformers 5, for its tests: an environment over .venv (60 MB)
 
@@ -282,12 +294,12 @@ lock: ## write requirements/constraints-3.1x.txt anew (needs uv)
 	for version in 3.10 3.11 3.12; do uv pip compile --quiet --no-header --no-annotate --upgrade \
 	  --python-version $$version --python-platform x86_64-manylinux_2_35 \
 	  requirements/test.in -o requirements/constraints-$$version.txt; done
-	for name in $(PEERS:%=peers-%) sdks; do uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
+	for name in $(PEERS:%=peers-%) sdks docs; do uv pip compile --quiet --universal --no-header --no-annotate --upgrade \
 	  --python-version 3.10 requirements/$$name.in -o requirements/$$name-constraints.txt; done
 
 .PHONY: clean
 clean: ## remove what was built, and the environment
-	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-sdks .venv-transformers5 .venv-audit .cache $(REPOSITORY)/*/*/
+	rm -rf $(VENV) .venv-peers .venv-gpu .venv-deploy .venv-sdks .venv-transformers5 .venv-docs .venv-audit .cache $(REPOSITORY)/*/*/
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else \

@@ -21,7 +21,7 @@ from triton_rerank.types import D, ModelInfo, RerankResult
 class AsyncRerankClient(Remade):
     """`RerankClient` for an event loop: the same arguments, results and errors, its methods awaited.
 
-    Typical use:
+    Examples:
         >>> async with AsyncRerankClient("127.0.0.1:8001", model="minilm-l6-demo") as client:
         ...     result = await client.rerank("how do I compress a file?", documents, top_k=3)
 

@@ -21,7 +21,7 @@ from triton_rerank.types import D, ModelInfo, RerankResult
 class RerankClient(Remade):
     """Reranks documents by a cross-encoder, on Triton unless ``scorer`` says otherwise.
 
-    Typical use:
+    Examples:
         >>> with RerankClient("127.0.0.1:8001", model="minilm-l6-demo") as client:
         ...     for ranked in client.rerank("how do I compress a file?", documents, top_k=3):
         ...         print(ranked.score, ranked.document)

@@ -9,6 +9,7 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 D = TypeVar("D", covariant=True)
 
 Filter = Mapping[str, object] | Callable[[Any], bool]
+"""Which documents count: fields with the values that they must have, or a function of the caller's own document."""
 MODEL_SCORE = "score"  # the scale of a reranker's scores, after its activation
 
 

@@ -83,7 +83,7 @@ class Retrieved:
 class Pipeline:
     """From a query to the best documents. Safe to share between threads.
 
-    Typical use:
+    Examples:
         >>> with Pipeline([bm25, dense], scorer=TritonScorer("127.0.0.1:8001", "minilm-l6-demo")) as pipeline:
         ...     for found in pipeline.search("how do I make a file smaller?", k=5):
         ...         print(found.score, found.document, found.said)

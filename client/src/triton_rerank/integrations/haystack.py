@@ -25,7 +25,7 @@ from triton_rerank.types import RerankResult
 class TritonRanker:
     """Ranks documents by a cross-encoder.
 
-    Typical use:
+    Examples:
         >>> pipeline.add_component("ranker", TritonRanker("minilm-l6-demo", target="127.0.0.1:8001", top_k=3))
         >>> pipeline.connect("retriever.documents", "ranker.documents")
 

@@ -29,7 +29,7 @@ Real = Annotated[float, BeforeValidator(plain)]
 class TritonRerank(BaseDocumentCompressor):
     """Reorders retrieved documents by a cross-encoder, for a ContextualCompressionRetriever or a chain of your own.
 
-    Typical use:
+    Examples:
         >>> reranker = TritonRerank(target="127.0.0.1:8001", model="minilm-l6-demo", top_n=3)
         >>> reranker.compress_documents(retriever.invoke(question), question)[0].metadata["relevance_score"]
 

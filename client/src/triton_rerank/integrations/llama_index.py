@@ -34,7 +34,7 @@ Real = Annotated[float, BeforeValidator(plain)]
 class TritonRerank(BaseNodePostprocessor):
     """Reorders retrieved nodes by a cross-encoder, for ``node_postprocessors=`` of a query engine.
 
-    Typical use:
+    Examples:
         >>> reranker = TritonRerank(target="127.0.0.1:8001", model="minilm-l6-demo", top_n=3)
         >>> index.as_query_engine(similarity_top_k=50, node_postprocessors=[reranker])
 
