@@ -29,6 +29,7 @@ from triton_rerank_bulk.scoring import Outcome, Work, reason_of, wait_for
 
 _NOT_CLEAN, _INTERRUPTED = 1, 130
 _LENGTHS = ("max_length", "max_query_tokens", "max_document_tokens")
+_ASKED = (*_LENGTHS, "instruction")
 _EVERY_S = 5.0  # between two lines of progress
 _EXIT_CODES = """exit codes:
   0    every pair has one row, by one version of the model, and no more than --max-errors have an error
@@ -60,14 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _score(options: argparse.Namespace) -> int:
     source = find_source(options.input, options.collection)
-    lengths = {name: getattr(options, name) for name in _LENGTHS if getattr(options, name) is not None}
+    asked = {name: getattr(options, name) for name in _ASKED if getattr(options, name) is not None}
     client = _client(options)
-    answer = wait_for(lambda: client.rerank("who answers?", ["a server"], **lengths), options.patience_s, _say)
+    answer = wait_for(lambda: client.rerank("who answers?", ["a server"], **asked), options.patience_s, _say)
     facts = {
         "model": answer.model,
         "model_version": answer.model_version,
         "block_pairs": options.block_pairs,
-        **{name: lengths.get(name) for name in _LENGTHS},
+        **{name: asked.get(name) for name in _ASKED},
     }
     job = open_job(options.output, source, facts, _say)
     work = Work(
@@ -78,7 +79,7 @@ def _score(options: argparse.Namespace) -> int:
         client=client,
         model=answer.model,
         model_version=answer.model_version,
-        lengths=lengths,
+        asked=asked,
         concurrency=options.concurrency,
         patience_s=options.patience_s,
     )
@@ -306,6 +307,7 @@ def _add_bounds(score: argparse.ArgumentParser) -> None:
     )
     for name in _LENGTHS:
         add(f"--{name.replace('_', '-')}", type=_from(1), metavar="TOKENS", help="default: the model's own")
+    add("--instruction", metavar="TEXT", help="what a model with a prompt is told to look for; default: its own")
 
 
 def _add_connection(score: argparse.ArgumentParser) -> None:

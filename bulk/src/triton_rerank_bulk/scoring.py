@@ -68,7 +68,7 @@ class Work:
         client: who is asked; its ``timeout_s`` holds for a call of up to 256 pairs.
         model: its public name.
         model_version: of the job; an answer of another stops it.
-        lengths: ``max_length`` and so on of `RerankClient.rerank`.
+        asked: ``max_length``, ``instruction`` and so on of `RerankClient.rerank`.
         concurrency: calls under way at a time.
         patience_s: seconds that servers may be gone, or refuse.
     """
@@ -80,7 +80,7 @@ class Work:
     client: RerankClient = field(repr=False)
     model: str
     model_version: str
-    lengths: dict[str, Any]
+    asked: dict[str, Any]
     concurrency: int
     patience_s: float
 
@@ -229,12 +229,12 @@ class BlockScorer:
             ConfigurationError: another version answered.
             RerankError: the patience is over.
         """
-        client, lengths = self._work.client, self._work.lengths
+        client, asked = self._work.client, self._work.asked
         started, wait_s = time.monotonic(), _FIRST_WAIT_S
         while True:
             try:
                 with self._window.place():
-                    result = client.rerank(query, documents, **lengths)
+                    result = client.rerank(query, documents, **asked)
                 break
             except RerankError as exc:
                 tries -= self._is_of_the_pairs(exc, started, alone=len(documents) == 1)

@@ -84,13 +84,15 @@ def test_no_key_is_added_unless_it_is_asked_for(kept: Any) -> None:
 def test_bounds_reach_the_scorer_and_may_be_numpys(module: Any) -> None:
     fake = scorer()
     bounds = {"max_length": np.int64(9), "max_query_tokens": np.int64(4), "top_n": np.int64(1)}
-    reranker = module.TritonRerank(scorer=fake, timeout_s=np.float32(2), min_score=np.float64(0), **bounds)
+    told = {"instruction": "find a tool"}
+    reranker = module.TritonRerank(scorer=fake, timeout_s=np.float32(2), min_score=np.float64(0), **bounds, **told)
     if module is langchain:
         assert len(reranker.compress_documents([LangChainDocument(text) for text in TEXTS], QUERY)) == 1
     else:
         nodes = [NodeWithScore(node=TextNode(text=text)) for text in TEXTS]
         assert len(reranker.postprocess_nodes(nodes, QueryBundle(QUERY))) == 1
     assert (fake.requests[0].max_length, fake.requests[0].max_query_tokens) == (9, 4)
+    assert fake.requests[0].instruction == "find a tool"
     with pytest.raises(ValueError, match="top_n"):
         module.TritonRerank(scorer=fake, top_n=0)
 
@@ -98,9 +100,10 @@ def test_bounds_reach_the_scorer_and_may_be_numpys(module: Any) -> None:
 def test_haystacks_bounds_reach_the_scorer_and_are_written_as_pythons() -> None:
     fake = scorer()
     bounds: dict[str, Any] = {"max_length": np.int64(9), "max_query_tokens": np.int64(4), "top_k": np.int64(1)}
-    ranker = haystack.TritonRanker(scorer=fake, **bounds)
+    ranker = haystack.TritonRanker(scorer=fake, instruction="find a tool", **bounds)
     assert len(ranker.run(QUERY, [HaystackDocument(content=text) for text in TEXTS])["documents"]) == 1
     assert (fake.requests[0].max_length, fake.requests[0].max_query_tokens) == (9, 4)
+    assert fake.requests[0].instruction == "find a tool"
     told = haystack.TritonRanker("m", **bounds).to_dict()["init_parameters"]
     assert {type(told[name]) for name in bounds} == {int}
     with pytest.raises(InvalidRequestError, match="max_query_tokens is 0"):

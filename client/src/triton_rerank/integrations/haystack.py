@@ -49,6 +49,7 @@ class TritonRanker:
         embedding_separator: stands between them, and before the content.
         max_length: longest pair in tokens; None means the model's own.
         max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
+        instruction: what a model with a prompt is told to look for; None means the prompt's own.
         keep_retrieval_score: meta key under which the score that a document came with is kept; True means
             ``retrieval_score``.
     """
@@ -66,6 +67,7 @@ class TritonRanker:
         embedding_separator: str = "\n",
         max_length: int | None = None,
         max_query_tokens: int | None = None,
+        instruction: str | None = None,
         keep_retrieval_score: bool | str = False,
     ) -> None:
         self.model = model
@@ -76,6 +78,7 @@ class TritonRanker:
         self.timeout_s = plain(timeout_s)
         self.max_length = plain(max_length)
         self.max_query_tokens = plain(max_query_tokens)
+        self.instruction = instruction
         self.keep_retrieval_score = keep_retrieval_score
         self.meta_fields_to_embed = meta_fields_to_embed or []
         self.embedding_separator = embedding_separator
@@ -115,6 +118,7 @@ class TritonRanker:
             embedding_separator=self.embedding_separator,
             max_length=self.max_length,
             max_query_tokens=self.max_query_tokens,
+            instruction=self.instruction,
             keep_retrieval_score=self.keep_retrieval_score,
         )
 
@@ -166,6 +170,7 @@ class TritonRanker:
             "timeout_s": self.timeout_s,
             "max_length": self.max_length,
             "max_query_tokens": self.max_query_tokens,
+            "instruction": self.instruction,
         }
 
     def _output(self, result: RerankResult[Document]) -> dict[str, list[Document]]:

@@ -52,6 +52,7 @@ class TritonRerank(BaseNodePostprocessor):
         timeout_s: seconds for a whole call.
         max_length: longest pair in tokens; None means the model's own.
         max_query_tokens: most tokens that are kept of the query; None means the model's own rule.
+        instruction: what a model with a prompt is told to look for; None means the prompt's own.
         keep_retrieval_score: metadata key under which the retriever's score is kept, in copies of the nodes and out of
             prompts and embeddings; True means ``retrieval_score``.
 
@@ -69,6 +70,7 @@ class TritonRerank(BaseNodePostprocessor):
     timeout_s: Real = Field(default=DEFAULT_TIMEOUT_S, gt=0)
     max_length: Whole | None = Field(default=None, ge=1)
     max_query_tokens: Whole | None = Field(default=None, ge=1)
+    instruction: str | None = None
     keep_retrieval_score: bool | str = False
     _client: RerankClient = PrivateAttr()
     _async_client: AsyncRerankClient = PrivateAttr()
@@ -104,6 +106,7 @@ class TritonRerank(BaseNodePostprocessor):
             "timeout_s": self.timeout_s,
             "max_length": self.max_length,
             "max_query_tokens": self.max_query_tokens,
+            "instruction": self.instruction,
         }
 
     def _nodes(self, result: RerankResult[NodeWithScore]) -> list[NodeWithScore]:
