@@ -1,6 +1,6 @@
-"""The shapes of bge-reranker-base and bge-reranker-v2-m3 with random weights: do they export, load and score here?
+"""The shapes of rerankers that people run, with random weights: do they export, load and score here?
 
-Slow (half an hour on two cores, 12 GB of memory, 12 GB of disk), so it has a make target of its own: `make true-sizes`.
+Slow (an hour on two cores, 12 GB of memory, 12 GB of disk), so it has a make target of its own: `make true-sizes`.
 It prints the table that docs/results.md shows, and keeps it as ``.cache/true-sizes.jsonl``.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support.tiny_families import write_tiny
 from support.tiny_models import write_random_xlmr
 
 from triton_rerank import RerankClient
@@ -26,7 +27,7 @@ from triton_rerank_server import ServerConfig, TritonServer
 
 pytestmark = [pytest.mark.true_sizes, pytest.mark.timeout(3000)]
 
-SHAPES = {
+XLMR = {
     "bge-base-shape": {
         "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072,
         "max_position_embeddings": 514,
@@ -36,7 +37,21 @@ SHAPES = {
         "max_position_embeddings": 8194,
     },
 }  # fmt: skip
-PRECISIONS = ("fp32", "fp16", "int8")
+MODERNBERT = {
+    "hidden_size": 768, "num_hidden_layers": 22, "num_attention_heads": 12, "intermediate_size": 1152,
+    "vocab_size": 50_368, "max_position_embeddings": 8192, "local_attention": 128, "global_attn_every_n_layers": 3,
+}  # fmt: skip
+QWEN3 = {
+    "hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+    "intermediate_size": 3072, "vocab_size": 151_669, "max_position_embeddings": 40_960,
+}  # fmt: skip
+OTHERS = {
+    "gte-modernbert-shape": ("ModernBertForSequenceClassification", MODERNBERT),
+    "ettin-150m-shape": ("ModernBertModel", MODERNBERT),
+    "qwen3-reranker-0.6b-shape": ("Qwen3ForCausalLM", QWEN3),  # its name tells its prompt
+}
+CASES = [(shape, precision) for shape in XLMR for precision in ("fp32", "fp16", "int8")]
+CASES += [(shape, precision) for shape in OTHERS for precision in ("fp32", "int8")]
 VOCABULARY = 250_002
 MEMORY_BOUND = 3.0  # × the fp32 weights
 RESULTS = Path(".cache") / "true-sizes.jsonl"
@@ -58,15 +73,19 @@ class Measured:
     parity: dict[str, float]
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+@pytest.fixture(scope="module")
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("weights") / request.param
-    write_random_xlmr(folder, vocabulary=VOCABULARY, **SHAPES[request.param])
+    if request.param in XLMR:
+        write_random_xlmr(folder, vocabulary=VOCABULARY, **XLMR[request.param])
+    else:
+        architecture, shape = OTHERS[request.param]
+        write_tiny(architecture, folder, initializer_range=0.02, **shape)
     yield folder
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("checkpoint", "precision"), CASES, indirect=["checkpoint"])
 def test_a_model_of_true_size_is_exported_loaded_and_scored(
     checkpoint: Path, precision: str, tmp_path: Path, passages: list[str]
 ) -> None:

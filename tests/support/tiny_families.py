@@ -243,10 +243,12 @@ def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: A
     model = getattr(transformers, architecture)(getattr(transformers, tiny.config)(**settings))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return write_head(folder) if BY_CLASS[architecture].modules else folder
+    return write_head(folder, width=settings["hidden_size"]) if BY_CLASS[architecture].modules else folder
 
 
-def write_head(folder: Path, *, pooling: str = "cls", activation: Callable[[], nn.Module] = nn.GELU) -> Path:
+def write_head(
+    folder: Path, *, width: int = 32, pooling: str = "cls", activation: Callable[[], nn.Module] = nn.GELU
+) -> Path:
     """Put the modules of ettin-reranker behind a model, as sentence-transformers saves them; Identity at the end."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Dense, Transformer
@@ -255,8 +257,8 @@ def write_head(folder: Path, *, pooling: str = "cls", activation: Callable[[], n
     model = CrossEncoder(
         modules=[
             Transformer(str(folder), transformer_task="feature-extraction"),
-            Pooling(32, pooling),
-            Dense(32, 24, bias=False, activation_function=activation()),
+            Pooling(width, pooling),
+            Dense(width, 24, bias=False, activation_function=activation()),
             LayerNorm(24),
             Dense(24, 1, activation_function=nn.Identity(), module_output_name="scores"),
         ],

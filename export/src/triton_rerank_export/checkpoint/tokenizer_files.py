@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.processors import PostProcessor, TemplateProcessing
 
 from triton_rerank_export.checkpoint.causal import check_prompt, head_of
 from triton_rerank_export.checkpoint.facts import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Facts, check_no_code
@@ -33,6 +35,8 @@ _OVERRULED = {  # section of tokenizer.json: keys of tokenizer_config.json that 
     "pre_tokenizer": "tokenizer_class, add_prefix_space",
     "post_processor": "tokenizer_class, bos_token, eos_token, cls_token, sep_token",
 }
+_TWO_WORDS = Tokenizer(WordLevel({"a": 2**31, "b": 2**31 + 1}))
+_NOTHING_AROUND = TemplateProcessing(single="$A", pair="$A:0 $B:1", special_tokens=[])
 _BERT_CLASSES = tuple(
     f"{family}Tokenizer{kind}" for family in ("Bert", "Electra", "DistilBert") for kind in ("", "Fast")
 )
@@ -124,10 +128,15 @@ def check_same(theirs: Tokenizer, ours: Tokenizer, label: str, *, special_are_te
 
 def _state(tokenizer: Tokenizer, section: str) -> object:
     part = getattr(tokenizer, section)
-    if section == "post_processor":  # whatever its form, it puts the same tokens around each text
-        encodings = [tokenizer.encode(*texts) for texts in (("",), ("", ""), ("a",), ("a", "b"))]
-        return [(encoding.ids, encoding.type_ids) for encoding in encodings]
+    if section == "post_processor":  # whatever its form, it puts the same tokens around texts
+        return [_around(part or _NOTHING_AROUND, *texts) for texts in (("a",), ("a", "b"), ("",), ("", ""))]
     return None if part is None else json.loads(part.__getstate__())
+
+
+def _around(processor: PostProcessor, *texts: str) -> tuple[list[int], list[int]]:
+    """Ids and segments of texts, "a" and "b" having the highest ids."""
+    encoding = processor.process(*(_TWO_WORDS.encode(text) for text in texts))
+    return encoding.ids, encoding.type_ids
 
 
 def _added(tokenizer: Tokenizer, *, special_are_text: bool) -> set[tuple[str, int, bool, bool, bool, bool]]:
