@@ -117,7 +117,7 @@ def _trace(model: Any, path: Path, inputs: Sequence[str]) -> None:
     example = {name: torch.ones(2, 16, dtype=torch.int64) for name in inputs}
     example[INPUT_IDS] = torch.arange(32).reshape(2, 16) % _TRACED_WORDS
     shape = {0: "batch_size", 1: "sequence_length"}
-    with torch.no_grad(), _few_words(model), _plain_masks():
+    with torch.no_grad(), _few_words(model), _plain_masks(), _logits_alone(model):
         torch.onnx.export(
             model,
             (example,),
@@ -129,6 +129,20 @@ def _trace(model: Any, path: Path, inputs: Sequence[str]) -> None:
             opset_version=_OPSET,
             dynamo=False,  # fusion does not recognise the other exporter's graph
         )
+
+
+@contextlib.contextmanager
+def _logits_alone(model: Any) -> Iterator[None]:
+    """A config may ask for hidden states and attentions too, or for a tuple."""
+
+    def logits_of(_model: Any, _inputs: Any, output: Any) -> dict[str, Any]:
+        return {LOGITS: output[LOGITS] if isinstance(output, dict) else output[0]}
+
+    hook = model.register_forward_hook(logits_of)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextlib.contextmanager
