@@ -17,7 +17,7 @@ from support.bulk import audited, has_parts, last_line, parts, rows, run, run_ap
 from support.mounts import own_mounts
 from support.tritons import NAME, again, kill, only_bert, start, wait_until
 
-from triton_rerank import RerankClient
+from triton_rerank import InvalidRequestError, RerankClient
 from triton_rerank.contract import MANIFEST_FILE, MAX_TEXT_BYTES
 from triton_rerank_export.cli import main
 from triton_rerank_server import TritonServer
@@ -291,6 +291,13 @@ def test_an_output_of_another_job(
     assert done.returncode == 3
     assert named in last_line(done)
     assert rows(output) == before
+
+
+def test_an_instruction_for_a_model_without_a_prompt(collection: Path, served: TritonServer, tmp_path: Path) -> None:
+    done = run(collection, tmp_path / "output", "--target", served.grpc_target, "--instruction", "find a tool")
+    assert done.returncode == InvalidRequestError.exit_code
+    assert "instruction: this model has no prompt" in last_line(done)
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 def test_an_output_folder_of_somebody_elses(collection: Path, served: TritonServer, tmp_path: Path) -> None:
