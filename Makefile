@@ -73,6 +73,7 @@ list: $(VENV)/.demo ## what is in the model repository: versions, which is activ
 
 .PHONY: finetune
 finetune: $(VENV)/.demo ## train a cross-encoder on your own data (CHECKPOINT=name, id or folder TRAIN=lines.jsonl OUTPUT=folder)
+	@test -n '$(TRAIN)' -a -n '$(OUTPUT)' || { echo "make finetune: give TRAIN=lines.jsonl and OUTPUT=folder (docs/export.md)" >&2; exit 2; }
 	$(BIN)/triton-rerank-export finetune --checkpoint '$(CHECKPOINT)' --data '$(TRAIN)' --output '$(OUTPUT)' $(ARGS)
 
 .PHONY: models

@@ -207,6 +207,7 @@ def test_serialisation_round_trips_and_refuses_a_scorer(nobody: TritonScorer) ->
         "embedding_separator": "\n",
         "max_length": None,
         "max_query_tokens": None,
+        "instruction": None,
         "keep_retrieval_score": False,
     }
     assert TritonRanker.from_dict(data).to_dict() == data

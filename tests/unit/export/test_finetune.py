@@ -113,6 +113,8 @@ def test_the_output_loads_as_a_one_label_model_without_the_tokenizers_old_cut(ch
 def test_the_same_run_gives_the_same_weights_and_another_seed_gives_others(checkpoint: Path, tmp_path: Path) -> None:
     for name, seed in (("one", 0), ("two", 0), ("three", 1)):
         finetune(checkpoint, _groups(scores=True), tmp_path / name, FinetuneConfig(steps=3, seed=seed, **QUICK))
+    modes = {path.stat().st_mode for path in (tmp_path / "one").iterdir()}
+    assert len(modes) == 1  # who may read one file may read all
     one, two, three = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two", "three"))
     assert one == two
     assert one != three

@@ -79,3 +79,11 @@ def would_run(*arguments: str, only_if_older: bool = False) -> str:
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert made.stderr == ""
     return " ".join(made.stdout.replace("\\\n", " ").split())
+
+
+@pytest.mark.parametrize("given", [(), ("TRAIN=lines.jsonl",), ("OUTPUT=folder",)])
+def test_finetune_says_what_make_was_not_told(given: tuple[str, ...]) -> None:
+    command = ["make", "--old-file=.venv/.demo", "finetune", *given]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "make finetune: give TRAIN=lines.jsonl and OUTPUT=folder" in done.stderr

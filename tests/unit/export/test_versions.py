@@ -86,7 +86,8 @@ def test_a_third_export_keeps_the_active_version_and_drops_the_other(
 ) -> None:
     activate(copy, NAME, 1)
     third = write_fine_tuned(fine_tuned, tmp_path / "third" / NAME)
-    assert export(third, copy).versions == [1, 3]
+    result = export(third, copy)
+    assert (result.versions, result.left) == ([1, 3], ("version 2 was removed (--keep-versions)",))
     assert served(copy) == (3, [1, 3])
     for folder in (NAME, *STEPS):
         assert sorted(path.name for path in (copy / folder).glob("[0-9]*")) == ["1", "3"]

@@ -390,6 +390,8 @@ def _save(engine: _Engine, checkpoint: Path, folder: Path, report: FinetuneRepor
 
     engine.model.config._name_or_path = ""  # else the folder's name on this machine
     engine.model.save_pretrained(folder, safe_serialization=True)
+    for weights in folder.glob("*.safetensors"):  # whoever may read the config may read them
+        weights.chmod((folder / "config.json").stat().st_mode & 0o777)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)  # the used one remembers its padding
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

@@ -40,7 +40,7 @@ class Installed:
     Attributes:
         manifest: of the version that is active now.
         versions: that are there, ascending.
-        left: what should have been removed and could not be, a sentence each.
+        left: which older versions went, and what should have gone and could not, a sentence each.
     """
 
     manifest: Manifest
@@ -277,6 +277,7 @@ def _prune(repository: Path, model: ServedModel, kept: Sequence[int]) -> tuple[s
     for name in (ensemble, *steps):
         for version, folder in reader.version_folders(repository, name).items():
             if version not in kept:
+                left.setdefault(version, f"version {version} was removed (--keep-versions)")
                 try:
                     replacement.remove(folder)
                 except OSError as exc:
