@@ -273,7 +273,7 @@ def _prune(repository: Path, model: ServedModel, kept: Sequence[int]) -> tuple[s
         write_configs(repository, model, kept, steps)
     except OSError as exc:
         return (f"older versions could not be removed ({exc}); the next export tries again",)
-    left = {}
+    left: dict[int, str] = {}
     for name in (ensemble, *steps):
         for version, folder in reader.version_folders(repository, name).items():
             if version not in kept:
