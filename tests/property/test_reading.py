@@ -99,6 +99,7 @@ def test_no_text_is_read_beyond_the_bound_and_ordinary_ones_are_read_once(kind: 
         "x" * 2 * LONG + "-" + "y" * 2 * LONG + "東京 sort",
         "é" * 50 + "x" * 2 * LONG + "é heap",
         "heap " * 5 + "\r\n" * 3 * LONG,
+        "\u200b" * 3 * LONG + "heap" + "\0" * 3 * LONG + " sort",
     ],
 )
 def test_long_runs_are_read_as_in_the_whole_text(kind: str, text: str) -> None:

@@ -33,7 +33,7 @@ MARGIN = 256  # characters before a cut
 _MOST_READ = 64  # characters a token
 _MOST_READ_OF_SHORT = 32 * 1024  # characters, where max_length is small
 _MANY = sys.maxsize  # tokens of a text that was not read to its end
-_SPACES = " \t\n\r\v\f\xa0\u3000"
+_SPACES = " \t\n\r\v\f\xa0\u3000\0\xad\u200b\u200d\u2060\ufeff"  # and what is nothing to BERT
 _KEPT_OF_WORD = 128  # characters; WordPiece makes one unknown token of more than 100
 _WORDS = ("aB1", "a", "Z", "0")  # of the characters A to Z, a to z, 0 to 9
 
