@@ -35,7 +35,8 @@ _MOST_READ_OF_SHORT = 32 * 1024  # characters, where max_length is small
 _MANY = sys.maxsize  # tokens of a text that was not read to its end
 _SPACES = " \t\n\r\v\f\xa0\u3000\0\xad\u200b\u200d\u2060\ufeff"  # and what is nothing to BERT
 _KEPT_OF_WORD = 128  # characters; WordPiece makes one unknown token of more than 100
-_WORDS = ("aB1", "a", "Z", "0")  # of the characters A to Z, a to z, 0 to 9
+_LETTERS = "A-Za-z0-9"
+_WORDS = ("aB1", "a", "Z", "0")  # of these
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class TextReader:
         self._first_read = FIRST_READ * max_length + MARGIN
         self._longest_read = longest_read(max_length)
         self._runs = _runs_that_shorten(tokenizer)
+        self._has_giants = self._runs is not None and _LETTERS in self._runs.pattern
 
     def decode(self, value: bytes, name: str) -> str:
         """As much of a text as may be read.
@@ -148,8 +150,14 @@ class TextReader:
             begins = missing
 
     def _is_enough(self, encoding: Encoding, size: int) -> bool:
-        """More than ``max_length`` tokens end so far before the cut that nothing behind it changes them."""
-        return len(encoding) > self._max_length and encoding.token_to_chars(self._max_length)[1] <= size - MARGIN
+        """More than ``max_length`` tokens end so far before the cut that nothing behind it changes them.
+
+        Where giant words are one unknown token, a word that goes on to the cut may become one: accents do not count.
+        """
+        last = self._max_length
+        if len(encoding) <= last or encoding.token_to_chars(last)[1] > size - MARGIN:
+            return False
+        return not self._has_giants or encoding.token_to_word(last) != encoding.token_to_word(len(encoding) - 1)
 
     def _whole(self, encoding: Encoding) -> TextTokens:
         length = len(encoding)
@@ -179,9 +187,10 @@ def _runs_that_shorten(tokenizer: Tokenizer) -> re.Pattern[str] | None:
     """Runs longer than ``MARGIN`` of which this tokenizer makes the same when they are shortened; found by trying."""
 
     def is_same(characters: str, kept: int, *forms: str) -> bool:
+        """One by one: the library's threads are not begun here, since a process may fork after it has loaded."""
         short, long = ([form.replace("*", (characters * 3 * MARGIN)[:n]) for form in forms] for n in (kept, 3 * MARGIN))
-        encodings = tokenizer.encode_batch_fast(short + long, add_special_tokens=False)
-        return [one.ids for one in encodings[: len(forms)]] == [one.ids for one in encodings[len(forms) :]]
+        ids = [tokenizer.encode(text, add_special_tokens=False).ids for text in short + long]
+        return ids[: len(forms)] == ids[len(forms) :]
 
     kinds: list[str] = []  # characters that may stand in one run
     for space in _SPACES:
@@ -189,5 +198,5 @@ def _runs_that_shorten(tokenizer: Tokenizer) -> re.Pattern[str] | None:
         kinds = [kind for kind in kinds if kind not in fits[:1]] + [kind + space for kind in fits[:1]]
     patterns = [re.escape(kind) for kind in kinds]
     if all(is_same(word, _KEPT_OF_WORD, "*", "* heap", "heap *", "heap * sort") for word in _WORDS):
-        patterns.append("A-Za-z0-9")
+        patterns.append(_LETTERS)
     return re.compile("|".join(f"[{pattern}]{{{MARGIN + 1},}}" for pattern in patterns)) if patterns else None
