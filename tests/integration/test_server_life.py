@@ -21,7 +21,8 @@ from support.slow_model import write_slow
 from support.tritons import received, wait_until
 
 from triton_rerank import RerankClient, ServerUnavailableError
-from triton_rerank_server import ServerConfig, ServerStartError, TritonServer
+from triton_rerank_server import ServerConfig, ServerStartError, TritonServer, process
+from triton_rerank_server.watch import Watch
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -231,6 +232,29 @@ def test_the_serve_command_reports_the_death_of_triton_with_its_log(tiny_reposit
     assert gone(children)
 
 
+def test_a_death_is_not_explained_by_what_went_wrong_long_before(
+    tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_RECENT_LOOKS", 2)
+    log_file, looks = tmp_path / "triton.log", 0
+    config = ServerConfig(tiny_repository, grpc_port=0, http_port=0, metrics_port=0, log_file=log_file)
+    with TritonServer(config) as server:
+        with log_file.open("a", encoding="utf-8") as log:
+            log.write("E1130 10:00:00.000000 1 x.cc:1] \"Invalid argument: ensemble 'm' depends on 's'\"\n")
+        look = Watch.look
+
+        def counting(watch: Watch) -> str | None:
+            nonlocal looks
+            looks += 1
+            if looks == 4:
+                server.send_signal(signal.SIGKILL)
+            return look(watch)
+
+        monkeypatch.setattr(Watch, "look", counting)
+        assert "died with code -9" in server.watch()
+        assert len(server.explanation().splitlines()) > 1  # its last lines, not the one error
+
+
 def test_killing_the_launcher_leaves_no_orphans(tiny_repository: Path) -> None:
     """pingdotgg/t3code#5241, cms-sw/cmssw#32576: child processes outlived a parent that was killed."""
     running = serve(tiny_repository)
@@ -264,6 +288,7 @@ def pairs_an_execution(server: TritonServer) -> float:
             thread.start()
         for thread in threads:
             thread.join()
+    assert wait_until(lambda: counts()[0] >= before[0] + 240, 10)  # Triton counts a request after its answer has gone
     after = counts()
     pairs, executions = after[0] - before[0], after[1] - before[1]
     assert pairs == 240

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ STANDARD_OUTPUT = Path("-")
 ENDING_S = 10.0  # that Triton gets to end when no request runs any more
 CONNECTION_GRACE_S = 600  # longer than any call: one that runs when its connection is old enough is not cut
 _POLL_S = 15  # Triton's own default of --repository-poll-secs
+_RECENT_LOOKS = 20  # ten seconds, before what is noticed at the end
 _FAULTY_DRAIN_S = 2.0  # that the requests of healthy models get when a backend has died
 
 
@@ -98,6 +100,7 @@ class TritonServer:
         self._control = Control("")
         self._canaries: list[Canary] = []
         self._exit_timeout_s = config.exit_timeout_s
+        self._log_was_well = 0  # bytes of the log while nothing was wrong
         self.grpc_port = self.http_port = self.metrics_port = 0
 
     @property
@@ -157,16 +160,22 @@ class TritonServer:
             it.
         """
         child = self._running_child()
+        sizes = deque([self._log_size()], maxlen=_RECENT_LOOKS)
         watch = Watch(child.pid, self._control, self._canaries, stall_timeout_s=self.config.stall_timeout_s)
         try:
             while (code := child.wait(LOOK_S)) is None:
+                sizes.append(self._log_size())
                 if fault := watch.look():
                     drain(self._control, self._take_away(), timeout_s=_FAULTY_DRAIN_S)
                     child.stop(ENDING_S, kill=True)  # with a dead backend it would not end by itself
                     return fault
             return f"tritonserver died with code {code}"
         finally:
+            self._log_was_well = sizes[0]
             watch.close()
+
+    def _log_size(self) -> int:
+        return self.log_file.stat().st_size if self.log_file.is_file() else 0
 
     def as_bound(self) -> ServerConfig:
         """The config with the ports that were chosen, to start again on them."""
@@ -178,12 +187,18 @@ class TritonServer:
         if self.log_file == STANDARD_OUTPUT:
             return "  (its log stands above)"
         try:
-            log = self.log_file.read_text(encoding="utf-8", errors="replace")
+            log = self.log_file.read_bytes()
         except OSError as exc:
             return f"  (its log cannot be read: {exc})"
-        if self._runtime is not None:
-            log = log.replace(f"{self._runtime}/models", str(self.config.model_repository.resolve()))
-        return explanation(log)
+        whole, recent = self._named(log), self._named(log[self._log_was_well :])
+        return explanation(whole, recent=recent)
+
+    def _named(self, log: bytes) -> str:
+        """With the repository's path as the user knows it."""
+        text = log.decode("utf-8", "replace")
+        if self._runtime is None:
+            return text
+        return text.replace(f"{self._runtime}/models", str(self.config.model_repository.resolve()))
 
     def stop(self, *, kill: bool = False) -> int | None:
         """Let running requests finish, end Triton and remove what it leaves behind; safe to call twice.

@@ -12,14 +12,23 @@ _TOLD = re.compile(r"error:|terminate called|  what\(\)|.*Signal \(|bash: |.*err
 _NOISE = ("CudaDriverHelper", "unable to create stream", "NVML")  # of machines without a GPU
 
 
-def explanation(log: str) -> str:
+def explanation(log: str, *, recent: str | None = None) -> str:
     """The error lines of a log, or its last lines where it has none; indented, for a message.
 
     Of an error that a backend raised in Python, the exception is kept and not the frames that it came through.
+
+    Args:
+        log: the whole.
+        recent: its end, in which the errors are looked for; None means all of it. What Triton logged of an earlier
+            switch of versions is not why it died.
     """
-    errors = list(dict.fromkeys(_errors(log.splitlines())))
-    told = errors or [line for line in log.splitlines() if line.strip() and not line.startswith(("+--", "| "))]
+    errors = list(dict.fromkeys(_errors((log if recent is None else recent).splitlines())))
+    told = errors or [line for line in log.splitlines() if line.strip() and not _is_noise(line)]
     return "\n".join(f"  {line[:_WIDTH]}" for line in told[-_LINES:]) or "  (its log is empty)"
+
+
+def _is_noise(line: str) -> bool:
+    return line.startswith(("+--", "| ")) or any(noise in line for noise in _NOISE)
 
 
 def _errors(lines: list[str]) -> Iterator[str]:

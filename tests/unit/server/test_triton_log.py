@@ -48,3 +48,13 @@ def test_an_empty_log_is_said_so() -> None:
 
 def test_an_error_that_comes_twice_is_told_once() -> None:
     assert explanation(END * 3) == f"  {END.strip()}"
+
+
+def test_errors_of_earlier_are_no_reason_and_what_machines_without_a_gpu_say_is_none() -> None:
+    """A switch of versions logs errors that pass; then Triton is killed."""
+    quiet = 'I1129 14:24:00.000000 1 server.cc:674] "Started GRPCInferenceService"\n'
+    noise = "E1129 14:24:01.000000 1 server.cc:241] unable to create stream: CUDA driver version is insufficient\n"
+    told = explanation(LOG + quiet + noise, recent=noise)
+    assert told.endswith('Started GRPCInferenceService"')
+    assert "CUDA" not in told
+    assert explanation(LOG + quiet + END, recent=END) == f"  {END.strip()}"
