@@ -16,6 +16,7 @@ from support.stand_in import DeadSocket
 from support.tritons import EXPLICIT, NAME, only_bert, start
 
 from triton_rerank import RerankClient
+from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.rollout import reload
 from triton_rerank_server import ServerStartError, TritonServer, process
 from triton_rerank_server.installation import Installation, find_installation
@@ -90,7 +91,10 @@ def test_foreign_folders_do_not_stop_a_start(repository: Path, arguments: tuple[
     (repository / "README.md").touch()
     with start(repository, *arguments) as server:
         check_answers(server)
-        if "poll" not in "".join(arguments):
+        if "poll" in "".join(arguments):
+            with pytest.raises(ExportError, match="nobody may load models there.*poll it takes the change by itself"):
+                reload(server.grpc_target, NAME)
+        else:
             assert reload(server.grpc_target, NAME) == [1]
             check_answers(server)
 
@@ -106,6 +110,8 @@ def test_without_model_control_nobody_but_the_command_loads_and_unloads(reposito
                 act()
         for path in (f"repository/models/{NAME}/unload", f"repository/models/{NAME}/load", "repository/index"):
             assert httpx.post(f"{http}/{path}", json={}).status_code == 403
+        with pytest.raises(ExportError, match="restricted.*nobody may load models there"):
+            reload(server.grpc_target, NAME)
         assert httpx.get(f"{http}/health/ready").status_code == 200
         assert grpc.is_server_ready() and grpc.is_model_ready(NAME)
         check_answers(server)

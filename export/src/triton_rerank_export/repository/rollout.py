@@ -13,6 +13,11 @@ from triton_rerank_export.errors import ExportError
 
 _LOAD_TIMEOUT_S = 600.0  # a large model is read and warmed up meanwhile
 _ASK_TIMEOUT_S = 30.0
+_NOT_ALLOWED = ("protocol is restricted", "is not allowed if polling is enabled")  # of Triton's messages
+_CLOSED = (
+    "nobody may load models there: with --model-control-mode=poll it takes the change by itself, with none, or where "
+    "the interface is restricted, when it is started anew"
+)
 
 
 def reload(target: str, name: str, *, repository: Path | None = None, timeout_s: float = _LOAD_TIMEOUT_S) -> list[int]:
@@ -50,7 +55,10 @@ def reload(target: str, name: str, *, repository: Path | None = None, timeout_s:
                 client.load_model(step, client_timeout=timeout_s)
             return _served(client, name)
         except (triton.InferenceServerException, grpc.RpcError) as exc:
-            raise ExportError(f"{target}: {name} was not loaded ({exc}); {_state(client, name)}") from exc
+            closed = any(words in str(exc) for words in _NOT_ALLOWED)
+            raise ExportError(
+                f"{target}: {name} was not loaded ({exc}); {_CLOSED if closed else _state(client, name)}"
+            ) from exc
 
 
 def _larger(client: Any, name: str, steps: Sequence[str], repository: Path) -> dict[str, str]:
