@@ -42,7 +42,8 @@ def choose_scorer(
     """The scorer that a client's arguments mean.
 
     Raises:
-        ConfigurationError: neither or both of model and scorer, or a target or options beside a scorer.
+        ConfigurationError: neither or both of model and scorer, a target or options beside a scorer, or a client as
+            scorer.
     """
     if (model is None) == (scorer is None):
         raise ConfigurationError("give model= (and a target) for one model on Triton, or scorer= for anything else")
@@ -51,6 +52,8 @@ def choose_scorer(
         return TritonScorer(DEFAULT_GRPC_TARGET if target is None else target, model, options=options)
     if target is not None or options is not None:
         raise ConfigurationError("target and options belong to a TritonScorer: give them to the one in scorer=")
+    if hasattr(scorer, "scorer") and hasattr(scorer, "rerank"):
+        raise ConfigurationError(f"scorer= is a {type(scorer).__name__}, which has one: give its .scorer")
     return scorer
 
 

@@ -142,3 +142,11 @@ def test_a_scorer_that_needs_an_event_loop_is_a_bug_of_the_scorer() -> None:
 
     with RerankClient(scorer=Wrong()) as client, pytest.raises(RuntimeError, match="needs an event loop"):
         client.rerank("red", WORDS)
+
+
+def test_a_client_is_no_scorer() -> None:
+    with (
+        RerankClient(scorer=FirstStageOrder()) as client,
+        pytest.raises(ConfigurationError, match=r"scorer= is a RerankClient, which has one: give its \.scorer"),
+    ):
+        RerankClient(scorer=client)  # type: ignore[arg-type]

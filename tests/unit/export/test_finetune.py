@@ -310,6 +310,9 @@ def test_the_finetune_command_trains_on_a_users_file_and_says_how_it_went(
     options = _command().parse_args([*arguments, "--steps", "1"])
     assert options.run(options) == 0
     assert "1 steps, 24 pairs" in capsys.readouterr().out
+    options = _command().parse_args([*arguments, "--max-length", "9999"])
+    with pytest.raises(ExportError, match="max_length is 9999, but minilm-l6-demo takes 512 tokens at most"):
+        options.run(options)
     options = _command().parse_args([*arguments[:2], "no-such-model", *arguments[3:]])
     with pytest.raises(ExportError, match="'no-such-model' is neither a known name .* nor a checkpoint folder"):
         options.run(options)

@@ -117,7 +117,10 @@ def _run_finetune(options: argparse.Namespace) -> int:
         folder = Path(options.checkpoint)
         if not folder.is_dir():
             folder = resolve(options.checkpoint, Path(work), on_step=console.print).folder
-        report = finetune(folder, groups, options.output, _config(options), console)
+        try:
+            report = finetune(folder, groups, options.output, _config(options), console)
+        except ExportError as exc:  # by the name that was given, not by where it lies
+            raise ExportError(str(exc).replace(str(folder), options.checkpoint)) from exc
     _say(f"{options.output}: {_trained(report)}")
     _say(f"before: {_words(report.before)}")
     _say(f"after:  {_words(report.after)}")
