@@ -242,12 +242,6 @@ docs: .venv-docs/.ready ## README, docs/ and the Python reference as one site in
 
 docs-tools: .venv-docs/.ready
 
-.venv-docs/.ready: requirements/docs.in requirements/docs-constraints.txt
-	$(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-	  -c requirements/docs-constraints.txt -r requirements/docs.in
-	@touch $@
-
 .PHONY: transformers5
 transformers5: .venv-transformers5/.ready ## export with transformers 5, for its tests: an environment over .venv (60 MB)
 
@@ -260,10 +254,10 @@ transformers5: .venv-transformers5/.ready ## export with transformers 5, for its
 	  echo "import site; site.addsitedir('$$site')" > "$$own/venv.pth"
 	@touch $@
 
-.venv-sdks/.ready: requirements/sdks.in requirements/sdks-constraints.txt
-	$(PYTHON) -m venv .venv-sdks
-	.venv-sdks/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
-	  -c requirements/sdks-constraints.txt -r requirements/sdks.in
+.venv-docs/.ready .venv-sdks/.ready: .venv-%/.ready: requirements/%.in requirements/%-constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+	  -c requirements/$*-constraints.txt -r requirements/$*.in
 	@touch $@
 
 .PHONY: lint

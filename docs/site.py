@@ -16,7 +16,7 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -40,5 +40,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return text if text.strip("`") == target else f"{text} (`{target}`)"
         return f"[{text}]({posixpath.relpath(there, posixpath.dirname(uri) or '.')}{anchor})"
 
-    found = LINK.sub(fit, markdown)
-    return found.replace("](docs/pictures/", "](pictures/") if uri in PAGES else found
+    return LINK.sub(fit, markdown)

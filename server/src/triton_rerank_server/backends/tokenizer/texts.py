@@ -33,7 +33,7 @@ MARGIN = 256  # characters before a cut
 _MOST_READ = 64  # characters a token
 _MOST_READ_OF_SHORT = 32 * 1024  # characters, where max_length is small
 _MANY = sys.maxsize  # tokens of a text that was not read to its end
-_SPACES = " \t\n\r\v\f\xa0\u3000\0\xad\u200b\u200d\u2060\ufeff"  # and what is nothing to BERT
+_BLANKS = " \t\n\r\v\f\xa0\u3000\0\xad\u200b\u200d\u2060\ufeff"  # and what is nothing to BERT
 _KEPT_OF_WORD = 128  # characters; WordPiece makes one unknown token of more than 100
 _LETTERS = "A-Za-z0-9"
 _WORDS = ("aB1", "a", "Z", "0")  # of these
@@ -193,7 +193,7 @@ def _runs_that_shorten(tokenizer: Tokenizer) -> re.Pattern[str] | None:
         return ids[: len(forms)] == ids[len(forms) :]
 
     kinds: list[str] = []  # characters that may stand in one run
-    for space in _SPACES:
+    for space in _BLANKS:
         fits = [kind for kind in [*kinds, ""] if is_same(kind + space, 2, "*heap", "heap*", "heap*sort")]
         kinds = [kind for kind in kinds if kind not in fits[:1]] + [kind + space for kind in fits[:1]]
     patterns = [re.escape(kind) for kind in kinds]
