@@ -21,6 +21,8 @@ from .schedule import MOST_WAITING_TOKENS, Schedule, ScheduleFullError, Waiting
 from .session import EngineError, Ids
 
 _log = logging.getLogger(__name__)
+_CANCELLED = "cancelled by its caller"
+_LOOK_S = 1.0  # all that wait are asked whether their callers are gone; Triton takes some 30 us to say
 
 
 class OverloadError(EngineError):
@@ -62,6 +64,9 @@ class _Request:
         self.logits = np.empty((self.left, 1), dtype=np.float32)
 
 
+_Places = dict[Waiting, tuple[_Request, list[int]]]  # the rows of a micro-batch, by the requests that they are of
+
+
 class Continuous:
     """One engine, one thread, and the requests that wait for them.
 
@@ -77,6 +82,7 @@ class Continuous:
         self._changed = threading.Condition()
         self._closing = False
         self._waited_s = 0.0
+        self._looked_s = 0.0
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
@@ -121,12 +127,13 @@ class Continuous:
                 if not len(self._schedule):
                     return
                 leaving = self._drop_leaving()
-                batch = [(self._requests[waiting], waiting, row) for waiting, row in self._schedule.take()]
-                self._count([*(request for request, _, _ in batch), *(request for request, _ in leaving)])
+                places: _Places = {}
+                for waiting, row in self._schedule.take():
+                    places.setdefault(waiting, (self._requests[waiting], []))[1].append(row)
+                self._count([*(request for request, _ in places.values()), *(request for request, _ in leaving)])
             for request, error in leaving:
                 _tell(request.ticket.failed, error)
-            if batch:
-                self._compute(batch)
+            self._compute(self._still_wanted(places))
 
     def _count(self, requests: Sequence[_Request]) -> None:
         now_s = time.monotonic()
@@ -137,11 +144,13 @@ class Continuous:
 
     def _drop_leaving(self) -> list[tuple[_Request, Exception]]:
         now_s = time.monotonic()
+        if looks := now_s > self._looked_s + _LOOK_S:
+            self._looked_s = now_s
         leaving: list[tuple[_Request, Exception]] = []
         for waiting in list(self._schedule):
             request = self._requests[waiting]
-            if request.ticket.is_cancelled():
-                leaving.append((request, CancelledError("cancelled by its caller")))
+            if looks and request.ticket.is_cancelled():
+                leaving.append((request, CancelledError(_CANCELLED)))
             elif not waiting.begun and now_s > request.came_s + request.timeout_s:
                 leaving.append((request, OverloadError("Request timeout expired")))
             else:
@@ -153,17 +162,25 @@ class Continuous:
         self._schedule.drop(waiting)
         del self._requests[waiting]
 
-    def _compute(self, batch: Sequence[tuple[_Request, Waiting, int]]) -> None:
-        places: dict[Waiting, tuple[_Request, list[int]]] = {}
-        for request, waiting, row in batch:
-            places.setdefault(waiting, (request, []))[1].append(row)
+    def _still_wanted(self, places: _Places) -> _Places:
+        """Without the requests whose callers are gone; these are told, and forgotten."""
+        gone = [waiting for waiting, (request, _) in places.items() if request.ticket.is_cancelled()]
+        for waiting in gone:
+            with self._changed:
+                self._forget(waiting)
+            _tell(places.pop(waiting)[0].ticket.failed, CancelledError(_CANCELLED))
+        return places
+
+    def _compute(self, places: _Places) -> None:
+        if not places:
+            return
         try:
             self._score(list(places.values()))
         except Exception:  # noqa: BLE001 - each request tells its own
             self._one_by_one(places)
         self._answer(places)
 
-    def _one_by_one(self, places: Mapping[Waiting, tuple[_Request, list[int]]]) -> None:
+    def _one_by_one(self, places: _Places) -> None:
         for waiting, (request, rows) in places.items():
             try:
                 self._score([(request, rows)])
@@ -185,7 +202,7 @@ class Continuous:
             request.logits[rows] = logits[start : start + len(rows)]
             start += len(rows)
 
-    def _answer(self, places: Mapping[Waiting, tuple[_Request, list[int]]]) -> None:
+    def _answer(self, places: _Places) -> None:
         for waiting, (request, rows) in places.items():
             if waiting not in self._requests:
                 continue  # it failed

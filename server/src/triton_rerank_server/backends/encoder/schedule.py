@@ -11,6 +11,8 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
+from operator import itemgetter
 
 AGEING = 2.0
 MOST_WAITING_TOKENS = 4_194_304  # 100 MB of ids
@@ -90,7 +92,8 @@ class Schedule:
     def take(self) -> list[tuple[Waiting, int]]:
         """Rows of the next micro-batch, with the requests that they are of; empty if none wait.
 
-        The first request's rows, shortest first; then rows of others, in their turn, that are no longer than these.
+        The first request's rows, shortest first; then rows of all others that are no longer than these, longest first:
+        what comes nearest to the batch's width costs the least padding.
         """
         picked: list[tuple[Waiting, int]] = []
         width = tokens = 0
@@ -100,13 +103,20 @@ class Schedule:
                 width = first.rows[0][0]
                 tokens += width
                 picked.append(self._pick(first, 0))
-        for other in in_turn[1:]:
-            while (place := bisect_right(other.rows, (width, len(other.rows) + 10**9)) - 1) >= 0:
-                length = other.rows[place][0]
-                if not self._fits(len(picked) + 1, width, tokens + length, True):
-                    break
-                tokens += length
-                picked.append(self._pick(other, place))
+        longest = [
+            (-other.rows[place][0], turn, place)
+            for turn, other in enumerate(in_turn[1:], start=1)
+            if (place := bisect_right(other.rows, width, key=itemgetter(0)) - 1) >= 0
+        ]
+        heapify(longest)
+        while longest and self._fits(len(picked) + 1, width, tokens - longest[0][0], True):
+            length, turn, place = longest[0]
+            tokens -= length
+            picked.append(self._pick(in_turn[turn], place))
+            if place:
+                heapreplace(longest, (-in_turn[turn].rows[place - 1][0], turn, place - 1))
+            else:
+                heappop(longest)
         self._taken += tokens
         self.tokens -= tokens
         self._waiting = [waiting for waiting in self._waiting if waiting.rows]
