@@ -32,9 +32,15 @@ from triton_rerank_server import ServerConfig, TritonServer
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "families"
 HANDED = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
-SERVED_ELSEWHERE = ("bert", "xlmroberta", "qwen2")  # by the tests of congruence; and as a language model
-CAUSAL = {"tiny-qwen3-reranker": "Qwen3ForCausalLM", "mxbai-rerank-tiny-v2": "Qwen2ForCausalLM"}
+SERVED_ELSEWHERE = ("bert", "xlmroberta", "qwen2", "gemma")  # by the tests of congruence; and as language models
+CAUSAL = {
+    "tiny-qwen3-reranker": "Qwen3ForCausalLM",
+    "mxbai-rerank-tiny-v2": "Qwen2ForCausalLM",
+    "tiny-bge-reranker-v2-gemma": "GemmaForCausalLM",
+}
+TOLD = list(CAUSAL)[:2]  # the third has no place for an instruction
 TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVED_ELSEWHERE)]
+GEMMA = "tiny-bge-reranker-v2-gemma"
 QUERY = "how to zip a file?"
 TWO_LABELS, LABEL = "two-labels", 1
 
@@ -97,7 +103,7 @@ def reference(folder: Path, **prompt: str) -> Reference:
     )
 
 
-@pytest.mark.parametrize("name", list(CAUSAL))
+@pytest.mark.parametrize("name", TOLD)
 def test_an_instruction_goes_with_the_request_to_a_model_with_a_prompt(
     name: str, running: TritonServer, repository: Path, folders: dict[str, Path], passages: list[str], tmp_path: Path
 ) -> None:
@@ -139,6 +145,7 @@ def test_an_instruction_goes_with_the_request_to_a_model_with_a_prompt(
 def test_an_instruction_that_a_model_cannot_follow_is_refused(running: TritonServer) -> None:
     for name, told, words in (
         (TWO_LABELS, "find code", "instruction: this model has no prompt that one could stand in; leave it out"),
+        (GEMMA, "find code", "instruction: the prompt of this model has no place for one; leave it out"),
         ("tiny-qwen3-reranker", "a" + " query" * 300, "instruction: with it the prompt has "),
         ("tiny-qwen3-reranker", " ", "instruction is blank: give a text, or None for the model's own"),
     ):

@@ -14,6 +14,7 @@ from support.tiny_families import TINY, write_tiny
 
 from triton_rerank import RerankClient
 from triton_rerank.scorers.local import LocalScorer
+from triton_rerank_export.checkpoint.families import BY_CLASS
 from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
@@ -21,7 +22,10 @@ from triton_rerank_export.pipeline import export_model
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-transformers5" / "bin" / "python"
 WITHOUT_SEGMENTS = "albertforsequenceclassification"  # transformers 5's tokenizer of ALBERT gives the model none
-NAMES = {name.lower(): name for name in TINY} | {"tiny-qwen3-reranker": "Qwen3ForCausalLM"}
+NAMES = {name.lower(): name for name in TINY} | {
+    "tiny-qwen3-reranker": "Qwen3ForCausalLM",
+    "tiny-bge-reranker-v2-gemma": "GemmaForCausalLM",
+}
 QUERY = "how do I compress a file on Linux?"
 DOCUMENTS = ["gzip shrinks a file.", "A file cabinet.", ""]
 
@@ -66,7 +70,8 @@ def test_every_family_is_exported_with_transformers_5(said: dict[str, dict[str, 
             continue
         assert "refused" not in line, line["refused"]
         assert line["difference"] < 1e-4
-        assert (line["peer"] is None) == ("qwen" in name) and (line["peer"] or 0) < 1e-4
+        asked = bool(BY_CLASS[NAMES[name]].prompt)
+        assert (line["peer"] is None) == asked and (line["peer"] or 0) < 1e-4
     assert [line["name"] for line in said.values() if "fp16" in line] == [
         "bertforsequenceclassification",
         "xlmrobertaforsequenceclassification",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from support.tiny_models import MAX_LENGTH, unigram_words, wordpiece_words
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 
 from triton_rerank_export.checkpoint.causal import PROMPTS
@@ -102,15 +104,21 @@ _QWEN_WORDS = (  # the pattern of Qwen2 and Qwen3
 
 
 @functools.cache
-def _qwen_file() -> str:
+def _prompt_texts() -> list[str]:
+    """Of the parity set, and those of the prompts often."""
     prompts = [text for asked in PROMPTS.values() for text in asked.prompt.parameters.values()]
     texts = [text for entry in read_queries(PARITY_SET) for text in (f"{entry.query}?\n", *entry.documents)]
+    return [*texts, *[*prompts, "yes no Yes No 1 0"] * 50]
+
+
+@functools.cache
+def _qwen_file() -> str:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer, tokenizer.decoder = normalizers.NFC(), decoders.ByteLevel()
     words = pre_tokenizers.Split(Regex(_QWEN_WORDS), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.train_from_iterator(
-        [*texts, *[*prompts, "yes no Yes No 1 0"] * 50],
+        _prompt_texts(),
         trainers.BpeTrainer(
             vocab_size=1500,
             special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
@@ -124,6 +132,34 @@ def _qwen_file() -> str:
 def qwen_words() -> Tokenizer:
     """Qwen's kind: no special tokens around a pair, and words that may end with the line break behind them."""
     return Tokenizer.from_str(_qwen_file())
+
+
+_GEMMA_SPECIAL, _GEMMA_SPACES = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], ["\n", "\n\n", "▁▁", "▁▁▁"]
+
+
+@functools.cache
+def _gemma_file() -> str:
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    texts = [re.sub(r"\n|<bos>", "", text.replace(" ", "▁")) for text in _prompt_texts()]
+    words.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=1200, show_progress=False))
+    learned = json.loads(words.to_str())["model"]
+    first = [*_GEMMA_SPECIAL, *_GEMMA_SPACES, *map("<0x{:02X}>".format, range(256))]
+    pieces = [*first, *sorted(learned["vocab"], key=learned["vocab"].get)]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
+    merges = [("▁", "▁"), ("▁▁", "▁"), *map(tuple, learned["merges"])]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in _GEMMA_SPECIAL])
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in _GEMMA_SPACES])
+    return str(tokenizer.to_str())
+
+
+def gemma_words() -> Tokenizer:
+    """Gemma's kind: the text is one word, spaces are letters, line breaks are tokens that no text merges with."""
+    return Tokenizer.from_str(_gemma_file())
 
 
 @dataclass(frozen=True)
@@ -215,6 +251,13 @@ TINY = {
     "Qwen2ForSequenceClassification": Tiny(
         "Qwen2Config", "PreTrainedTokenizerFast", qwen_words, _QWEN, _QWEN_TOKENIZER
     ),
+    "GemmaForSequenceClassification": Tiny(  # as bge-reranker-v2-gemma: one head of keys, GELU's first name
+        "GemmaConfig",
+        "GemmaTokenizerFast",
+        gemma_words,
+        {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 256, "hidden_act": "gelu"},
+        {"model_max_length": 256},
+    ),
 }
 CAUSAL = {family.causal: name for name, family in FAMILIES.items() if family.causal}
 
@@ -241,9 +284,18 @@ def write_tiny(architecture: str, folder: Path, *, labels: int = 1, **changes: A
     }
     torch.manual_seed(_SEED)
     model = getattr(transformers, architecture)(getattr(transformers, tiny.config)(**settings))
+    _move_norms(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return write_head(folder, width=settings["hidden_size"]) if BY_CLASS[architecture].modules else folder
+
+
+def _move_norms(model: Any) -> None:
+    """Weights of RMS norms are all alike when they are made; ones that were mixed up would not be seen."""
+    with torch.no_grad():
+        for norm in model.modules():
+            if type(norm).__name__.endswith("RMSNorm"):
+                norm.weight.add_(torch.randn_like(norm.weight) * 0.1)
 
 
 def write_head(

@@ -18,6 +18,7 @@ import torch
 from sentence_transformers import CrossEncoder
 from support.checkpoints import read, refusal
 from support.tiny_families import write_tiny
+from transformers import GemmaForCausalLM
 
 from triton_rerank_export.checkpoint import families
 from triton_rerank_export.checkpoint.catalogue import CATALOGUE
@@ -33,8 +34,9 @@ MODELS = {  # folder -> class; the folder's name says how it is asked
     "tiny-qwen3-reranker": "Qwen3ForCausalLM",
     "mxbai-rerank-tiny-v2": "Qwen2ForCausalLM",
     "zerank-2-tiny": "Qwen3ForCausalLM",
+    "tiny-bge-reranker-v2-gemma": "GemmaForCausalLM",
 }
-QWEN3 = "tiny-qwen3-reranker"
+QWEN3, GEMMA = "tiny-qwen3-reranker", "tiny-bge-reranker-v2-gemma"
 FEW = parity.load_parity_set()[:2]
 FP32 = ExportOptions(precision="fp32")
 
@@ -76,10 +78,11 @@ def edit(folder: Path, file: str = "config.json", **changes: Any) -> None:
         (QWEN3, "qwen3-reranker", "sigmoid"),
         ("mxbai-rerank-tiny-v2", "mxbai-rerank-v2", "identity"),
         ("zerank-2-tiny", "zerank-2", "sigmoid"),
+        (GEMMA, "bge-reranker-v2-gemma", "sigmoid"),
     ],
 )
 def test_fp32_gives_the_logits_of_the_language_models_own_head(
-    exported: Exported, name: str, prompt: str, activation: str
+    made: dict[str, Path], exported: Exported, name: str, prompt: str, activation: str
 ) -> None:
     """The gate's other side is the language model: log probabilities of a yes and of a no, from the same pieces."""
     repository, result = exported(name)
@@ -88,8 +91,9 @@ def test_fp32_gives_the_logits_of_the_language_models_own_head(
     model = result.manifest.model
     assert (model.activation, model.prompt) == (activation, PROMPTS[prompt].prompt.parameters)
     (graph,) = repository.glob("*-encoder/1/model.onnx")
-    tables = [list(tensor.dims) for tensor in onnx.load(graph).graph.initializer if 1500 in tensor.dims]
-    assert tables == [[1500, 32]]  # that of the tokens; the head's rows of all other words are gone
+    words = json.loads((made[name] / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    tables = [list(tensor.dims) for tensor in onnx.load(graph).graph.initializer if words in tensor.dims]
+    assert tables == [[words, 32]]  # that of the tokens; the head's rows of all other words are gone
 
 
 def test_int8_keeps_the_order_of_what_is_far_apart(made: dict[str, Path], tmp_path: Path) -> None:
@@ -133,6 +137,18 @@ def test_positions_as_transformers_5_writes_them_are_those_of_4(made: dict[str, 
     assert found[0] == found[1] != found[2]
     edit(new, rope_parameters={"rope_theta": 1e6, "rope_type": "yarn"})
     assert "its rope_type is yarn; supported is default" in refusal(new)
+
+
+def test_gemmas_first_gelu_is_the_one_that_it_was_trained_with(made: dict[str, Path]) -> None:
+    """Its makers' files said "gelu" and meant its approximation; transformers 4 takes them literally, 5 does not."""
+    ids = torch.arange(5, 200)[None]
+    with torch.no_grad():
+        found = reference.load_language_model(made[GEMMA])(input_ids=ids).logits
+        tanh, exact = (
+            GemmaForCausalLM.from_pretrained(made[GEMMA], hidden_act=act).eval()(input_ids=ids).logits
+            for act in ("gelu_pytorch_tanh", "gelu")
+        )
+    assert float((found - tanh).abs().max()) < 1e-5 < 1e-3 < float((found - exact).abs().max())
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -26,6 +26,7 @@ from support.tiny_models import resize_positions, write_settings
 
 from triton_rerank_export.checkpoint.catalogue import CATALOGUE, find
 from triton_rerank_export.checkpoint.families import BY_CLASS
+from triton_rerank_export.checkpoint.licence import is_restricted
 from triton_rerank_export.repository.check import check_repository
 
 HUB_ID = "acme/Tiny-Reranker"
@@ -336,7 +337,11 @@ def test_each_kind_of_the_catalogue_is_fetched_at_its_revision(
     positions = entry.max_length + 2 if after_padding else entry.max_length
     edit_json(resize_positions(hub.folder, positions) / "config.json", **fields)
     edit_json(hub.folder / "tokenizer_config.json", model_max_length=entry.max_length)
-    found = machine.resolve(entry.older_ids[0] if entry.older_ids else entry.source.upper())
+    model = entry.older_ids[0] if entry.older_ids else entry.source.upper()
+    if is_restricted(entry.licence):
+        assert f"its licence is {entry.licence}, which restricts" in machine.refusal(model)
+        assert not hub.requests
+    found = machine.resolve(model, accepted_licence=entry.licence)
     assert (found["name"], found["source"], found["revision"]) == (name, entry.source, entry.revision)
     assert (found["licence"], found["activation"]) == (entry.licence, entry.activation)
     assert found["max_length"] == min(entry.max_length, 1024)

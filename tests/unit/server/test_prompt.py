@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_families import qwen_words
+from support.tiny_families import gemma_words, qwen_words
 from transformers import PreTrainedTokenizerFast
 
 from triton_rerank_export.checkpoint.causal import PROMPTS
@@ -31,6 +31,13 @@ INSTRUCTIONS = [None, "Find code", "Is it so?\n"]
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qwen") / "tokenizer.json"
     qwen_words().save(str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def gemma_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("gemma") / "tokenizer.json"
+    gemma_words().save(str(path))
     return path
 
 
@@ -98,16 +105,34 @@ def test_the_ids_are_those_of_the_authors_own_code(
         assert rows(ours, query, DOCUMENTS, instruction=instruction) == expected
 
 
+def test_the_ids_of_bge_gemma_are_those_of_flag_embedding(gemma_file: Path) -> None:
+    """Query, line break, passage, line break and task are made to ids apart, behind the token that begins a text."""
+    peer = PreTrainedTokenizerFast(tokenizer_file=str(gemma_file))
+    begin, sep = peer.convert_tokens_to_ids("<bos>"), plain(peer, "\n")
+    task = plain(peer, PROMPTS["bge-reranker-v2-gemma"].prompt.suffix.removeprefix("\n"))
+    ours = tokenizer(gemma_file, "bge-reranker-v2-gemma")
+    documents = [*DOCUMENTS, "<bos>Yes", "two\n\nlines"]
+    for query in QUERIES:
+        first = [begin, *plain(peer, f"A: {query}"), *sep]
+        last = [*sep, *task]
+        room = LONGEST - len(first) - len(last)
+        passages = [plain(peer, f"B: {text}", truncation=True, max_length=room) for text in documents]
+        assert rows(ours, query, documents) == [[*first, *passage, *last] for passage in passages]
+
+
 @pytest.mark.parametrize("name", list(PROMPTS))
-def test_what_is_cut_is_the_document_and_then_the_query_and_never_the_prompt(file: Path, peer: Any, name: str) -> None:
-    ours, prompt = tokenizer(file, name), PROMPTS[name].prompt
+def test_what_is_cut_is_the_document_and_then_the_query_and_never_the_prompt(
+    file: Path, gemma_file: Path, name: str
+) -> None:
+    own = gemma_file if name == "bge-reranker-v2-gemma" else file
+    ours, prompt, peer = tokenizer(own, name), PROMPTS[name].prompt, PreTrainedTokenizerFast(tokenizer_file=str(own))
     head, tail = prompt.around_query(prompt.instruction)
     suffix, middle = peer.encode(prompt.suffix), peer.encode(tail + prompt.middle)
     tensors = ours.encode("word " * 900, ["a b c", "word " * 900], ours.limits())
     assert tensors.truncated[:, 0].tolist() == [True, True]
     for row, document in zip(tensors.input_ids.tolist(), ("a b c", "word"), strict=True):
         assert row[-len(suffix) :] == suffix and len(row) == LONGEST
-        text = peer.decode(row, clean_up_tokenization_spaces=False)
+        text = peer.decode(row, clean_up_tokenization_spaces=False).removesuffix(prompt.suffix)
         assert text.startswith(prompt.prefix + head.rstrip()) and f"{tail}{prompt.middle}" in text
         assert document in text[text.rindex(tail + prompt.middle) :]
         assert any(row[place : place + len(middle)] == middle for place in range(len(row)))

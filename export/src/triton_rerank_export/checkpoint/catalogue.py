@@ -18,7 +18,7 @@ _XLM_R = "XLMRobertaForSequenceClassification"
 _ELECTRA = "ElectraForSequenceClassification"
 _DEBERTA = "DebertaV2ForSequenceClassification"
 _MODERNBERT = "ModernBertForSequenceClassification"
-_QWEN3, _QWEN2 = "Qwen3ForCausalLM", "Qwen2ForCausalLM"
+_QWEN3, _QWEN2, _GEMMA = "Qwen3ForCausalLM", "Qwen2ForCausalLM", "GemmaForCausalLM"
 _ETTIN = "ModernBertModel"  # and modules
 
 
@@ -417,6 +417,17 @@ _ENTRIES = (
         licence="Apache-2.0",
         params="1544 M",
         description="as mxbai-rerank-base-v2, larger",
+    ),
+    CatalogueEntry(
+        name="bge-reranker-v2-gemma",
+        source="BAAI/bge-reranker-v2-gemma",
+        revision="1787044f8b6fb740a9de4557c3a12377f84d9e17",
+        architecture=_GEMMA,
+        max_length=8192,
+        activation="sigmoid",
+        licence="Apache-2.0 and Gemma",  # the card's, and the terms of gemma-2b, which it was trained from
+        params="2506 M",
+        description="multilingual, on Gemma 2B; its base's terms hold beside its card's licence",
     ),
 )
 

@@ -16,7 +16,7 @@ from triton_rerank.types import Activation
 from triton_rerank_export.errors import ExportError
 from triton_rerank_server.backends.tokenizer.prompt import Prompt
 
-_SPECIAL = re.compile(r"<\|\w+\|>")  # as the prompts below write special tokens
+_SPECIAL = re.compile(r"<\|\w+\|>|<bos>")  # as the prompts below write special tokens
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,22 @@ _ZERANK_1 = Asked(
     negative="",
     scale=5.0,
 )
+_BGE_GEMMA = Asked(  # its authors make the ids of query, line break, document and task apart
+    name="bge-reranker-v2-gemma",
+    ids=r"bge-reranker-v2-gemma",
+    prompt=Prompt(
+        prefix="<bos>",
+        query="A: {query}",
+        middle="\n",
+        document="B: {document}",
+        suffix="\nGiven a query A and a passage B, determine whether the passage contains an answer to the query by "
+        "providing a prediction of either 'Yes' or 'No'.",
+    ),
+    positive="Yes",
+    negative="",
+)
 
-PROMPTS = {asked.name: asked for asked in (_QWEN3, _MXBAI, _ZERANK_2, _ZERANK_1)}
+PROMPTS = {asked.name: asked for asked in (_QWEN3, _MXBAI, _ZERANK_2, _ZERANK_1, _BGE_GEMMA)}
 
 
 def find(hints: Sequence[str], stated: str | None, label: str) -> Asked | None:

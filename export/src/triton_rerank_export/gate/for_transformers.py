@@ -37,22 +37,29 @@ def readable(folder: Path, label: str) -> Iterator[Path]:
         yield Path(view)
 
 
-def rotation(folder: Path, label: str) -> dict[str, float]:
-    """The base of rotary positions, as transformers 4 calls it: it does not read where transformers 5 wrote it.
+def restated(folder: Path, label: str) -> dict[str, float | str]:
+    """What transformers 4 reads otherwise in a config.json than 5, in words that both take alike.
+
+    The base of rotary positions: 4 does not read where 5 wrote it. The GELU of Gemma: its makers' first files say
+    "gelu" and mean the approximation by tanh that it was trained with; 5 knows that, 4 does not.
 
     Args:
         folder: checkpoint folder.
         label: what the checkpoint is called in a message.
 
     Returns:
-        What is to be added to config.json's values; nothing where both read the same.
+        What is to be set among config.json's values; nothing where both read the same.
     """
     config = read_object_if_there(folder / CONFIG, label)
-    rope = config.get("rope_parameters")
-    base = rope.get("rope_theta") if isinstance(rope, dict) else None
-    if base is None or "rope_theta" in config or version("transformers").partition(".")[0] != "4":
+    if version("transformers").partition(".")[0] != "4":
         return {}
-    return {"rope_theta": float(base)}
+    values: dict[str, float | str] = {}
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and rope.get("rope_theta") is not None and "rope_theta" not in config:
+        values["rope_theta"] = float(rope["rope_theta"])
+    if config.get("model_type") == "gemma" and config.get("hidden_act") == "gelu":
+        values["hidden_act"] = "gelu_pytorch_tanh"
+    return values
 
 
 def _translated(config: Mapping[str, Any]) -> dict[str, Any]:

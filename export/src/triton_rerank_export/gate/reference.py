@@ -19,7 +19,7 @@ from triton_rerank_export.checkpoint.families import matches
 from triton_rerank_export.checkpoint.json_files import read_object
 from triton_rerank_export.checkpoint.saved_settings import read_modules
 from triton_rerank_export.errors import ExportError, explained
-from triton_rerank_export.gate.for_transformers import rotation
+from triton_rerank_export.gate.for_transformers import restated
 from triton_rerank_export.graph import fp16
 from triton_rerank_export.repository.triton_config import SpecialTokensInText
 from triton_rerank_server.backends.tokenizer.prompt import Prompt
@@ -92,7 +92,7 @@ def _load(auto: Any, folder: Path, *, allow_pickle: bool, label: str) -> Any:
             local_files_only=True,
             output_loading_info=True,
             use_safetensors=None if allow_pickle else True,  # None: safetensors where there are any
-            **rotation(folder, label),
+            **restated(folder, label),
         )
     if info["missing_keys"]:
         raise ExportError(

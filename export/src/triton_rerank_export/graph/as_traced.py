@@ -1,0 +1,172 @@
+"""What is changed in a model of transformers while its graph is traced; families.py says which family wants what.
+
+Each is a context: inside the block the model computes the same in another form, afterwards it is as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from triton_rerank.contract import LOGITS
+
+
+@contextlib.contextmanager
+def _computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """A module computes something else inside the block."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _bert_attention(module: Any, queries: slice) -> Callable[..., Any]:
+    """BERT's attention in the form that ONNX Runtime's fusion knows; transformers 4 and 5 write others."""
+
+    def heads(some: Any) -> Any:
+        return some.view(some.shape[0], -1, module.num_attention_heads, module.attention_head_size).transpose(1, 2)
+
+    def attend(tokens: Any, attention_mask: Any, *_: Any, **__: Any) -> tuple[Any, None]:
+        query, keys, values = (
+            heads(part(some))
+            for part, some in ((module.query, tokens[:, queries]), (module.key, tokens), (module.value, tokens))
+        )
+        weights = query @ keys.transpose(-1, -2) / math.sqrt(module.attention_head_size) + attention_mask
+        attended = (weights.softmax(dim=-1) @ values).permute(0, 2, 1, 3)
+        return attended.reshape(attended.shape[0], -1, module.all_head_size), None
+
+    return attend
+
+
+@contextlib.contextmanager
+def bert_layers(model: Any) -> Iterator[None]:
+    """Let every layer's attention be of the form that ONNX Runtime's fusion knows."""
+    with contextlib.ExitStack() as stack:
+        for layer in model.base_model.encoder.layer:
+            stack.enter_context(_computing(layer.attention.self, _bert_attention(layer.attention.self, slice(None))))
+        yield
+
+
+@contextlib.contextmanager
+def bert_last_layer(model: Any) -> Iterator[None]:
+    """Let the last layer's queries, and what is added to their output, be those of the first token.
+
+    Keys and values are still made of all tokens. BERT and its kin name these modules alike.
+    """
+    attention = model.base_model.encoder.layer[-1].attention
+    hook = attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1]))
+    try:
+        with _computing(attention.self, _bert_attention(attention.self, slice(1))):
+            yield
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def modernbert_last_layer(model: Any) -> Iterator[None]:
+    """As for BERT, where the head reads the first token. Its position is 0, where rotary positions turn nothing.
+
+    The one matrix of queries, keys and values becomes three, so that queries have one of their own.
+    """
+    if model.config.classifier_pooling != "cls":
+        yield
+        return
+    layer = model.model.layers[-1]
+    attention, whole = layer.attn, layer.attn.Wqkv
+    width, heads = model.config.hidden_size, model.config.num_attention_heads
+    module: Any = sys.modules[type(layer).__module__]
+
+    def part_of(whole: Any, rows: slice) -> Any:
+        part = type(whole)(whole.in_features, width, bias=whole.bias is not None)
+        part.load_state_dict({name: values[rows] for name, values in whole.state_dict().items()})
+        return part
+
+    def attend(tokens: Any, mask: Any, rotation: Callable[[Any], tuple[Any, Any]]) -> Any:
+        query, keys, values = (
+            part(some).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for part, some in ((attention.Wq, tokens[:, :1]), (attention.Wk, tokens), (attention.Wv, tokens))
+        )
+        cos, sin = rotation(keys)
+        keys = module.apply_rotary_pos_emb(keys, keys, cos, sin)[1]
+        weights = query @ keys.transpose(2, 3) * attention.head_dim**-0.5 + mask[:, :, :1]
+        return attention.Wo((weights.softmax(dim=-1) @ values).transpose(1, 2).flatten(2))
+
+    def after(tokens: Any, *attended: Any) -> Any:
+        first = tokens[:, :1] + attention(layer.attn_norm(tokens), *attended)
+        return first + layer.mlp(layer.mlp_norm(first))
+
+    def compute(tokens: Any, attention_mask: Any, position_embeddings: Any = None, **more: Any) -> Any:
+        if position_embeddings is not None:
+            return after(tokens, attention_mask, lambda _: position_embeddings)
+        is_global = attention.local_attention == (-1, -1)  # of transformers 4
+        mask = attention_mask if is_global else more["sliding_window_mask"]
+        return (after(tokens, mask, lambda keys: attention.rotary_emb(keys, position_ids=more["position_ids"])),)
+
+    for number, name in enumerate(("Wq", "Wk", "Wv")):
+        setattr(attention, name, part_of(whole, slice(number * width, (number + 1) * width)))
+    del attention.Wqkv
+    try:
+        with _computing(attention, attend), _computing(layer, compute):
+            yield
+    finally:
+        attention.Wqkv = whole
+
+
+@contextlib.contextmanager
+def deberta_of_equal_lengths(model: Any) -> Iterator[None]:
+    """Every layer of DeBERTa asks whether there are as many queries as keys, by an If that OpenVINO cannot load.
+
+    There are, and then it takes the relative positions that were computed once for all layers.
+    """
+    module: Any = sys.modules[type(model).__module__]
+    asked = module.build_rpos
+    module.build_rpos = lambda _query, _key, relative_positions, *_: relative_positions
+    try:
+        yield
+    finally:
+        module.build_rpos = asked
+
+
+@contextlib.contextmanager
+def last_token(model: Any) -> Iterator[None]:
+    """Read the last token under the attention mask; transformers looks for the last id that is not the padding's."""
+
+    def forward(input_ids: Any, attention_mask: Any) -> Any:
+        hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
+        return {LOGITS: model.score(hidden.gather(1, last)[:, 0])}
+
+    with _computing(model, forward):
+        yield
+
+
+@contextlib.contextmanager
+def last_token_of_gemma(model: Any) -> Iterator[None]:
+    """As `last_token`. Gemma's norms multiply by 1 + weight; traced without values, all of them would share the sum.
+
+    So the sum is made before, and is the weight.
+    """
+    module: Any = sys.modules[type(model).__module__]
+    norms = [norm for norm in model.modules() if isinstance(norm, module.GemmaRMSNorm)]
+    weights = [norm.weight for norm in norms]
+
+    def scaled(norm: Any) -> Callable[[Any], Any]:
+        return lambda tokens: norm._norm(tokens) * norm.weight
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(last_token(model))
+        for norm, weight in zip(norms, weights, strict=True):
+            norm.weight = type(weight)(1 + weight.detach())
+            stack.enter_context(_computing(norm, scaled(norm)))
+        try:
+            yield
+        finally:
+            for norm, weight in zip(norms, weights, strict=True):
+                norm.weight = weight
