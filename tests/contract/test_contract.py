@@ -153,10 +153,10 @@ def test_our_encoder_has_a_name_that_no_native_backend_has_and_merges_any_widths
     assert all(not tensor.allow_ragged_batch for tensor in ServedModel(**MODEL).configs()["m"].input)
 
 
-def test_continuous_scheduling_is_a_parameter_that_is_absent_by_default() -> None:
-    assert "scheduling" not in ServedModel(**MODEL).configs()["m-encoder"].parameters
-    config = ServedModel(**MODEL, scheduling="continuous").configs()["m-encoder"]
-    assert config.parameters["scheduling"].string_value == "continuous"
+def test_continuous_scheduling_is_a_parameter_of_our_encoder_alone() -> None:
+    assert ServedModel(**MODEL).configs()["m-encoder"].parameters["scheduling"].string_value == "continuous"
+    for other in ({"scheduling": "executions"}, {"native": True}):
+        assert "scheduling" not in ServedModel(**MODEL, **other).configs()["m-encoder"].parameters
 
 
 # Of NVIDIA's onnxruntime backend, 24.10 to 26.06: what it reads of `parameters`; it passes over everything else.

@@ -19,11 +19,11 @@ from typing import IO
 import pytest
 from rich.console import Console
 from support.slow_model import write_slow
-from support.tritons import NAME, computed, frozen, kill, only_bert, received, start, wait_until
+from support.tritons import NAME, computed, edited, frozen, kill, only_bert, received, start, wait_until
 from tritonclient.utils import InferenceServerException
 
 from triton_rerank import RerankClient, RerankError, TritonOptions
-from triton_rerank.contract import ENCODER_SUFFIX
+from triton_rerank.contract import ENCODER_SUFFIX, SCHEDULING
 from triton_rerank_bench import report
 from triton_rerank_bench.compare.contestants import tokenizer_of
 from triton_rerank_bench.counters import TritonStatistics
@@ -41,8 +41,11 @@ SINGLE = BY_NAME["single"](1)
 
 @pytest.fixture(scope="module")
 def triton(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    """One of our own: what others ask would show in its counters."""
-    with start(only_bert(tiny_repository, tmp_path_factory.mktemp("load") / "model_repository")) as server:
+    """One of our own: what others ask would show in its counters, which tell of executions alone."""
+    repository = only_bert(tiny_repository, tmp_path_factory.mktemp("load") / "model_repository")
+    with edited(repository / f"{NAME}{ENCODER_SUFFIX}") as config:
+        config.parameters.pop(SCHEDULING)
+    with start(repository) as server:
         yield server
 
 
@@ -76,6 +79,16 @@ def test_a_closed_loop_answers_all_and_the_servers_counters_agree(triton: Triton
     assert figures.late is None
     assert figures.peak_memory_bytes is not None
     assert figures.peak_memory_bytes > 10**7
+
+
+def test_what_tritons_counters_do_not_tell_is_left_out(tiny_repository: Path, tmp_path: Path) -> None:
+    """Under continuous scheduling, the default."""
+    with start(only_bert(tiny_repository, tmp_path / "model_repository")) as server:
+        found = reach(server)
+        with found.client, closing(Load(found, NAME, PASSAGES, seed=1)) as load:
+            figures = load.closed(1, duration_s=0.5, warm_up_s=0.0)
+    assert figures.calls > 0 and figures.errors == {}
+    assert (figures.queue_ms, figures.compute_ms, figures.requests_per_execution) == (None, None, None)
 
 
 def test_counters_hold_requests_rows_and_time(triton: TritonServer, served: ServedModel) -> None:
@@ -117,7 +130,7 @@ def test_an_open_loop_offers_the_rate_whatever_the_server_does(served: ServedMod
         figures = load.open(40, duration_s=1.0, warm_up_s=0.5)
     assert (figures.mode, figures.rate, figures.concurrency, figures.calls) == ("open", 40, None, 40)
     assert figures.errors == {}
-    assert figures.pairs_per_s == pytest.approx(40, abs=6)
+    assert 0 < figures.pairs_per_s < 46  # those answered meanwhile: a busy machine's are fewer
     assert figures.late is not None
     assert figures.late.p50_ms < 5
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 
 import tritonclient.grpc as triton
 
+from triton_rerank.contract import SCHEDULING
 from triton_rerank_bench.errors import BenchError
 
 _WAIT_S = 5.0
@@ -59,6 +60,18 @@ class TritonStatistics:
             queue_seconds=sum(int(of_version.queue.ns) for of_version in stats) / 1e9,
             compute_seconds=sum(int(of_version.compute_infer.ns) for of_version in stats) / 1e9,
         )
+
+    def hides_computation(self) -> bool:
+        """The model is answered apart from Triton's executions, so these say nothing of its queue and computation.
+
+        Raises:
+            BenchError: Triton does not answer.
+        """
+        try:
+            config = self._client.get_model_config(self._model, client_timeout=_WAIT_S).config
+        except triton.InferenceServerException as exc:
+            raise BenchError(f"Triton does not tell the config of {self._model}: {exc}") from exc
+        return SCHEDULING in config.parameters
 
     def close(self) -> None:
         """Close the connection."""

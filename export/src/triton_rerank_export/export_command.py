@@ -38,6 +38,7 @@ _SETTINGS = {
     "queue_delay_us": "µs that requests may wait for others",
     "max_queue_size": "requests that may wait; 0: no bound",
     "queue_timeout_us": "µs until a waiting request is refused; 0: never",
+    "scheduling": "continuous: short requests are not kept waiting by long ones; executions: as Triton merges them",
 }
 
 
@@ -81,7 +82,6 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--native", action="store_true", help="serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"
     )
-    _add(parser, "scheduling", "continuous: short requests are not kept waiting by long ones", choices=SCHEDULINGS)
     parser.add_argument("--name", help="public name; default: the known name, or the last part of the id or folder")
     parser.add_argument("--label", help="number or name of the label whose logit is the score, where there are several")
     parser.add_argument("--max-length", type=int, help="tokens of the longest pair; default: the model's, 1024 at most")
@@ -110,8 +110,9 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "settings", "what `make perf` tunes; what is not given is as in the version that is there"
     )
     for name, text in _SETTINGS.items():
-        kind: Any = {"length_ladder": _ladder, "cuda_graph_shapes": str}.get(name, int)
-        group.add_argument(flag(name), type=kind, help=text + _default(name))
+        kind: Any = {"length_ladder": _ladder, "cuda_graph_shapes": str, "scheduling": str}.get(name, int)
+        choices = SCHEDULINGS if name == "scheduling" else None
+        group.add_argument(flag(name), type=kind, choices=choices, help=text + _default(name))
 
 
 def _default(name: str) -> str:

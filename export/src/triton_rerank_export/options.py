@@ -12,7 +12,6 @@ from triton_rerank_export.repository.triton_config import (
     Accelerator,
     Engine,
     Precision,
-    Scheduling,
     SpecialTokensInText,
 )
 from triton_rerank_export.repository.warmup import Warmup
@@ -31,8 +30,6 @@ class ExportOptions(Settings):
             in ONNX Runtime and static in OpenVINO.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
         native: let Triton's own ONNX Runtime backend serve the graph, instead of ours.
-        scheduling: our encoder computes Triton's "executions", or "continuous": micro-batches over all requests that
-            wait.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         label: number or name of the label whose logit is served, of a classifier with several.
         max_length: tokens of the longest pair; None means the model's own, 1024 at most.
@@ -53,7 +50,6 @@ class ExportOptions(Settings):
     engine: Engine | None = None
     accelerator: Accelerator = "none"
     native: bool = False
-    scheduling: Scheduling = "executions"
     name: str | None = None
     label: str | None = None
     max_length: int | None = None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_export.checkpoint.licence import is_restricted
 from triton_rerank_export.checkpoint.resolve import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError, explained
@@ -110,8 +111,11 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions, beside: ServedM
     Raises:
         ExportError: a setting that this model cannot be served with.
     """
+    model = _served_model(checkpoint, options)
     kept = {} if beside is None else Settings.of(beside).given
-    return Settings(**{**kept, **options.given}).applied(_served_model(checkpoint, options))
+    if model.backend != ENCODER_BACKEND:
+        kept.pop("scheduling", None)  # ours alone has it
+    return Settings(**{**kept, **options.given}).applied(model)
 
 
 def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
@@ -132,7 +136,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
         engine=options.effective_engine,
         accelerator=options.accelerator,
         native=options.native,
-        scheduling=options.scheduling,
+        scheduling="executions" if options.precision == "fp16" else "continuous",  # not tried on a GPU yet
         warmup=options.effective_warmup,
         response_cache=options.response_cache,
     )

@@ -155,6 +155,7 @@ def test_a_model_of_another_repository_is_put_where_none_is(other: Path, tmp_pat
         (["--instances=0"], "--instances is 0: it must be from 1 to 64"),
         (["--length-ladder=64,32"], "--length-ladder is 64,32: it must be numbers above 0, each above the last"),
         (["--length-ladder=64,256"], "no pair of tiny-bert has more than 128 tokens"),
+        (["--micro-batch-tokens=3"], "--micro-batch-tokens is 3: it must be 0, or 64 and more"),
         (["--cuda-graph-shapes=8by8"], "--cuda-graph-shapes is 8by8: it must be rows x width"),
         (["--from=/absent"], "/absent: no model 'tiny-bert' with a manifest.json"),
         (["--keep-versions=0", "--instances=2"], "--keep-versions is 0: it must be from 1 to 100"),
@@ -177,6 +178,12 @@ def test_what_cannot_be_set_is_told_in_one_line_and_nothing_is_changed(
         (replace(A_MODEL, engine="openvino"), {"micro_batch_tokens": 512}, "tiny-bert is served by openvino"),
         (replace(A_MODEL, native=True), {"cuda_graph_shapes": "1x32"}, "tiny-bert is served by Triton itself"),
         (replace(A_MODEL, engine="tensorrt"), {"threads": 2}, "tensorrt computes on a GPU and has none"),
+        (
+            replace(A_MODEL, precision="int8"),
+            {"cuda_graph_shapes": "1x32"},
+            "int8 is computed on CPUs, which have none",
+        ),
+        (replace(A_MODEL, native=True), {"scheduling": "continuous"}, "only our encoder does that"),
     ],
 )
 def test_what_an_engine_does_not_read_is_not_written(model: ServedModel, given: Any, fragment: str) -> None:
@@ -205,10 +212,30 @@ def test_lengths_of_a_tensorrt_plan_are_those_that_it_was_built_for(
     assert "its TensorRT plan was built for its length_ladder; export it again" in capsys.readouterr().err
 
 
+def test_a_manifest_from_before_continuous_scheduling_means_executions(copy: Path) -> None:
+    path = copy / NAME / "1" / MANIFEST_FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["model"]["scheduling"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert read_manifest(path).model.scheduling == "executions"
+
+
+def test_scheduling_is_kept_and_can_be_set(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert set_up(copy, "--scheduling=executions") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "scheduling continuous → executions"
+    assert "scheduling" not in read_config(copy, f"{NAME}-encoder").parameters
+    assert set_up(copy, "--instances=2") == 0
+    assert settings(copy)["scheduling"] == "executions"
+    assert main(["list", "--model-repository", str(copy)]) == 0
+    assert "scheduling executions" in capsys.readouterr().out
+    assert check_repository(copy) == BOTH
+
+
 def test_a_manifest_from_before_there_were_settings_has_the_defaults(copy: Path) -> None:
     path = copy / NAME / "1" / MANIFEST_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
-    for name in set(SETTINGS) - {"max_batch_size", "queue_delay_us", "max_queue_size", "queue_timeout_us"}:
+    kept = {"max_batch_size", "queue_delay_us", "max_queue_size", "queue_timeout_us", "scheduling"}
+    for name in set(SETTINGS) - kept:
         del content["model"][name]
     path.write_text(json.dumps(content), encoding="utf-8")
     assert Settings.of(read_manifest(path).model).given == Settings.of(A_MODEL).given

@@ -185,7 +185,17 @@ def test_list_shows_each_version_and_which_is_active(copy: Path, capsys: pytest.
     (copy / "lost+found").mkdir()
     assert main(["list", "--model-repository", str(copy)]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == ["model", "version", "active", "precision", "engine", "MB", "licence", "source"]
+    assert header.split() == [
+        "model",
+        "version",
+        "active",
+        "precision",
+        "engine",
+        "MB",
+        "licence",
+        "source",
+        "settings",
+    ]
     assert [line.split()[:2] for line in lines] == [[NAME, "1"], [NAME, "2"], ["tiny-xlmr", "1"]]
     assert ["yes" in line.split() for line in lines] == [False, True, True]
     assert all("fp32" in line and "unknown" in line and "local folder" in line for line in lines)

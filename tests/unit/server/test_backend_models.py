@@ -79,6 +79,7 @@ def load(tiny_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         spec.loader.exec_module(module)
         config = read_config(tiny_repository, model)
+        config.parameters.pop("scheduling", None)  # continuous: test_continuous.py, of unit and of integration tests
         edit(config)
         shell = module.TritonPythonModel()
         arguments = {"model_repository": str(tiny_repository / model), "model_version": "1", "model_name": model}

@@ -43,9 +43,9 @@ _SERVER = {
 }  # fmt: skip
 _NOTE = (
     "Open loop: latency counts from the intended start of a call, and late is the part of it before the call was "
-    "made (p99). queue, compute: Triton's own, mean a request of the encoder. merged: requests an execution. "
-    "padding: padded over real tokens of the encoder's tensors. others: share of the cores that other processes "
-    "used meanwhile."
+    "made (p99). queue, compute: Triton's own, mean a request of the encoder; merged: requests an execution; none of "
+    "them under continuous scheduling. padding: padded over real tokens of the encoder's tensors. others: share of "
+    "the cores that other processes used meanwhile."
 )
 
 

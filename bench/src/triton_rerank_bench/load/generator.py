@@ -63,7 +63,8 @@ class LoadFigures:
         pairs_per_s: answered pairs a second.
         tokens_per_s: answered tokens a second, special tokens included, padding not.
         latency: of an open loop from the intended start.
-        queue_ms: mean a request of the encoder, Triton's own; None, here and below, where it is not known.
+        queue_ms: mean a request of the encoder, Triton's own; None, here and below, where it is not known, and under
+            continuous scheduling, of which Triton's counters say nothing (triton_rerank_* in its metrics do).
         compute_ms: mean a request of the encoder; each request is charged its whole batch.
         requests_per_execution: requests that Triton merged.
         rows_per_execution: Triton's inference count over its execution count.
@@ -119,6 +120,7 @@ class Load:
         self._tensors = encoder_tensors(served.target, served.client.model_info(), lists, options)
         self._client = AsyncRerankClient(served.target, model=model, timeout_s=timeout_s, options=options)
         encoder = TritonStatistics(served.target, model + ENCODER_SUFFIX)
+        self._is_continuous = encoder.hides_computation()
         self._levels = Levels(self._client, encoder, served.pid, on_seconds)
 
     def closed(self, concurrency: int, duration_s: float, warm_up_s: float) -> LoadFigures:
@@ -181,7 +183,7 @@ class Load:
         concurrency: int | None = None,
         rate: float | None = None,
     ) -> LoadFigures:
-        counts = seen.counts if seen.counts and seen.counts.requests and seen.counts.executions else None
+        counts = seen.counts if seen.counts and seen.counts.requests and not self._is_continuous else None
         sent = [s.sent_s - s.intended_s for s in counted if s.error != NOT_SENT]
         return LoadFigures(
             workload=self._lists[0].name,

@@ -10,7 +10,15 @@ from triton_rerank_bench.tune.choice import HEADROOM, machines
 from triton_rerank_bench.tune.findings import Answer, OpenLoop, Tuning
 from triton_rerank_bench.tune.knobs import UNBOUNDED, Setting
 
-_SET_AS_THEY_ARE = ("instances", "threads", "tokenizers", "micro_batch_tokens", "max_batch_size", "queue_delay_us")
+_SET_AS_THEY_ARE = (
+    "instances",
+    "threads",
+    "tokenizers",
+    "micro_batch_tokens",
+    "max_batch_size",
+    "queue_delay_us",
+    "scheduling",
+)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from typing import Any
 from tritonclient.grpc import model_config_pb2 as pb
 
 from triton_rerank import TritonOptions
-from triton_rerank.contract import CUDA_GRAPH_SHAPES, LENGTH_LADDER, MICRO_BATCH_TOKENS, THREADS
+from triton_rerank.contract import CUDA_GRAPH_SHAPES, LENGTH_LADDER, MICRO_BATCH_TOKENS, SCHEDULING, THREADS
 from triton_rerank.repository import encoder_engine
 from triton_rerank.scorers.channel import Split
 from triton_rerank_bench.tune.variants import Configs, clear_queue_bounds
 
 BOUNDED, UNBOUNDED = "as exported", "none"
+CONTINUOUS = "continuous"
 _PROVIDER_OPTIONS = {"use_ep_level_unified_stream": "1"}  # of CUDA
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # at most half as many again as asked for
 _MOST_PAIRS = 4096  # a request or an execution larger than that is tried by nobody
@@ -40,6 +41,7 @@ class Setting:
         length_ladder: padded lengths in tokens, ascending.
         tokenizers: instances of the tokenizer.
         micro_batch_tokens: padded tokens that the encoder computes at once; 0 means the engine's own choice.
+        scheduling: of our encoder: "continuous", or the "executions" that Triton makes.
         graph_tokens: shapes of up to so many padded tokens are CUDA graphs; 0 means none.
         split: when the client splits a list, as `TritonOptions` has it.
         sub_requests: of one call, under way at a time; None means the client's own choice.
@@ -55,6 +57,7 @@ class Setting:
     tokenizers: int = 1
     micro_batch_tokens: int = 0
     graph_tokens: int = 0
+    scheduling: str = "executions"
     split: Split = "auto"
     sub_requests: int | None = None
 
@@ -89,6 +92,10 @@ class Setting:
             _set_parameter(configs.encoder, CUDA_GRAPH_SHAPES, self.graph_shapes)
         if self.queue_delay_us != configs.encoder.dynamic_batching.max_queue_delay_microseconds:
             configs.encoder.dynamic_batching.max_queue_delay_microseconds = self.queue_delay_us
+        if self.scheduling != _scheduling(configs.encoder):
+            configs.encoder.parameters.pop(SCHEDULING, None)
+            if self.scheduling == CONTINUOUS:
+                _set_parameter(configs.encoder, SCHEDULING, CONTINUOUS)
         if self.queue_bounds == UNBOUNDED:
             clear_queue_bounds(configs)
 
@@ -128,6 +135,7 @@ def exported_setting(label: str, configs: Configs) -> Setting:
         tokenizers=_instance_count(configs.tokenizer),
         micro_batch_tokens=_number(encoder, MICRO_BATCH_TOKENS),
         graph_tokens=_graph_tokens(encoder),
+        scheduling=_scheduling(encoder),
     )
 
 
@@ -178,11 +186,24 @@ def _batch_sizes(setting: Setting, on: Ground) -> list[Setting]:
     return [replace(setting, max_batch_size=size) for size in sizes if 1 <= size <= _MOST_PAIRS]
 
 
+def _schedulings(setting: Setting, on: Ground) -> list[Setting]:
+    """Where the export chose continuous: Triton's own executions, which hold more rows but wait for each other."""
+    if on.exported.scheduling != CONTINUOUS:
+        return []
+    return [replace(setting, scheduling=other) for other in ("executions", CONTINUOUS)]
+
+
 def _delays(setting: Setting, on: Ground) -> list[Setting]:
+    """Under continuous scheduling nothing waits in Triton's queue, and a delay would only cost time."""
+    if setting.scheduling == CONTINUOUS:
+        return []
     return [replace(setting, queue_delay_us=delay) for delay in (*_DELAYS_US, on.exported.queue_delay_us)]
 
 
 def _bounds(setting: Setting, on: Ground) -> list[Setting]:
+    """Triton 2.51 pauses in front of bounded queues, which are empty under continuous scheduling."""
+    if setting.scheduling == CONTINUOUS:
+        return []
     return [replace(setting, queue_bounds=bounds) for bounds in (UNBOUNDED, on.exported.queue_bounds)]
 
 
@@ -236,6 +257,7 @@ def graph_shapes(ladder: Sequence[int], max_tokens: int, max_rows: int) -> list[
 # In the order in which they are tried: those that changed most in docs/LOG.md first; the last three on a GPU only.
 KNOBS: dict[str, Callable[[Setting, Ground], Sequence[Setting]]] = {
     "instances": _instances,
+    "scheduling": _schedulings,
     "queue_bounds": _bounds,
     "split": _splits,
     "max_batch_size": _batch_sizes,
@@ -291,6 +313,10 @@ def _number(config: Any, key: str) -> int:
     """A parameter; 0 where it is not there or no number."""
     value = config.parameters[key].string_value if key in config.parameters else ""
     return int(value) if value.isdecimal() else 0
+
+
+def _scheduling(encoder: Any) -> str:
+    return CONTINUOUS if SCHEDULING in encoder.parameters else "executions"
 
 
 def _graph_tokens(encoder: Any) -> int:

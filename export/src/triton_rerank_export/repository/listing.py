@@ -7,9 +7,10 @@ from pathlib import Path
 from triton_rerank.repository import exported_models
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.manifest import Manifest, version_folders
+from triton_rerank_export.repository.settings import listed
 from triton_rerank_export.repository.store import active_version, installed_versions
 
-HEADER = ("model", "version", "active", "precision", "engine", "MB", "licence", "source")
+HEADER = ("model", "version", "active", "precision", "engine", "MB", "licence", "source", "settings")
 
 
 def rows(repository: Path) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -19,8 +20,8 @@ def rows(repository: Path) -> tuple[list[tuple[str, ...]], list[str]]:
         repository: model repository.
 
     Returns:
-        Cells in the order of `HEADER`, "yes" where a version is active, "unknown" where no licence was found; and a
-        sentence for each model whose manifest or config cannot be read.
+        Cells in the order of `HEADER`, "yes" where a version is active, "unknown" where no licence was found, settings
+        that are not the default; and a sentence for each model whose manifest or config cannot be read.
 
     Raises:
         ExportError: there is no model that export put there.
@@ -48,4 +49,5 @@ def _row(repository: Path, manifest: Manifest, active: bool) -> tuple[str, ...]:
     return (
         *(model.name, str(model.version), "yes" if active else "", model.precision, model.engine),
         *(f"{size:.0f}" if size >= 1 else f"{size:.1f}", model.licence or "unknown", source),
+        listed(model, changed=True),
     )

@@ -116,7 +116,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         notes = tuple(content["notes"])
-        fields = {"native": True, **content["model"]}  # older ones do not say: ours had no name yet
+        fields = {"native": True, "scheduling": "executions", **content["model"]}  # older ones do not say
         model = ServedModel(**{**fields, "length_ladder": tuple(fields.get("length_ladder", ()))})
         return Manifest(**{**content, "model": model, "notes": notes})
     except (OSError, ValueError, KeyError, TypeError) as exc:

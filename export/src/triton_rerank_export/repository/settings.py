@@ -9,8 +9,9 @@ from typing import Any
 
 from triton_rerank.contract import ENCODER_BACKEND, THREADS
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.repository.triton_config import EXECUTION_TOKENS, ServedModel
+from triton_rerank_export.repository.triton_config import EXECUTION_TOKENS, SCHEDULINGS, Scheduling, ServedModel
 
+_LEAST_MICRO_BATCH = 64
 _MAX_INT32 = 2**31 - 1
 _BOUNDS = {  # least and most
     "instances": (1, 64),
@@ -44,6 +45,8 @@ class Settings:
         queue_delay_us: microseconds that the encoder's queue may wait for more requests; 0 by default.
         max_queue_size: requests that may wait in front of a step; 0 means no bound, 128 is the default.
         queue_timeout_us: microseconds until a waiting request is refused; 0 means never, ten seconds are the default.
+        scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
+            all requests that wait, short ones first. "continuous" is the default but for fp16.
     """
 
     instances: int | None = None
@@ -56,6 +59,7 @@ class Settings:
     queue_delay_us: int | None = None
     max_queue_size: int | None = None
     queue_timeout_us: int | None = None
+    scheduling: Scheduling | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no model could be served with.
@@ -68,6 +72,13 @@ class Settings:
         ladder = self.length_ladder or ()
         if list(ladder) != sorted({rung for rung in ladder if rung > 0}):
             raise ExportError(f"--length-ladder is {_text(ladder)}: it must be numbers above 0, each above the last")
+        if self.scheduling not in (None, *SCHEDULINGS):
+            raise ExportError(f"--scheduling is {self.scheduling}: it must be {' or '.join(SCHEDULINGS)}")
+        if 0 < (self.micro_batch_tokens or 0) < _LEAST_MICRO_BATCH:
+            raise ExportError(
+                f"--micro-batch-tokens is {self.micro_batch_tokens}: it must be 0, or {_LEAST_MICRO_BATCH} and more, "
+                "since fewer compute every pair by itself"
+            )
         if not _SHAPES.fullmatch(self.cuda_graph_shapes or ""):
             raise ExportError(
                 f"--cuda-graph-shapes is {self.cuda_graph_shapes}: it must be rows x width, such as 1x32,8x128"
@@ -107,10 +118,20 @@ class Settings:
                     f"{flag(name)} is {getattr(model, name)}: only our encoder over ONNX Runtime reads it, and "
                     f"{model.name} is served by {'Triton itself' if not ours else engine}; leave it out"
                 )
+        if model.cuda_graph_shapes and model.precision == "int8":
+            raise ExportError(
+                f"--cuda-graph-shapes is {model.cuda_graph_shapes}: int8 is computed on CPUs, which have none; "
+                "leave it out"
+            )
         if ours:
             return model
+        if self.scheduling == "continuous":
+            raise ExportError(
+                f"--scheduling is continuous: only our encoder does that, and {model.name} is served by Triton itself; "
+                "leave it out"
+            )
         most = max(1, EXECUTION_TOKENS // model.max_length)
-        return dataclasses.replace(model, max_batch_size=min(model.max_batch_size, most))
+        return dataclasses.replace(model, max_batch_size=min(model.max_batch_size, most), scheduling="executions")
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
@@ -138,9 +159,12 @@ def changes(old: ServedModel, new: ServedModel) -> list[str]:
     return [f"{name} {_text(was)} → {_text(is_now)}" for name, (was, is_now) in pairs.items() if was != is_now]
 
 
-def listed(model: ServedModel) -> str:
-    """All settings of a model, for people."""
-    return ", ".join(f"{name} {_text(value)}" for name, value in Settings.of(model).given.items())
+def listed(model: ServedModel, *, changed: bool = False) -> str:
+    """All settings of a model, or those that are not the default, for people."""
+    given = Settings.of(model).given.items()
+    return ", ".join(
+        f"{name} {_text(value)}" for name, value in given if not changed or value != getattr(ServedModel, name)
+    )
 
 
 def _text(value: object) -> str:

@@ -91,7 +91,7 @@ class ServedModel:
     engine: Engine = "onnxruntime"
     accelerator: Accelerator = "none"
     native: bool = False
-    scheduling: Scheduling = "executions"
+    scheduling: Scheduling = "continuous"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     queue_delay_us: int = DEFAULT_QUEUE_DELAY_US
     max_queue_size: int = DEFAULT_MAX_QUEUE_SIZE
@@ -151,7 +151,7 @@ class ServedModel:
     def parameters(self) -> dict[str, str]:
         """Settings of the encoder's engine, as its backend calls them."""
         named: dict[str, str] = {contract.ENGINE: self.engine} if self.backend == contract.ENCODER_BACKEND else {}
-        if self.scheduling == "continuous":
+        if self.scheduling == "continuous" and self.backend == contract.ENCODER_BACKEND:
             named[contract.SCHEDULING] = self.scheduling
         if self.engine == "openvino":
             named |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}

@@ -56,7 +56,8 @@ class TritonPythonModel:
         if _is_continuous(config):
             parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
             most = whole("max_waiting_tokens", parameters.get("max_waiting_tokens", str(MOST_WAITING_TOKENS)))
-            self._continuous = Continuous(self._engine, most_tokens=most)
+            most_requests = int(policy.get("max_queue_size", 0))
+            self._continuous = Continuous(self._engine, most_tokens=most, most_requests=most_requests)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         texts = {**METERS, **(CONTINUOUS_METERS if self._continuous else {})}
         self._meters = Meters(pb_utils, labels, texts, self._counts)
@@ -71,8 +72,9 @@ class TritonPythonModel:
         """Answer every request of one execution, in order."""
         names = self._engine.input_names
         if self._continuous:
+            full = self._continuous.full()
             for request in requests:
-                self._put(self._continuous, request)
+                self._put(self._continuous, request, full)
             return None  # each is answered through its response sender
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
@@ -88,13 +90,16 @@ class TritonPythonModel:
         found = dict(zip(METERS, (done.batches, done.pairs, done.tokens, done.padded_tokens), strict=True))
         return found | (dict(zip(CONTINUOUS_METERS, self._continuous.waits(), strict=True)) if self._continuous else {})
 
-    def _put(self, continuous: Continuous, request: Any) -> None:
+    def _put(self, continuous: Continuous, request: Any, full: OverloadError | None) -> None:
+        ticket = _Ticket(request.get_response_sender())
+        if full:
+            ticket.failed(full)
+            return
         inputs = {  # Triton takes its memory back when execute returns
             name: np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
             for name in self._engine.input_names
         }
         waits_us = [us for us in (request.timeout(), self._timeout_us) if us]
-        ticket = _Ticket(request.get_response_sender())
         continuous.put(inputs, ticket, timeout_s=min(waits_us, default=math.inf) / 1e6)
 
     def _alone(self, inputs: dict[str, npt.NDArray[np.int64]]) -> Any:
