@@ -188,6 +188,11 @@ test: lint types imports deploy-tools gateway-sdks transformers5 docs-tools brow
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not alone and not true_sizes' $(ARGS) $(NONE_CHOSEN)
 	$(BIN)/python -m pytest -m alone $(ARGS) $(NONE_CHOSEN)
 
+.PHONY: test-fast
+test-fast: $(VENV)/.test ## lint, and the tests of client and gateway, which start no Triton: a minute
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest -n $(WORKERS) tests/unit/client tests/unit/gateway $(ARGS)
+
 .PHONY: browser prometheus
 browser: # Debian's Chromium, for the tests of the gateway's page; without it they are skipped, and say so
 	@$(call debian,chromium chromium-browser google-chrome,chromium)
