@@ -109,6 +109,8 @@ endif
 
 # --- measurement ------------------------------------------------------------------------------------------------
 
+needs = $(if $(filter -h --help,$(ARGS)),,$(1)) # nothing is exported for a --help
+
 # .cache/<precision> or .cache/<precision>-<engine>
 .cache/%/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision $(word 1,$(subst -, ,$*)) \
@@ -127,21 +129,21 @@ eval: $(VENV)/.test ## what each stage brings on your data: eval/report.html (DA
 	  --tune $(ARGS)
 
 .PHONY: guide
-guide: $(VENV)/.test $(DEMO_OF_OURS) ## measure every model in the repository, list the others with their cards' figures: docs/models.md (DATA="folder …")
+guide: $(VENV)/.test $(call needs,$(DEMO_OF_OURS)) ## measure every model in the repository, list the others with their cards' figures: docs/models.md (DATA="folder …")
 	$(BIN)/python bench/experiments/model_guide.py --model-repository $(REPOSITORY) \
 	  $(foreach each,$(if $(filter command environment,$(origin DATA)),$(DATA),examples/handbook),--data $(each)) $(ARGS)
 
 .PHONY: speed
-speed: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json ## served, in process and sentence-transformers, in one run
+speed: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) .cache/checkpoint/config.json) ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: perf
-perf: $(VENV)/.test $(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
+perf: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json)) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
 	$(BIN)/triton-rerank-bench perf --model-repository served=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
 	  $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(if $(APPLY),--apply) $(ARGS)
 
 .PHONY: perf-peers
-perf-peers: $(VENV)/.test .cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
+perf-peers: $(VENV)/.test $(call needs,.cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed)) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
 	$(BIN)/triton-rerank-bench peers --model-repository .cache/$(FASTEST) --checkpoint .cache/checkpoint $(ARGS)
 
 # An environment each, since they want different releases of transformers.
@@ -152,11 +154,11 @@ perf-peers: $(VENV)/.test .cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cach
 	  || echo "$(@D) could not be installed: the report lists its peers as not measured"
 
 .PHONY: perf-gateway
-perf-gateway: $(VENV)/.test $(DEMO_MANIFEST) .cache/checkpoint/config.json .venv-peers/infinity/.installed ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
+perf-gateway: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) .cache/checkpoint/config.json .venv-peers/infinity/.installed) ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
 	$(BIN)/triton-rerank-bench gateway --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: load
-load: $(VENV)/.test $(DEMO_MANIFEST) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
+load: $(VENV)/.test $(call needs,$(DEMO_MANIFEST)) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
 	$(BIN)/triton-rerank-bench load --model-repository $(REPOSITORY) $(ARGS)
 
 GPU_VENV := .venv-gpu
