@@ -84,7 +84,9 @@ def running(repository: Path) -> Iterator[TritonServer]:
 
 
 def test_the_repository_is_in_order(repository: Path, folders: dict[str, Path]) -> None:
-    assert check_repository(repository) == sorted([*folders, *(f"{one}-{other}" for one in CAUSAL for other in REDUCED)])
+    assert check_repository(repository) == sorted(
+        [*folders, *(f"{one}-{other}" for one in CAUSAL for other in REDUCED)]
+    )
 
 
 @pytest.mark.parametrize("name", [*TINY_NAMES, *CAUSAL, *(f"handed-{name}" for name in HANDED)])

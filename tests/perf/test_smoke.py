@@ -42,7 +42,7 @@ def int8(model_repository: Path) -> Artefacts:
 def fp32(int8: Artefacts, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Artefacts:
     folder = tmp_path_factory.mktemp("fp32")
     checkpoint = checkpoint_of(checkpoints[DEMO])
-    path = trace.export_graph(checkpoint, folder, first_token_only=True)
+    path = trace.export_graph(checkpoint, folder, cut_last_layer=True)
     whole = convert(path, "fp32", folder, family=checkpoint.family).path
     return replace(int8, info=replace(int8.info, precision="fp32"), encoder_file=whole)
 

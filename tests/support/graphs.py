@@ -92,7 +92,7 @@ def export_stages(folder: Path, work: Path) -> tuple[Checkpoint, dict[str, Path]
     traced = trace.export_graph(checkpoint, work)
     return checkpoint, {
         "traced": traced,
-        "cut": trace.export_graph(checkpoint, work / "cut", first_token_only=True),
+        "cut": trace.export_graph(checkpoint, work / "cut", cut_last_layer=True),
         "fused": trace.fuse(traced, checkpoint, work),
     }
 

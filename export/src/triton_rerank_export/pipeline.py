@@ -168,7 +168,7 @@ def _build(
     from triton_rerank_export.graph.precision import convert
 
     on_step("tracing the graph")
-    path = trace.export_graph(checkpoint, work, first_token_only=not options.fused)
+    path = trace.export_graph(checkpoint, work, cut_last_layer=not options.fused)
     if options.fused:
         on_step("fusing attention, layer norm and GELU")
         traced, path = path, trace.fuse(path, checkpoint, work)

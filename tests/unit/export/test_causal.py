@@ -228,7 +228,8 @@ def test_another_token_than_the_last_is_caught(made: dict[str, Path], tmp_path: 
         del model.forward
 
     for place in (0, -1):
-        wrong = dataclasses.replace(families.BY_CLASS["Qwen3ForCausalLM"], traced_as=functools.partial(at, place=place))
+        patch_of = functools.partial(at, place=place)
+        wrong = dataclasses.replace(families.BY_CLASS["Qwen3ForCausalLM"], traced_as=patch_of, last_layer_cut=None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(parity, "load_parity_set", lambda: FEW[:1])
             patch.setitem(families.BY_CLASS, "Qwen3ForCausalLM", wrong)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
-from support.graphs import largest_difference
+from support.graphs import batches, largest_difference
 from support.tiny_families import TINY, write_tiny
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from triton_rerank_export.checkpoint.families import FAMILIES
-from triton_rerank_export.checkpoint.resolve import read_checkpoint
+from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate import parity, reference
 from triton_rerank_export.gate.gate import run_gate
@@ -154,9 +156,51 @@ def test_modernberts_last_layer_is_cut_only_where_the_first_token_is_read(
     changes: dict[str, Any] = {"classifier_pooling": pooling, "num_hidden_layers": layers, "attention_bias": True}
     folder = write_tiny("ModernBertForSequenceClassification", tmp_path / pooling, **changes)
     checkpoint = read_checkpoint(folder, name="m", source="s")
-    path = trace.export_graph(checkpoint, tmp_path, first_token_only=True)
+    path = trace.export_graph(checkpoint, tmp_path, cut_last_layer=True)
     assert largest_difference(path, checkpoint) < 1e-5
     assert any("/Wq/" in node.name for node in onnx.load(path).graph.node) == cut
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.prompt])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_the_last_layer_of_a_decoder_is_computed_for_the_last_token_alone(
+    made: dict[str, Path], tmp_path: Path, name: str, precision: Any
+) -> None:
+    """Each row's own, padded or not. Dynamic int8 has the scale of that token alone: other logits."""
+    checkpoint = read_checkpoint(made[name], name="m", source="s")
+    products = {}
+    for cut in (False, True):
+        work = tmp_path / str(cut)
+        path = convert(
+            trace.export_graph(checkpoint, work, cut_last_layer=cut), precision, work, family=checkpoint.family
+        ).path
+        assert largest_difference(path, checkpoint) < (0.5 if precision == "int8" else 1e-5)
+        products[cut] = rows_of_products(path, checkpoint)
+    alone = {f"layers.1/{part}" for part in ("self_attn/q_proj", "self_attn/o_proj", "mlp/gate_proj", "mlp/up_proj")}
+    alone |= {"layers.1/mlp/down_proj"}
+    assert len(products[False]) == 14 and set(products[False].values()) == {40}
+    assert {part for part, rows in products[True].items() if rows == 1} == alone
+    assert {part: rows for part, rows in products[False].items() if part not in alone} == {
+        part: rows for part, rows in products[True].items() if part not in alone
+    }
+
+
+def rows_of_products(path: Path, checkpoint: Checkpoint) -> dict[str, int]:
+    """Tokens of a row that each product of a layer with a weight computes, for a batch 40 tokens wide."""
+    model = onnx.load(path)
+    named = {
+        match[1]: node
+        for node in model.graph.node
+        if "MatMul" in node.op_type and (match := re.search(r"(layers\.\d/\w+/\w+_proj)/MatMul", node.name))
+    }
+    outputs = [node.output[0] for node in named.values()]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in outputs)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    batch = next(batch for batch in batches(checkpoint) if batch["input_ids"].shape == (4, 40))
+    values = session.run(outputs, batch)
+    return {name: value.shape[1] for name, value in zip(named, values, strict=True)}
 
 
 # --- several labels -----------------------------------------------------------------------------------------------

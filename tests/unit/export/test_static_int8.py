@@ -62,7 +62,7 @@ def static(stage: Stage, feeds: list[Feed], tmp_path_factory: pytest.TempPathFac
 
 
 def cut_graph(folder: Path, work: Path) -> Path:
-    return trace.export_graph(checkpoint_of(folder), work / "graph", first_token_only=True)
+    return trace.export_graph(checkpoint_of(folder), work / "graph", cut_last_layer=True)
 
 
 def weights(path: Path, data_type: int) -> dict[str, npt.NDArray[Any]]:

@@ -49,7 +49,8 @@ class Family:
         feed_forward_out: pattern of the graph's name for the second feed-forward product of a layer, which int8 keeps
             in fp32 in the first third of the layers.
         in_half: pattern of the names of linear layers that an fp16 export computes in fp16.
-        last_layer_cut: makes the last layer compute the first token alone while it is traced; None: not known here.
+        last_layer_cut: makes the last layer compute only the token that the head reads while it is traced; None: it
+            reads all, or the cut is not known here.
         traced_as: what else is changed in the model while it is traced.
         shares_weights: several products take one weight.
         fusion: what ONNX Runtime's optimiser calls the family; None: it does not know its attention.
@@ -97,7 +98,7 @@ _DECODER: dict[str, Any] = {  # fields that Qwen2, Qwen3 and Gemma have in commo
     "classifier": "score",
     "layer_weights": r"\blayers\.(\d{1,6})\.",
     "feed_forward_out": r"/layers\.\d+/mlp/down_proj/MatMul$",
-    "last_layer_cut": None,
+    "last_layer_cut": as_traced.decoder_last_layer,
     "traced_as": as_traced.last_token,
     "fusion": None,
     "precisions": _NO_HALF,

@@ -6,6 +6,7 @@ Each is a context: inside the block the model computes the same in another form,
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -140,11 +141,55 @@ def last_token(model: Any) -> Iterator[None]:
 
     def forward(input_ids: Any, attention_mask: Any) -> Any:
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
-        last = (attention_mask.sum(dim=1) - 1)[:, None, None].expand(-1, 1, hidden.shape[-1])
-        return {LOGITS: model.score(hidden.gather(1, last)[:, 0])}
+        return {LOGITS: model.score(_at(hidden, attention_mask.sum(dim=1) - 1)[:, 0])}
 
     with _computing(model, forward):
         yield
+
+
+@contextlib.contextmanager
+def decoder_last_layer(model: Any) -> Iterator[None]:
+    """Let the last layer's queries, and all that follows them, be those of the last token under the attention mask.
+
+    Keys and values are still made of all tokens. Qwen2, Qwen3 and Gemma name these modules alike.
+    """
+    layer = model.base_model.layers[-1]
+    attention, module = layer.self_attn, sys.modules[type(layer).__module__]
+
+    def attend(tokens: Any, read: Any, mask: Any, rotations: tuple[Any, Any]) -> Any:
+        heads = [
+            part(some).view(*some.shape[:-1], -1, attention.head_dim)  # a traced unflatten keeps the example's length
+            for part, some in ((attention.q_proj, read), (attention.k_proj, tokens), (attention.v_proj, tokens))
+        ]
+        if hasattr(attention, "q_norm"):
+            heads[:2] = attention.q_norm(heads[0]), attention.k_norm(heads[1])
+        query, keys, values = (some.transpose(1, 2) for some in heads)
+        query = module.apply_rotary_pos_emb(query, query, *rotations[0])[0]
+        keys = module.apply_rotary_pos_emb(keys, keys, *rotations[1])[1]
+        attended = module.eager_attention_forward(attention, query, keys, values, mask, attention.scaling)[0]
+        return attention.o_proj(attended.flatten(2))
+
+    def compute(place: Any, tokens: Any, attention_mask: Any, position_embeddings: Any, **_: Any) -> Any:
+        read = _at(tokens, place)
+        mask = attention_mask.gather(2, place[:, None, None, None].expand(-1, 1, 1, attention_mask.shape[-1]))
+        turned = tuple(some[0].index_select(0, place)[:, None] for some in position_embeddings)
+        normed = layer.input_layernorm(tokens)
+        last = read + attention(normed, _at(normed, place), mask, (turned, position_embeddings))
+        return last + layer.mlp(layer.post_attention_layernorm(last))
+
+    def forward(input_ids: Any, attention_mask: Any) -> Any:
+        place = attention_mask.sum(dim=1) - 1
+        with _computing(layer, functools.partial(compute, place)):
+            hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+        return {LOGITS: model.score(hidden[:, 0])}
+
+    with _computing(attention, attend), _computing(model, forward):
+        yield
+
+
+def _at(tokens: Any, place: Any) -> Any:
+    """One token of each row: ``(rows, tokens, width)`` -> ``(rows, 1, width)``."""
+    return tokens.gather(1, place[:, None, None].expand(-1, 1, tokens.shape[-1]))
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ _FLOAT, _OUTSIDE = 1, 1  # onnx.TensorProto.FLOAT and .EXTERNAL
 _KNOWN_FORM = "what transformers 4.53 to 5.24 make is known"
 
 
-def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool = False) -> Path:
+def export_graph(checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = False) -> Path:
     """Trace the checkpoint with dynamic batch and length.
 
     Attention is eager, and its mask is made by us: few plain operators, which fusion and the conversion to fp16 look
@@ -36,9 +36,9 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     Args:
         checkpoint: what to export.
         work: scratch folder.
-        first_token_only: the last layer is computed for the first token alone, the only one that the classifier
-            reads: the same logits for less work, in a form that ONNX Runtime's fusion does not know. Nothing changes
-            for a family whose layers cannot be cut.
+        cut_last_layer: the last layer is computed for the one token that the classifier reads: the same logits for
+            less work, in a form that ONNX Runtime's fusion does not know. Nothing changes for a family whose layers
+            cannot be cut.
 
     Returns:
         ``<work>/traced/model.onnx``: fp32, standard operators, tensor names as in contract.py.
@@ -49,7 +49,7 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, first_token_only: bool =
     from triton_rerank_export.gate.reference import load_model
 
     family = checkpoint.family
-    patches = [patch for patch in (family.traced_as, family.last_layer_cut if first_token_only else None) if patch]
+    patches = [patch for patch in (family.traced_as, family.last_layer_cut if cut_last_layer else None) if patch]
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(
