@@ -162,6 +162,23 @@ def test_a_rolling_restart_behind_envoy_without_that_fails_some(three: list[Trit
     assert all(isinstance(error, RerankError) for error in load.errors)
 
 
+def test_a_server_that_is_killed_behind_envoy_is_left_out_and_fails_no_call_of_a_client_that_asks_again(
+    three: list[TritonServer], proxy: Envoy
+) -> None:
+    killed = three[0].grpc_target
+    with RerankClient(proxy.target, model=NAME, timeout_s=20.0) as client, asking(client) as load:
+        load.wait_for(30, timeout_s=60)
+        three[0].stop(kill=True)
+        assert wait_until(lambda: proxy.active(killed) is None, 30)
+        load.wait_for(30, timeout_s=60)
+        three[0] = again(three[0])
+        three[0].start()
+        assert wait_until(lambda: proxy.active(killed) is not None, 60)
+        load.wait_for(30, timeout_s=60)
+    print(f"{len(load.samples)} calls, {len(load.errors)} failed: {load.errors[:1]}")
+    assert load.errors == []
+
+
 def test_envoy_lets_nobody_unload_a_model(proxy: Envoy) -> None:
     with triton.InferenceServerClient(proxy.target) as client:
         assert client.is_server_ready() and client.is_model_ready(NAME)
