@@ -49,7 +49,8 @@ def contract_values() -> set[str]:
     [
         ("tokenizer", {contract.QUERY, contract.DOCUMENT, contract.MAX_LENGTH, contract.MAX_QUERY_TOKENS,
                        contract.MAX_DOCUMENT_TOKENS, contract.LENGTH_LADDER, contract.PAD_TOKEN_ID,
-                       contract.QUERY_PROMPT, contract.SPECIAL_TOKENS_IN_TEXT, contract.INSTRUCTION}),
+                       contract.QUERY_PROMPT, contract.SPECIAL_TOKENS_IN_TEXT, contract.INSTRUCTION,
+                       contract.INSTRUCTION_PLACE}),
         ("encoder", {contract.LOGITS}),
     ],
 )  # fmt: skip
@@ -210,11 +211,13 @@ def test_the_client_sees_whether_queues_are_bounded(bounds: dict[str, Any]) -> N
     assert not any(configs.dynamic_batching.HasField("default_queue_policy") for configs in unbounded.values())
 
 
-def test_the_client_sees_about_how_much_a_prompt_takes() -> None:
+def test_the_client_sees_about_how_much_a_prompt_takes_and_whether_it_has_a_place_for_an_instruction() -> None:
     prompt = {"prompt_prefix": "x" * 40, "prompt_query": "{query}", "prompt_document": "{document}", "instruction": "é"}
-    for given, expected in ({}, 0), (prompt, -(-(40 + 7 + 10 + 2) // 4)):
+    told = {**prompt, "prompt_query": f"{contract.INSTRUCTION_PLACE} {{query}}"}
+    for given, tokens, takes in (({}, 0, False), (prompt, -(-59 // 4), False), (told, -(-73 // 4), True)):
         configs = ServedModel(**MODEL, prompt=given).configs()
-        assert with_step(parse_model_info("m", configs["m"]), configs["m-tokenizer"]).prompt_tokens == expected
+        info = with_step(parse_model_info("m", configs["m"]), configs["m-tokenizer"])
+        assert (info.prompt_tokens, info.takes_instruction) == (tokens, takes)
 
 
 def test_both_queues_are_bounded_in_length_and_time() -> None:

@@ -49,6 +49,7 @@ PAD_TOKEN_ID: Final = "pad_token_id"
 QUERY_PROMPT: Final = "query_prompt"  # put before every query; absent for none
 SPECIAL_TOKENS_IN_TEXT: Final = "special_tokens_in_text"  # "text" or "special"; absent for "text"
 PROMPT: Final = "prompt_"  # begins the names of a prompt's pieces; which, says backends/tokenizer/prompt.py
+INSTRUCTION_PLACE: Final = "{instruction}"  # in the piece around the query, where the prompt takes one
 # MAX_LENGTH and INSTRUCTION are, too.
 
 CONFIG_FILE: Final = "config.pbtxt"  # in the folder of the ensemble and of each step

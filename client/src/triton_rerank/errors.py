@@ -4,6 +4,7 @@
     ├─ InvalidRequestError (ValueError)          no          no          400          2
     │   └─ RequestTooLargeError                  no          no          413          2
     ├─ ConfigurationError                        no          no          500          3
+    │   └─ NoRerankerError                       no          no          400          3
     ├─ TransportError                            (base of the two below)
     │   ├─ ServerUnavailableError                yes         yes         503          4
     │   └─ DeadlineExceededError (TimeoutError)  no          yes         504          5
@@ -67,9 +68,15 @@ class RequestTooLargeError(InvalidRequestError):
 
 
 class ConfigurationError(RerankError):
-    """The client and the server do not fit: unknown model, or a model that is not a reranker."""
+    """The client and the server do not fit: unknown model, certificates, headers."""
 
     exit_code = 3
+
+
+class NoRerankerError(ConfigurationError):
+    """The server has a model of that name, of another kind: a step of a reranker, or something else altogether."""
+
+    http_status = 400
 
 
 class TransportError(RerankError):

@@ -194,6 +194,7 @@ class ModelInfo:
         length_ladder: padded lengths in tokens, ascending; a request is padded to the first that holds it.
         queue_bounded: requests that wait too long in the server, or are one too many, are refused.
         prompt_tokens: about how many tokens of a pair the model's prompt takes, rather too many; 0 where there is none.
+        takes_instruction: the prompt has a place for the instruction of a request.
     """
 
     name: str
@@ -206,3 +207,4 @@ class ModelInfo:
     length_ladder: tuple[int, ...] = ()
     queue_bounded: bool = False
     prompt_tokens: int = 0
+    takes_instruction: bool = False

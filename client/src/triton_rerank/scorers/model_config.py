@@ -6,8 +6,17 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
 
-from triton_rerank.contract import ACTIVATION, INSTRUCTION, LENGTH_LADDER, MAX_LENGTH, PRECISION, PROMPT, SOURCE
-from triton_rerank.errors import ConfigurationError
+from triton_rerank.contract import (
+    ACTIVATION,
+    INSTRUCTION,
+    INSTRUCTION_PLACE,
+    LENGTH_LADDER,
+    MAX_LENGTH,
+    PRECISION,
+    PROMPT,
+    SOURCE,
+)
+from triton_rerank.errors import ConfigurationError, NoRerankerError
 from triton_rerank.types import Activation, ModelInfo
 
 _ACTIVATIONS = ("identity", "sigmoid")
@@ -40,12 +49,13 @@ def parse_model_info(model: str, config: Any) -> ModelInfo:
         All of it but what `with_step` adds.
 
     Raises:
-        ConfigurationError: a parameter is missing or has a value that is not known.
+        NoRerankerError: the config has none of a reranker's parameters, or not all.
+        ConfigurationError: a parameter has a value that is not known.
     """
     parameters: Mapping[str, str] = {key: value.string_value for key, value in config.parameters.items()}
     missing = [name for name in (ACTIVATION, MAX_LENGTH, PRECISION, SOURCE) if name not in parameters]
     if missing:
-        raise ConfigurationError(
+        raise NoRerankerError(
             f"model {model!r} is not one that triton-rerank-export wrote: its config.pbtxt has no parameter "
             f"{', '.join(missing)}; ask for the ensemble, not for its steps"
         )
@@ -89,4 +99,10 @@ def with_step(info: ModelInfo, step: Any) -> ModelInfo:
         value.string_value for key, value in step.parameters.items() if key.startswith(PROMPT) or key == INSTRUCTION
     ]
     prompt = -(-sum(len(piece.encode()) for piece in pieces) // _PROMPT_BYTES_PER_TOKEN)
-    return replace(info, length_ladder=tuple(map(int, rungs)), queue_bounded=bool(bounded), prompt_tokens=prompt)
+    return replace(
+        info,
+        length_ladder=tuple(map(int, rungs)),
+        queue_bounded=bool(bounded),
+        prompt_tokens=prompt,
+        takes_instruction=any(INSTRUCTION_PLACE in piece for piece in pieces),
+    )

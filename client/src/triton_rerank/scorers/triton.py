@@ -93,7 +93,8 @@ class TritonScorer(Remade):
         """Read the configs of the ensemble and of its first step from the server.
 
         Raises:
-            ConfigurationError: unknown model, or one that was not written by triton-rerank-export.
+            NoRerankerError: a model that was not written by triton-rerank-export, or a step of one that was.
+            ConfigurationError: unknown model.
             RerankError: as the status table says.
         """
         info = parse_model_info(self.model, await self._config(self.model, call))
