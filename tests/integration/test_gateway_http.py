@@ -111,6 +111,17 @@ def test_a_bad_body_is_told_what_is_wrong_in_json(gateway: Running, case: str) -
     assert found.headers["x-request-id"]
 
 
+@pytest.mark.parametrize("kind", [None, "application/json; charset=utf-8", "APPLICATION/JSON", "application/x+json"])
+@pytest.mark.parametrize("encodings", ["identity", "gzip, br"])
+def test_json_by_any_of_its_names_is_read_and_answered_as_it_is(
+    gateway: Running, kind: str | None, encodings: str
+) -> None:
+    headers = {"accept-encoding": encodings, **({} if kind is None else {"content-type": kind})}
+    found = gateway.http.post("/v1/rerank", content=ENCODED, headers=headers)
+    assert (found.status_code, found.headers["content-type"]) == (200, "application/json")
+    assert "content-encoding" not in found.headers
+
+
 def test_empty_documents_are_scored_and_keep_their_places(gateway: Running) -> None:
     found = gateway.post("/v1/rerank", {"query": QUERY, "documents": ["", "", "cats"]}).json()["results"]
     assert sorted(row["index"] for row in found) == [0, 1, 2]
@@ -185,6 +196,25 @@ def test_get_on_a_path_for_post_is_405(gateway: Running, path: str) -> None:
     assert "it wants POST" in found.json()["message"]
 
 
+@pytest.mark.parametrize("path", ["/health/ready", "/v1/models", "/metrics", "/", "/page/main.js"])
+def test_post_on_a_path_for_get_is_405_and_says_what_it_wants(gateway: Running, path: str) -> None:
+    found = gateway.post(path, BODY)
+    assert found.status_code == 405 and "POST" not in found.headers["allow"]
+    assert found.json()["message"] == f"POST is not for {path!r}: it wants {found.headers['allow']}"
+
+
+@pytest.mark.parametrize("host", ["[", "a b", "x" * 300])
+def test_a_host_that_is_none_is_answered_as_any(gateway: Running, host: str) -> None:
+    found = gateway.raw(f"GET /nothing HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+    assert found.startswith(b"HTTP/1.1 404") and b"nothing is at '/nothing'" in found
+
+
+def test_a_timeout_in_digits_that_are_none_is_refused(gateway: Running) -> None:
+    asked = request(ENCODED, headers=f"{JSON}connection: close\r\nx-request-timeout-ms: ?\r\n").replace(b"?", b"\xb2")
+    found = gateway.raw(asked)  # ², in Latin-1
+    assert found.startswith(b"HTTP/1.1 400") and b"X-Request-Timeout-Ms must be a whole number" in found
+
+
 def test_the_request_id_is_echoed_if_it_is_one(gateway: Running) -> None:
     assert gateway.post("/v1/rerank", BODY, headers={"x-request-id": "mine-1"}).headers["x-request-id"] == "mine-1"
     made = gateway.post("/v1/rerank", BODY, headers={"x-request-id": "two words"}).headers["x-request-id"]
@@ -237,11 +267,11 @@ def test_a_fallback_is_told_in_body_and_headers() -> None:
     dead = fake(name="first", error=ServerUnavailableError("gone"))
     with running(models=FallbackScorer([dead, fake(name="second")])) as gateway:
         found = gateway.post("/rerank", {"query": QUERY, "texts": DOCUMENTS})
-        common = gateway.post("/v1/rerank", BODY).json()
+        plain = gateway.post("/v1/rerank", BODY).json()
     assert [row["index"] for row in found.json()] == [1, 2, 0]
     assert (found.headers["x-rerank-degraded"], found.headers["x-rerank-served-by"]) == ("true", "second")
     assert found.headers["x-rerank-reason"].startswith("first: ServerUnavailableError")
-    assert (common["degraded"], common["served_by"]) == (True, "second")
+    assert (plain["degraded"], plain["served_by"]) == (True, "second")
 
 
 def test_only_the_right_order_makes_a_gateway_ready() -> None:
@@ -251,6 +281,18 @@ def test_only_the_right_order_makes_a_gateway_ready() -> None:
         with running(models=scorer) as gateway:
             wait_for(lambda gateway=gateway, said=said: said in gateway.get("/health").text)  # type: ignore[misc]
             assert gateway.get("/health").status_code == 503
+
+
+def test_a_model_that_stops_answering_is_not_ready_until_it_does_again() -> None:
+    scorer = fake()
+    settings = Settings(port=0, canary_interval_s=0.05, canary_max_age_s=0.5)
+    with running(settings, scorer) as gateway:
+        wait_for(lambda: gateway.get("/health/ready").status_code == 200)
+        scorer.error = ServerUnavailableError("gone")
+        wait_for(lambda: gateway.get("/health/ready").status_code == 503)
+        assert gateway.get("/health/ready").json()["models"] == {"fake-model": "ServerUnavailableError"}
+        scorer.error = None
+        wait_for(lambda: gateway.get("/health/ready").status_code == 200)
 
 
 @pytest.mark.parametrize(
@@ -387,7 +429,7 @@ def test_without_its_key_nothing_is_answered_but_in_the_dialects_words(
 
 
 def test_reads_want_a_key_too_but_health_does_not(guarded: Running) -> None:
-    for path in ("/v1/models", "/info", "/metrics", "/v1/models/other"):
+    for path in ("/v1/models", "/info", "/metrics", "/v1/models/fake-model"):
         assert guarded.get(path).status_code == 401
         assert guarded.get(path, headers={"authorization": "Bearer secret"}).status_code == 200
     assert guarded.get("/health/live").status_code == 200
@@ -396,6 +438,7 @@ def test_reads_want_a_key_too_but_health_does_not(guarded: Running) -> None:
 def test_a_key_sees_and_uses_its_models_only(guarded: Running) -> None:
     headers = {"authorization": "Bearer secret"}
     assert [row["id"] for row in guarded.get("/v1/models", headers=headers).json()["data"]] == ["fake-model"]
+    assert guarded.get("/v1/models/other", headers=headers).status_code == 403
     forbidden = guarded.post("/v2/rerank", {**BODY, "model": "other"}, headers=headers)
     assert (forbidden.status_code, list(forbidden.json())) == (403, ["message"])
     assert guarded.post("/v2/rerank", {**BODY, "model": "fake-model"}, headers=headers).status_code == 200
@@ -423,6 +466,28 @@ def test_connections_over_the_bound_are_refused_and_the_others_live() -> None:
     assert refused.startswith(b"HTTP/1.1 503") and b"too many connections" in refused
 
 
+def test_a_caller_that_does_not_take_its_answer_is_cut_off_and_one_that_takes_its_time_is_not() -> None:
+    settings = Settings(port=0, send_timeout_s=0.5, max_wait_s=20.0, canary_interval_s=3600.0)
+    body = json.dumps({"query": QUERY, "documents": ["cats " * 400_000] * 6, "return_documents": True}).encode()
+    with running(settings, fake()) as gateway, ThreadPoolExecutor(1) as pool:
+        connections = gateway.gateway.metrics.connections
+        with socket.create_connection(("127.0.0.1", gateway.port)) as idle:
+            idle.sendall(request(body))
+            wait_for(lambda: connections._value.get() == 1)
+            wait_for(lambda: connections._value.get() == 0)
+
+        def slowly() -> int:
+            size = 0
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as patient:
+                patient.sendall(request(body, headers=f"{JSON}connection: close\r\n"))
+                while chunk := patient.recv(1_000_000):
+                    size += len(chunk)
+                    time.sleep(0.05)
+            return size
+
+        assert pool.submit(slowly).result() > 12_000_000
+
+
 def test_metrics_and_logs_tell_of_a_request_and_not_of_its_texts(
     guarded: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -437,14 +502,14 @@ def test_metrics_and_logs_tell_of_a_request_and_not_of_its_texts(
     line = next(each for each in caplog.records if getattr(each, "request_id", "") == "seen-1")
     told = vars(line)
     assert {name: told[name] for name in ("dialect", "model", "key", "status", "pairs")} == {
-        "dialect": "common",
+        "dialect": "v1-rerank",
         "model": "fake-model",
         "key": "team",
         "status": 200,
         "pairs": 1,
     }
     metrics = guarded.get("/metrics", headers={"authorization": "Bearer secret"}).text
-    assert 'requests_total{dialect="common",key="team",model="fake-model",status="200"}' in metrics
+    assert 'requests_total{dialect="v1-rerank",key="team",model="fake-model",status="200"}' in metrics
     assert 'request_seconds_bucket{le="0.001",model="fake-model"}' in metrics
     for told_text in (metrics, caplog.text, repr(told)):
         assert secret_text not in told_text and "Bearer secret" not in told_text

@@ -16,8 +16,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from triton_rerank_gateway import openapi
-from triton_rerank_gateway.dialects.common import COMMON
 from triton_rerank_gateway.dialects.routes import ROUTES, Route
+from triton_rerank_gateway.dialects.v1_rerank import V1_RERANK
 from triton_rerank_gateway.failures import STATUSES, GatewayError, Kind
 from triton_rerank_gateway.gateway import Asked, CallerGoneError, Gateway
 from triton_rerank_gateway.page import add_page
@@ -109,19 +109,19 @@ def _lifespan(gateway: Gateway) -> Callable[[FastAPI], contextlib.AbstractAsyncC
 async def _not_routed(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     kind = _STATUS_KINDS.get(exc.status_code, "invalid")
-    path = request.url.path
+    path, headers = request.scope["path"], {name.lower(): value for name, value in (exc.headers or {}).items()}
     message = (
-        f"{request.method} is not for {path!r:.80}: it wants POST"
+        f"{request.method} is not for {path!r:.80}: it wants {headers.setdefault('allow', 'GET')}"
         if kind == "method"
         else f"nothing is at {path!r:.80}; rerank at /rerank, /v1/rerank or /v2/rerank, with a base URL without /v1"
     )
-    return json_response(COMMON.error(GatewayError(kind, message)), exc.status_code, dict(exc.headers or {}))
+    return json_response(V1_RERANK.error(GatewayError(kind, message)), exc.status_code, headers)
 
 
 async def _refused(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, GatewayError)
     headers = {"www-authenticate": "Bearer"} if exc.kind == "unauthorized" else {}
-    return json_response(COMMON.error(exc), COMMON.status(exc), headers)
+    return json_response(V1_RERANK.error(exc), V1_RERANK.status(exc), headers)
 
 
 def _directly(app: FastAPI, endpoints: Mapping[str, Endpoint]) -> ASGIApp:

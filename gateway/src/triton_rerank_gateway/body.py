@@ -27,7 +27,7 @@ async def read_body(
     """
     _check_headers(headers)
     length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > most_bytes:
+    if length.isdecimal() and int(length) > most_bytes:
         raise _too_large(most_bytes)
     try:
         return await asyncio.wait_for(_collected(chunks, most_bytes), timeout_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -23,6 +24,7 @@ class Connection(HttpToolsProtocol):
 
     gateway: ClassVar[Gateway]
     _timer: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None  # runs while an answer waits for a caller who does not take it
     _head_bytes = 0
     _counted = False
     _refused = False
@@ -40,6 +42,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
         self._stop_timer()
+        self._stop_watching()
         if self._counted:
             self.gateway.metrics.connections.dec()
         super().connection_lost(exc)
@@ -78,6 +81,16 @@ class Connection(HttpToolsProtocol):
         if unread:
             self._start_timer()
 
+    def pause_writing(self) -> None:
+        """An answer is larger than what the caller has taken so far."""
+        super().pause_writing()
+        self._watch_caller()
+
+    def resume_writing(self) -> None:
+        """It took it."""
+        super().resume_writing()
+        self._stop_watching()
+
     def send_400_response(self, msg: str) -> None:
         """In JSON, like everything."""
         self._refuse(400, msg)
@@ -96,6 +109,20 @@ class Connection(HttpToolsProtocol):
         self.transport.write(head.encode() + b"connection: close\r\nretry-after: 1\r\n\r\n" + body)
         self._refused = True
         self._start_timer(_LINGER_S)  # closed at once, what the caller still sends would take the answer away from it
+
+    def _watch_caller(self, left: float = math.inf) -> None:
+        """End the connection if nothing more was taken of the answer since bytes were ``left``."""
+        waiting = self.transport.get_write_buffer_size()
+        if waiting < left:
+            wait_s = self.gateway.settings.send_timeout_s
+            self._sending = self.loop.call_later(wait_s, self._watch_caller, waiting)
+        else:
+            self.transport.abort()
+
+    def _stop_watching(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
 
     def _start_timer(self, seconds: float | None = None) -> None:
         self._stop_timer()

@@ -120,7 +120,7 @@ class Gateway:
         fields = Fields(body.decode(await self._read(asked, self.settings.max_body_bytes)))
         dialect[0] = asked.route.tell(fields)
         question = dialect[0].question(fields)
-        model = self._model(question, asked, key)
+        model = self.find(question.model or asked.path_model, key)
         told.model, told.pairs = model.name, question.n_pairs
         if question.n_pairs > self.settings.max_documents:
             bound = f"the bound is {self.settings.max_documents}"
@@ -144,8 +144,13 @@ class Gateway:
         timeout_s = self.settings.body_timeout_s
         return await body.read_body(asked.chunks, asked.headers, most_bytes=most_bytes, timeout_s=timeout_s)
 
-    def _model(self, question: Question, asked: Asked, key: Key) -> Model:
-        model = self.models.find(question.model or asked.path_model or next(iter(key.models), None))
+    def find(self, name: str | None, key: Key) -> Model:
+        """The model of that name; for none the default, or the first that the key may use.
+
+        Raises:
+            GatewayError: there is none, or the key may not use it.
+        """
+        model = self.models.find(name or next(iter(key.models), None))
         if not key.may_use(model.name):
             raise GatewayError("forbidden", f"this key may use {', '.join(key.models)}, and not {model.name!r}")
         return model
@@ -168,7 +173,7 @@ class Gateway:
         wanted = question.extras.timeout_s
         header = asked.headers.get("x-request-timeout-ms")
         if wanted is None and header is not None:
-            if not header.isdigit() or not int(header[:12]) > 0:
+            if not header.isdecimal() or not int(header[:12]) > 0:
                 raise GatewayError("invalid", "X-Request-Timeout-Ms must be a whole number of milliseconds from 1")
             wanted = int(header[:12]) / 1000
         return min(self.settings.timeout_s if wanted is None else wanted, self.settings.max_timeout_s)

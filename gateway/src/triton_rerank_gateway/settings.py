@@ -57,6 +57,9 @@ class Settings:
     max_connections: int = option(1024, "open at a time; more are told 503 and closed", least=1, most=2**31 - 1)
     head_timeout_s: float = option(10.0, "until a request's headers must have come", least=0.001, most=86400)
     body_timeout_s: float = option(20.0, "until a request's body must have come", least=0.001, most=86400)
+    send_timeout_s: float = option(
+        20.0, "a caller that took nothing of its answer for so long is gone", least=0.001, most=86400
+    )
     keep_alive_s: int = option(75, "that a connection without requests stays open", least=1, most=86400)
     drain_s: int = option(30, "that running requests get when the gateway is told to stop", least=0, most=86400)
     pairs_in_flight: int = option(2048, "pairs that are scored at a time", least=1, most=2**31 - 1)

@@ -13,12 +13,12 @@ from triton_rerank import CascadeScorer, FallbackScorer, RerankClient, Scorer, S
 from triton_rerank_gateway.answered import Answered
 from triton_rerank_gateway.dialects.base import Dialect
 from triton_rerank_gateway.dialects.cohere import COHERE_V1, COHERE_V2
-from triton_rerank_gateway.dialects.common import COMMON
 from triton_rerank_gateway.dialects.infinity import INFINITY
 from triton_rerank_gateway.dialects.jina import JINA
 from triton_rerank_gateway.dialects.nim import NIM
 from triton_rerank_gateway.dialects.routes import ROUTES
 from triton_rerank_gateway.dialects.tei import TEI, TEI_PREDICT
+from triton_rerank_gateway.dialects.v1_rerank import V1_RERANK
 from triton_rerank_gateway.dialects.vllm import VLLM, VLLM_SCORE
 from triton_rerank_gateway.dialects.voyage import JINA_OR_VOYAGE, VOYAGE
 from triton_rerank_gateway.dialects.xinference import XINFERENCE
@@ -78,13 +78,13 @@ GOLDEN: dict[str, tuple[Dialect, Json, Any]] = {
         {**BODY, "top_n": None, "max_tokens_per_doc": None},
         {"id": "the-id", "results": ORDER, "meta": META_2},
     ),
-    "common": (
-        COMMON,
+    "v1-rerank": (
+        V1_RERANK,
         {**BODY, "top_n": 5, "user": "me", "unknown": [1]},
         {"id": "the-id", "model": "public", "results": ORDER, "usage": USAGE, "meta": META_1},
     ),
-    "common, RAGFlow's strings for booleans": (
-        COMMON,
+    "v1-rerank, RAGFlow's strings for booleans": (
+        V1_RERANK,
         {**BODY, "return_documents": "true", "return_len": "true"},
         {"id": "the-id", "model": "public", "results": with_objects(ORDER), "usage": USAGE, "meta": META_1},
     ),
@@ -198,10 +198,10 @@ def everywhere(kind: str, code: int) -> Json:
 INVALID_LIST = {"detail": [{"loc": ["body"], "msg": "why", "type": "value_error"}]}
 MESSAGE, DETAIL = {"message": "why"}, {"detail": "why"}
 ERRORS: list[tuple[Dialect, Kind, int, Json]] = [
-    (COMMON, "invalid", 400, everywhere("invalid", 400)),
-    (COMMON, "too_large", 400, everywhere("too_large", 400)),
-    (COMMON, "unauthorized", 401, everywhere("unauthorized", 401)),
-    (COMMON, "overloaded", 429, everywhere("overloaded", 429)),
+    (V1_RERANK, "invalid", 400, everywhere("invalid", 400)),
+    (V1_RERANK, "too_large", 400, everywhere("too_large", 400)),
+    (V1_RERANK, "unauthorized", 401, everywhere("unauthorized", 401)),
+    (V1_RERANK, "overloaded", 429, everywhere("overloaded", 429)),
     (COHERE_V2, "empty", 400, MESSAGE),
     (COHERE_V2, "unauthorized", 401, MESSAGE),
     (COHERE_V2, "forbidden", 403, MESSAGE),
@@ -242,8 +242,8 @@ def test_a_dialect_words_its_errors_as_its_clients_read_them(
 
 
 TOLD: list[tuple[str, Json, Dialect]] = [
-    ("/rerank", BODY, COMMON),
-    ("/v1/rerank", {**BODY, "top_n": None, "return_documents": False}, COMMON),
+    ("/rerank", BODY, V1_RERANK),
+    ("/v1/rerank", {**BODY, "top_n": None, "return_documents": False}, V1_RERANK),
     ("/v1/rerank", {**BODY, "return_documents": True}, JINA_OR_VOYAGE),
     ("/v1/rerank", {**BODY, "top_k": None, "truncation": True}, VOYAGE),
     ("/v1/rerank", {**BODY, "top_k": 3}, VOYAGE),
@@ -251,7 +251,7 @@ TOLD: list[tuple[str, Json, Dialect]] = [
     ("/rerank", {**BODY, "raw_scores": True}, INFINITY),
     ("/v1/rerank", {"query": {"text": QUERY}, "passages": []}, NIM),
     ("/v2/rerank", {**BODY, "return_documents": True}, COHERE_V2),
-    ("/v1/v1/rerank", BODY, COMMON),
+    ("/v1/v1/rerank", BODY, V1_RERANK),
     ("/v1/v2/rerank", BODY, COHERE_V2),
     ("/tei/rerank", BODY, TEI),
     ("/voyage/v1/rerank", {**BODY, "return_documents": True}, VOYAGE),
@@ -271,7 +271,7 @@ def test_path_and_body_tell_the_dialect(path: str, body: Json, dialect: Dialect)
 
 def test_an_object_comes_back_whole_with_its_id() -> None:
     documents = [{"text": "cats sleep", "id": 7, "source": {"page": 3}}, "a dog"]
-    found = answer(COMMON, {"query": QUERY, "documents": documents, "return_documents": True})["results"]
+    found = answer(V1_RERANK, {"query": QUERY, "documents": documents, "return_documents": True})["results"]
     assert found[0] == {"index": 0, "relevance_score": TWO, "id": 7, "document": documents[0]}
     assert found[1]["document"] == {"text": "a dog"}
 
@@ -283,7 +283,7 @@ def test_rank_fields_choose_what_is_ranked() -> None:
 
 
 def test_logits_and_details_come_only_when_asked_for() -> None:
-    found = answer(COMMON, {**BODY, "return_details": True, "top_n": 1})["results"]
+    found = answer(V1_RERANK, {**BODY, "return_details": True, "top_n": 1})["results"]
     details = {"logit": 2.0, "truncated": False, "best_chunk": None, "token_count": 4}  # words of query and document
     assert found == [{**ORDER[0], **details}]
     assert answer(TEI, {"query": QUERY, "texts": DOCUMENTS, "return_details": True})[1]["token_count"] == 4
@@ -291,20 +291,20 @@ def test_logits_and_details_come_only_when_asked_for() -> None:
 
 
 def test_a_least_score_is_on_the_scale_of_the_answer() -> None:
-    assert len(answer(COMMON, {**BODY, "min_score": 0.7})["results"]) == 2
+    assert len(answer(V1_RERANK, {**BODY, "min_score": 0.7})["results"]) == 2
     assert len(answer(TEI, {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True, "min_score": 1.5})) == 1
-    assert answer(COMMON, {**BODY, "min_score": 0.99})["results"] == []
+    assert answer(V1_RERANK, {**BODY, "min_score": 0.99})["results"] == []
 
 
 def test_scores_stay_within_0_and_1_for_a_model_without_a_sigmoid() -> None:
-    found = answer(COMMON, BODY, fake(activation="identity"))["results"]
+    found = answer(V1_RERANK, BODY, fake(activation="identity"))["results"]
     assert [row["relevance_score"] for row in found] == [TWO, ONE, NONE]
 
 
 def test_the_rest_of_a_cascade_ranks_below_what_the_heavy_model_scored() -> None:
     heavy = fake(name="heavy", logits=lambda _, document: -8.0 if "cats" in document else -9.0)
     scorer = CascadeScorer(fake(name="light"), heavy, keep=1)
-    rows = answered(COMMON, BODY, scorer).rows()
+    rows = answered(V1_RERANK, BODY, scorer).rows()
     assert [row.index for row in rows] == [1, 2, 0]
     assert [row.score for row in rows] == sorted((row.score for row in rows), reverse=True)
     assert rows[0].score == sigmoid(-8.0)
@@ -313,7 +313,7 @@ def test_the_rest_of_a_cascade_ranks_below_what_the_heavy_model_scored() -> None
 
 def test_a_fallback_is_seen_and_its_addresses_are_not() -> None:
     dead = fake(name="first", error=ServerUnavailableError("10.0.0.5:8001 cannot be reached"))
-    told = answer(COMMON, BODY, FallbackScorer([dead, fake(name="second")]))
+    told = answer(V1_RERANK, BODY, FallbackScorer([dead, fake(name="second")]))
     assert {name: told[name] for name in ("degraded", "served_by", "reason")} == {
         "degraded": True,
         "served_by": "second",
@@ -324,30 +324,38 @@ def test_a_fallback_is_seen_and_its_addresses_are_not() -> None:
 
 def test_where_no_model_answered_the_callers_order_stays_and_no_score_is_made_up() -> None:
     dead = fake(error=ServerUnavailableError("gone"))
-    told = answer(COMMON, {**BODY, "min_score": 0.5}, FallbackScorer([dead]))
+    told = answer(V1_RERANK, {**BODY, "min_score": 0.5}, FallbackScorer([dead]))
     assert [(row["index"], row["relevance_score"]) for row in told["results"]] == [(0, 0.0), (1, 0.0), (2, 0.0)]
     assert told["degraded"] is True
 
 
 WRONG: list[tuple[Dialect, Json, str]] = [
-    (COMMON, {"documents": DOCUMENTS}, "query is absent or null: it must be a string"),
-    (COMMON, {**BODY, "query": "  \n"}, "query is blank"),
-    (COMMON, {**BODY, "query": 5}, "query is a number (5): it must be a string"),
-    (COMMON, {**BODY, "documents": []}, "documents is empty"),
-    (COMMON, {**BODY, "documents": None}, "documents is absent or null"),
-    (COMMON, {**BODY, "documents": "one"}, "documents is a string (one): it must be a list"),
-    (COMMON, {**BODY, "documents": ["a", None]}, "documents[1] is absent or null: it must be a string, or an object"),
-    (COMMON, {**BODY, "documents": ["a", 5]}, "documents[1] is a number (5)"),
-    (COMMON, {**BODY, "documents": [{"id": 1}]}, "documents[0].text is absent or null"),
-    (COMMON, {**BODY, "top_n": -1}, "top_n is a number (-1): it must be a whole number from 0"),
-    (COMMON, {**BODY, "top_n": 1.5}, "top_n is a number (1.5)"),
-    (COMMON, {**BODY, "top_n": True}, "top_n is a boolean (True)"),
-    (COMMON, {**BODY, "top_n": "3"}, "top_n is a string (3)"),
-    (COMMON, {**BODY, "model": 3}, "model is a number (3): it must be a string"),
-    (COMMON, {**BODY, "return_documents": "maybe"}, "return_documents is a string (maybe): it must be true or false"),
-    (COMMON, {**BODY, "timeout_ms": 0}, "timeout_ms is a number (0): it must be a whole number from 1"),
-    (COMMON, {**BODY, "min_score": "high"}, "min_score is a string (high): it must be a number"),
-    (COMMON, {**BODY, "rank_fields": "title"}, "rank_fields is a string"),
+    (V1_RERANK, {"documents": DOCUMENTS}, "query is absent or null: it must be a string"),
+    (V1_RERANK, {**BODY, "query": "  \n"}, "query is blank"),
+    (V1_RERANK, {**BODY, "query": 5}, "query is a number (5): it must be a string"),
+    (V1_RERANK, {**BODY, "documents": []}, "documents is empty"),
+    (V1_RERANK, {**BODY, "documents": None}, "documents is absent or null"),
+    (V1_RERANK, {**BODY, "documents": "one"}, "documents is a string (one): it must be a list"),
+    (
+        V1_RERANK,
+        {**BODY, "documents": ["a", None]},
+        "documents[1] is absent or null: it must be a string, or an object",
+    ),
+    (V1_RERANK, {**BODY, "documents": ["a", 5]}, "documents[1] is a number (5)"),
+    (V1_RERANK, {**BODY, "documents": [{"id": 1}]}, "documents[0].text is absent or null"),
+    (V1_RERANK, {**BODY, "top_n": -1}, "top_n is a number (-1): it must be a whole number from 0"),
+    (V1_RERANK, {**BODY, "top_n": 1.5}, "top_n is a number (1.5)"),
+    (V1_RERANK, {**BODY, "top_n": True}, "top_n is a boolean (True)"),
+    (V1_RERANK, {**BODY, "top_n": "3"}, "top_n is a string (3)"),
+    (V1_RERANK, {**BODY, "model": 3}, "model is a number (3): it must be a string"),
+    (
+        V1_RERANK,
+        {**BODY, "return_documents": "maybe"},
+        "return_documents is a string (maybe): it must be true or false",
+    ),
+    (V1_RERANK, {**BODY, "timeout_ms": 0}, "timeout_ms is a number (0): it must be a whole number from 1"),
+    (V1_RERANK, {**BODY, "min_score": "high"}, "min_score is a string (high): it must be a number"),
+    (V1_RERANK, {**BODY, "rank_fields": "title"}, "rank_fields is a string"),
     (COHERE_V1, {**BODY, "documents": [{"a": "b"}], "rank_fields": ["title"]}, "documents[0] has no key 'title'"),
     (VOYAGE, {**BODY, "top_k": -1}, "top_k is a number (-1)"),
     (TEI, {"query": QUERY, "texts": []}, "texts is empty"),
@@ -359,7 +367,7 @@ WRONG: list[tuple[Dialect, Json, str]] = [
     (NIM, {"query": {"text": "a"}, "passages": [{"text": "a"}], "truncate": "START"}, "truncate is a string (START)"),
     (VLLM_SCORE, {"text_1": ["a", "b"], "text_2": ["c"]}, "text_1 has 2 texts and text_2 1"),
     (VLLM_SCORE, {"text_1": "a", "text_2": [1]}, "text_2[0] is a number (1)"),
-    (COMMON, {**BODY, "query": [QUERY]}, "query is a list: it must be a string"),
+    (V1_RERANK, {**BODY, "query": [QUERY]}, "query is a list: it must be a string"),
 ]
 
 
@@ -373,7 +381,7 @@ def test_what_is_wrong_is_said_with_its_place_value_and_bound(dialect: Dialect, 
 
 def test_no_more_than_80_characters_of_a_text_are_in_a_message() -> None:
     with pytest.raises(GatewayError) as raised:
-        COMMON.question(Fields({"query": QUERY, "documents": "secret " * 1000}))
+        V1_RERANK.question(Fields({"query": QUERY, "documents": "secret " * 1000}))
     assert raised.value.message.count("secret") < 13
 
 

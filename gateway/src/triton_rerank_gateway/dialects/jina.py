@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from triton_rerank_gateway.answered import Answered
-from triton_rerank_gateway.dialects import base, common
+from triton_rerank_gateway.dialects import base, v1_rerank
 from triton_rerank_gateway.failures import GatewayError
 
 
@@ -12,7 +12,7 @@ def _answer(answered: Answered) -> base.Json:
         "model": answered.model,
         "object": "list",
         "usage": base.usage(answered),
-        "results": [common.result(answered, row) for row in answered.rows()],
+        "results": [v1_rerank.result(answered, row) for row in answered.rows()],
         **base.answer_extras(answered),
     }
 
@@ -21,4 +21,4 @@ def _error(failure: GatewayError) -> base.Json:
     return {"detail": failure.message}
 
 
-JINA = base.Dialect("jina", common.read, _answer, _error, common.REQUEST)
+JINA = base.Dialect("jina", v1_rerank.read, _answer, _error, v1_rerank.REQUEST)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from triton_rerank_gateway.dialects.base import Dialect
 from triton_rerank_gateway.dialects.cohere import COHERE_V1, COHERE_V2
-from triton_rerank_gateway.dialects.common import COMMON
 from triton_rerank_gateway.dialects.infinity import INFINITY
 from triton_rerank_gateway.dialects.jina import JINA
 from triton_rerank_gateway.dialects.nim import NIM
 from triton_rerank_gateway.dialects.tei import TEI, TEI_PREDICT
+from triton_rerank_gateway.dialects.v1_rerank import V1_RERANK
 from triton_rerank_gateway.dialects.vllm import VLLM, VLLM_SCORE
 from triton_rerank_gateway.dialects.voyage import JINA_OR_VOYAGE, VOYAGE
 from triton_rerank_gateway.dialects.xinference import XINFERENCE
@@ -46,7 +46,7 @@ def _tell(default: Dialect, body: Container[str]) -> Dialect:
         if any(name in body for name in names):
             return dialect
     asks_both = "return_documents" in body and "top_n" not in body
-    return JINA_OR_VOYAGE if default is COMMON and asks_both else default
+    return JINA_OR_VOYAGE if default is V1_RERANK and asks_both else default
 
 
 # Fields that only one dialect has, in the order in which they are looked for.
@@ -65,10 +65,10 @@ def _under(prefix: str, dialect: Dialect, *paths: str) -> list[Route]:
 _V1 = ("/rerank", "/v1/rerank")
 # The last two of the first lines are what today's Cohere SDKs make of a base URL with /v1, which old ones want.
 ROUTES: tuple[Route, ...] = (
-    Route("/rerank", COMMON, shared=True),
-    Route("/v1/rerank", COMMON, shared=True),
+    Route("/rerank", V1_RERANK, shared=True),
+    Route("/v1/rerank", V1_RERANK, shared=True),
     Route("/v2/rerank", COHERE_V2, shared=True),
-    Route("/v1/v1/rerank", COMMON, shared=True),
+    Route("/v1/v1/rerank", V1_RERANK, shared=True),
     Route("/v1/v2/rerank", COHERE_V2, shared=True),
     Route("/predict", TEI_PREDICT),
     Route("/score", VLLM_SCORE),

@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from triton_rerank_gateway.answered import Answered, Row
-from triton_rerank_gateway.dialects import base, common
+from triton_rerank_gateway.dialects import base, v1_rerank
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields, checked_query, wrong
 from triton_rerank_gateway.question import Question, pairs, read_extras
 
 
 def _read(body: Fields) -> Question:
-    question = common.read(body)
+    question = v1_rerank.read(body)
     return replace(
         question,
         return_documents=body.flag("return_documents", default=True),
@@ -95,7 +95,7 @@ def _answer_score(answered: Answered) -> base.Json:
     }
 
 
-VLLM = base.Dialect("vllm", _read, _answer, _error, common.REQUEST, base.NO_413)
+VLLM = base.Dialect("vllm", _read, _answer, _error, v1_rerank.REQUEST, base.NO_413)
 _TEXT_OR_TEXTS = {"anyOf": [base.TEXT, base.TEXTS]}
 VLLM_SCORE = base.Dialect(
     "vllm-score",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from triton_rerank_gateway.answered import Answered, Row
-from triton_rerank_gateway.dialects import base, common
+from triton_rerank_gateway.dialects import base, v1_rerank
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields
 from triton_rerank_gateway.question import Part, Question, read_extras
@@ -43,7 +43,7 @@ def _answer(answered: Answered) -> base.Json:
 
 def _both(answered: Answered) -> base.Json:
     """LiteLLM asks Voyage without ``top_k`` exactly as it asks Jina: both find their results."""
-    return {**common.answer(answered), "data": [_result(answered, row) for row in answered.rows()]}
+    return {**v1_rerank.answer(answered), "data": [_result(answered, row) for row in answered.rows()]}
 
 
 def _error(failure: GatewayError) -> base.Json:
@@ -67,4 +67,4 @@ VOYAGE = base.Dialect(
     ),
     {**base.NO_413, "unknown_model": 400},
 )
-JINA_OR_VOYAGE = replace(common.COMMON, name="jina-or-voyage", answer=_both)
+JINA_OR_VOYAGE = replace(v1_rerank.V1_RERANK, name="jina-or-voyage", answer=_both)

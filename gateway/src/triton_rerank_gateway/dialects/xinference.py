@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from triton_rerank_gateway.answered import Answered
-from triton_rerank_gateway.dialects import base, common
+from triton_rerank_gateway.dialects import base, v1_rerank
 from triton_rerank_gateway.failures import GatewayError
 
 
 def _answer(answered: Answered) -> base.Json:
     return {
         "id": answered.request_id,
-        "results": [common.result(answered, row) for row in answered.rows()],
-        "meta": {**common.meta(answered, "1"), "warnings": None},
+        "results": [v1_rerank.result(answered, row) for row in answered.rows()],
+        "meta": {**v1_rerank.meta(answered, "1"), "warnings": None},
         **base.answer_extras(answered),
     }
 
@@ -20,4 +20,4 @@ def _error(failure: GatewayError) -> base.Json:
     return {"detail": failure.message}
 
 
-XINFERENCE = base.Dialect("xinference", common.read, _answer, _error, common.REQUEST, base.NO_413)
+XINFERENCE = base.Dialect("xinference", v1_rerank.read, _answer, _error, v1_rerank.REQUEST, base.NO_413)

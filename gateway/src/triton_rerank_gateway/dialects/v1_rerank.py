@@ -1,4 +1,4 @@
-"""``/rerank`` and ``/v1/rerank``, where Cohere v1, Jina, vLLM and Xinference cannot be told apart: one answer for all.
+"""``/v1/rerank`` and ``/rerank``, where Cohere v1, Jina, vLLM and Xinference cannot be told apart: one answer for all.
 
 It has what each of their clients needs: Haystack ``model`` and ``usage``, Cohere ``meta``, Xinference both. An error
 has the same plain string as ``message`` (Cohere) and ``detail`` (Jina, Haystack, LlamaIndex), and an object as
@@ -88,4 +88,4 @@ REQUEST = base.schema(
     max_tokens_per_query=base.COUNT,
     priority=base.COUNT,
 )
-COMMON = base.Dialect("common", read, answer, error, REQUEST, _STATUSES)
+V1_RERANK = base.Dialect("v1-rerank", read, answer, error, REQUEST, _STATUSES)
