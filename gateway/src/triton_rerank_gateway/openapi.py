@@ -8,7 +8,7 @@ from typing import Any
 from triton_rerank_gateway.dialects.routes import Route
 
 _REFUSALS = {
-    "400": "the request is wrong",
+    "400": "the request is wrong, or the model is no reranker",
     "401": "no key, or an unknown one",
     "403": "the key may not use this model",
     "404": "no such model",
@@ -16,7 +16,7 @@ _REFUSALS = {
     "413": "too large",
     "415": "no JSON",
     "422": "the request is wrong, where the dialect says it so",
-    "424": "the model failed, where the dialect says it so",
+    "424": "the model failed or is no reranker, where the dialect says it so",
     "429": "too much is waiting; Retry-After says when to come again",
     "500": "the gateway is not configured for the model behind it",
     "502": "the model failed",

@@ -20,6 +20,7 @@ _TYPES = {
     "unavailable": "Unhealthy",
     "deadline": "Unhealthy",
     "model_failed": "Backend",
+    "no_reranker": "Backend",
     "internal": "Backend",
 }
 
@@ -119,7 +120,7 @@ _OPTIONS = {
     "truncation_direction": {"enum": ["Left", "left", "Right", "right", None]},
     "raw_scores": base.FLAG,
 }
-_STATUSES = {"invalid": 422, "too_large": 413, "model_failed": 424}
+_STATUSES = {"invalid": 422, "too_large": 413, "model_failed": 424, "no_reranker": 424}
 TEI = base.Dialect(
     "tei",
     _read,
