@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-from playwright.sync_api import BrowserContext, Dialog, Locator, Page
+import pytest
+from playwright.sync_api import BrowserContext, Dialog, Locator, Page, expect
 
 from triton_rerank_gateway import Settings
 from triton_rerank_gateway.keys import Key, read_key
 
+ROOT = Path(__file__).parents[2]
 KEY = "page-key"
 QUERY = "cats sleep"
 DOCUMENTS = ["a dog barks", "cats sleep", "cats run"]  # best first: 1, 2, 0
@@ -72,3 +78,28 @@ def shown(page: Page, part: str = ".text", at: int = 0) -> list[str]:
 
 def alert(page: Page) -> Locator:
     return page.get_by_role("alert")
+
+
+def copied(page: Page, name: str) -> str:
+    """The code that a button copies; the page may read the clipboard."""
+    page.get_by_role("button", name=f"Copy as {name}").click()
+    expect(page.locator("#copied")).to_contain_text("Copied.")
+    return str(page.evaluate("navigator.clipboard.readText()"))
+
+
+def run_copied(page: Page, name: str, folder: Path | None = None, **environment: str) -> str:
+    """What the copied code prints: by bash, this python, or the one that has LangChain."""
+    python = ROOT / ".venv-sdks" / "bin" / "python" if name == "LangChain" else Path(sys.executable)
+    if not python.exists():
+        pytest.skip("langchain-cohere is not installed: `make gateway-sdks` does it")
+    program = "bash" if name == "curl" else str(python)
+    done = subprocess.run(
+        [program, "-c", copied(page, name)],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8", "LANGSMITH_TRACING": "false", **environment},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -59,6 +59,7 @@ class Model:
         canary: None for one that needs only be answered.
         max_length: longest pair in tokens, as far as is known; for estimates.
         prompt_tokens: that a prompt of the model takes of it.
+        takes_instruction: the prompt has a place for one.
         version: that answered last, "" if that is not known.
         proved_s: monotonic seconds when the canary was last ordered rightly, 0 if never.
         unready: why it is not ready.
@@ -70,6 +71,7 @@ class Model:
     canary: Canary | None = field(default_factory=Canary)
     max_length: int = DEFAULT_MAX_LENGTH
     prompt_tokens: int = 0
+    takes_instruction: bool = False
     version: str = ""
     proved_s: float = 0.0
     unready: str = "no canary was sent yet"
@@ -100,10 +102,11 @@ class Model:
         return "ready" if self.is_ready(max_age_s) else self.unready or "the last good canary is too old"
 
     async def read_limits(self, timeout_s: float) -> None:
-        """Learn ``max_length`` and ``prompt_tokens`` from the scorer, if it is one model and can be asked."""
+        """Learn ``max_length`` and what there is of a prompt, if the scorer is one model and can be asked."""
         try:
             info = await self.client.model_info(timeout_s=timeout_s)
             self.max_length, self.prompt_tokens = info.max_length, info.prompt_tokens
+            self.takes_instruction = info.takes_instruction
         except RerankError as exc:
             _log.debug("no model_info", extra={"model": self.name, "error": str(exc)})
 

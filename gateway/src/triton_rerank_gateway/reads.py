@@ -59,15 +59,13 @@ class _Reads:
 
     async def model(self, request: Request) -> Response:
         """One model, as OpenAI's API and Xinference's clients read it."""
-        self._key(request)
-        model = self._gateway.models.find(request.path_params["model"])
+        model = self._gateway.find(request.path_params["model"], self._key(request))
         told = {"model_type": "rerank", "model_name": model.name, "max_tokens": model.max_length}
         return json_response({**_row(model), **told})
 
     async def info(self, request: Request) -> Response:
         """TEI's."""
-        self._key(request)
-        model = self._gateway.models.find(None)
+        model = self._gateway.find(None, self._key(request))
         return json_response(tei.info(model.name, model.max_length, self._gateway.settings.max_documents, VERSION))
 
     async def metrics(self, request: Request) -> Response:
@@ -81,4 +79,5 @@ class _Reads:
 
 
 def _row(model: Model) -> dict[str, Any]:
-    return {"id": model.name, "object": "model", "created": 0, "owned_by": "triton-rerank"}
+    told = {"takes_instruction": model.takes_instruction}  # ours; clients read no more than the id
+    return {"id": model.name, "object": "model", "created": 0, "owned_by": "triton-rerank", **told}

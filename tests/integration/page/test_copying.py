@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 from support.gateways import Running, fake, running
-from support.page import KEY, QUIET, Watched, ask, closed_key, shown
+from support.page import KEY, QUIET, Watched, ask, closed_key, run_copied, shown
 
 NASTY = ['it\'s "$(touch x)" `id` \\ %s', "cats sleep\nJSON\n💤", "cats ünï \u2028 'JSON'"]
-
-
-def copied(page: Page, name: str) -> str:
-    page.get_by_role("button", name=f"Copy as {name}").click()
-    expect(page.locator("#copied")).to_contain_text("Copied.")
-    return str(page.evaluate("navigator.clipboard.readText()"))
 
 
 @pytest.fixture
@@ -32,11 +23,7 @@ def nasty(context: BrowserContext, page: Page, gateway: Running) -> Page:
 
 
 def test_the_copied_curl_line_gets_the_ranking_of_the_page(nasty: Page, tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["bash", "-c", copied(nasty, "curl")], capture_output=True, text=True, cwd=tmp_path, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = json.loads(run_copied(nasty, "curl", tmp_path))
     assert [f"document {row['index'] + 1}" for row in found["results"]] == shown(nasty, ".name")
     assert [f"{row['relevance_score']:.3f}" for row in found["results"]] == shown(nasty, ".score")
     assert list(tmp_path.iterdir()) == []
@@ -48,23 +35,13 @@ def test_the_copied_curl_line_takes_the_key_of_the_environment(context: BrowserC
         page.get_by_label("Key", exact=True).fill(KEY)
         ask(page)
         shown(page)
-        command = ["bash", "-c", copied(page, "curl")]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env={**os.environ, "RERANK_KEY": KEY}, timeout=60
-        )
-    assert "results" in json.loads(done.stdout)
+        assert "results" in json.loads(run_copied(page, "curl", RERANK_KEY=KEY))
 
 
 @pytest.mark.parametrize("name", ["Python", "LangChain"])
-def test_the_copied_code_gets_the_order_of_the_page(nasty: Page, root: Path, name: str) -> None:
-    program = Path(sys.executable) if name == "Python" else root / ".venv-sdks" / "bin" / "python"
-    if not program.exists():
-        pytest.skip("langchain-cohere is not installed: `make gateway-sdks` does it")
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "LANGSMITH_TRACING": "false"}
-    command = [str(program), "-c", copied(nasty, name)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-    assert done.returncode == 0, done.stderr
-    places = [done.stdout.index(text) for text in shown(nasty)]
+def test_the_copied_code_gets_the_order_of_the_page(nasty: Page, name: str) -> None:
+    said = run_copied(nasty, name)
+    places = [said.index(text) for text in shown(nasty)]
     assert places == sorted(places)
 
 

@@ -8,11 +8,11 @@ export class Refusal extends Error {
 
 const PROXY = "Is there a proxy in between that answers in the gateway's place?";
 
-/** Names of the models that this key may use. */
+/** The models that this key may use: `id`, and whether it `takes_instruction`. */
 export async function models(key) {
   const { body } = await ask("v1/models", key);
   if (!Array.isArray(body?.data)) throw new Refusal("The answer is no list of models.", PROXY);
-  return body.data.map((row) => row.id);
+  return body.data;
 }
 
 /** Tokens that a model reads of a query and a document together. */
@@ -22,10 +22,11 @@ export async function maxTokens(model, key) {
 }
 
 /** Rank; with timings in milliseconds: of the gateway's headers, and `whole` as this browser saw it. */
-export async function rank({ query, documents, model, top, chunks }, key, signal) {
+export async function rank({ query, documents, model, top, chunks, instruction }, key, signal) {
   const asked = { query, texts: documents.map(({ text }) => text), model, return_details: true, truncate: true };
   if (top) asked.top_n = top;
   if (chunks) asked.max_chunks_per_doc = chunks;
+  if (instruction) asked.instruction = instruction;
   const began = performance.now();
   const { body, headers } = await ask("tei/rerank", key, { method: "POST", body: JSON.stringify(asked), signal });
   if (!Array.isArray(body)) throw new Refusal("The answer is no ranking.", PROXY);

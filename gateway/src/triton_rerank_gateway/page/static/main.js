@@ -6,9 +6,12 @@ import { snippets } from "./snippets.js";
 
 const [form, query, source, key, alertBox, told] = ["form", "query", "documents", "key", "alert", "told"].map(byId);
 let running = null; // the AbortController of the ranking under way
+let prompted = new Set(); // names of the models that take an instruction
 
 async function loadModels() {
-  const names = await models(key.value);
+  const rows = await models(key.value);
+  const names = rows.map(({ id }) => id);
+  prompted = new Set(names.filter((_, at) => rows[at].takes_instruction));
   for (const id of ["model", "other"]) {
     const [select, chosen] = [byId(id), byId(id).value];
     const options = names.map((name) => make("option", { value: name }, name));
@@ -16,7 +19,17 @@ async function loadModels() {
     if (names.includes(chosen)) select.value = chosen;
   }
   byId("other").closest(".field").hidden = names.length < 2;
+  offerInstruction();
 }
+
+function offerInstruction() {
+  const told = [...new Set([byId("model").value, byId("other").value])].filter((name) => prompted.has(name));
+  byId("instruction").closest(".field").hidden = told.length === 0;
+  byId("toldwhom").textContent = `What ${told.join(" and ")} is to look for; empty: the model's own.`;
+}
+
+/** The request as one model gets it: an instruction is for those that take one. */
+const toModel = (request, model) => ({ ...request, model, instruction: prompted.has(model) ? request.instruction : null });
 
 /** The request that the form describes; an InputError names the field at fault. */
 function asked() {
@@ -36,6 +49,7 @@ function asked() {
     documents: field(source, (text) => some(text.trim() && parse(text).documents, "Give at least one document.")),
     top: field(byId("top"), (text) => text === "" ? null : some(/^[1-9]\d*$/.test(text) && Number(text), "Show the best: give a whole number from 1.")),
     chunks: Number(byId("chunks").value) || null,
+    instruction: byId("instruction").value.trim() && byId("instruction").value,
     model: byId("model").value,
   };
 }
@@ -51,7 +65,7 @@ async function run() {
     const request = asked();
     const others = [byId("other").value].filter((name) => name && name !== request.model);
     const answers = [];
-    for (const model of [request.model, ...others]) answers.push(await rank({ ...request, model }, key.value, running.signal));
+    for (const model of [request.model, ...others]) answers.push(await rank(toModel(request, model), key.value, running.signal));
     await show(request, answers);
   } catch (error) {
     complain(error);
@@ -124,7 +138,8 @@ async function take(files) {
 async function copy(kind) {
   forgive();
   try {
-    const text = snippets[kind](asked(), key.value !== "");
+    const request = asked();
+    const text = snippets[kind](toModel(request, request.model), key.value !== "");
     Object.assign(byId("snippet"), { textContent: text, hidden: false });
     const copied = await navigator.clipboard?.writeText(text).then(() => true, () => false); // none on plain HTTP from afar
     if (!copied) getSelection().selectAllChildren(byId("snippet"));
@@ -144,6 +159,7 @@ form.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) form.requestSubmit();
 });
 source.addEventListener("input", count);
+for (const id of ["model", "other"]) byId(id).addEventListener("change", offerInstruction);
 key.addEventListener("change", () => { forgive(); loadModels().catch(complain); });
 byId("file").addEventListener("change", (event) => take(event.target.files));
 for (const name of ["dragover", "dragleave", "drop"]) {

@@ -4,8 +4,8 @@ import { address } from "./api.js";
 export const snippets = { curl, python, langchain };
 
 function curl(request, hasKey) {
-  const { model, query, top, chunks } = request;
-  const body = { model, query, documents: texts(request), ...(top && { top_n: top }), ...(chunks && { max_chunks_per_doc: chunks }) };
+  const { model, query, top } = request;
+  const body = { model, query, documents: texts(request), ...(top && { top_n: top }), ...further(request) };
   return [
     `curl -s ${quoted(address("v1/rerank"))} \\`,
     "  -H 'content-type: application/json' \\",
@@ -18,7 +18,6 @@ function curl(request, hasKey) {
 }
 
 function python(request, hasKey) {
-  const { top, chunks } = request;
   return [
     "# pip install cohere",
     ...(hasKey ? ["import os", ""] : []),
@@ -30,8 +29,8 @@ function python(request, hasKey) {
     `    model=${literal(request.model)},`,
     `    query=${literal(request.query)},`,
     "    documents=documents,",
-    ...(top ? [`    top_n=${top},`] : []),
-    ...(chunks ? [`    request_options={"additional_body_parameters": {"max_chunks_per_doc": ${chunks}}},`] : []),
+    ...(request.top ? [`    top_n=${request.top},`] : []),
+    ...options(request).map((option) => `    ${option},`),
     ")",
     "for result in answer.results:",
     '    print(f"{result.relevance_score:.4f}", documents[result.index])',
@@ -40,21 +39,32 @@ function python(request, hasKey) {
 }
 
 function langchain(request, hasKey) {
+  const [option] = options(request); // CohereRerank knows none: its client sends them with every request
   return [
     "# pip install langchain-cohere",
+    ...(option ? ["from functools import partial", ""] : []),
     ...(hasKey ? ["import os", ""] : []),
+    "import cohere",
     "from langchain_cohere import CohereRerank",
     "from langchain_core.documents import Document",
     "",
+    `client = cohere.ClientV2(${keyOf(hasKey)}, base_url=${literal(base())})`,
+    ...(option ? [`client.rerank = partial(client.rerank, ${option})`] : []),
     ...listed(request),
-    "reranker = CohereRerank(",
-    `    model=${literal(request.model)}, cohere_api_key=${keyOf(hasKey)}, base_url=${literal(base())}, top_n=${request.top ?? "None"}`,
-    ")",
+    `reranker = CohereRerank(client=client, model=${literal(request.model)}, top_n=${request.top ?? "None"})`,
     `found = reranker.compress_documents([Document(page_content=text) for text in documents], ${literal(request.query)})`,
     "for document in found:",
     '    print(f"{document.metadata[\'relevance_score\']:.4f}", document.page_content)',
     "",
   ].join("\n");
+}
+
+// Fields of the gateway's own, which Cohere's clients have no argument for.
+const further = ({ chunks, instruction }) => ({ ...(chunks && { max_chunks_per_doc: chunks }), ...(instruction && { instruction }) });
+
+function options(request) {
+  const fields = Object.entries(further(request)).map(([name, value]) => `${literal(name)}: ${literal(value)}`);
+  return fields.length ? [`request_options={"additional_body_parameters": {${fields.join(", ")}}}`] : [];
 }
 
 const texts = (request) => request.documents.map(({ text }) => text);
