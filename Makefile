@@ -232,16 +232,21 @@ KSERVE_WHEEL := kserve==0.21.0
 	rm -r .venv-deploy/wheel
 	@touch $@
 
-# Without npm, or where it reaches nothing, the tests that need these schemas are skipped, and say so.
 .venv-deploy/.schemas: deploy/schemas/package.json deploy/schemas/package-lock.json | .venv-deploy/.ready
 	.venv-deploy/bin/python -m pip install --quiet --disable-pip-version-check --no-deps '$(KSERVE_WHEEL)'
-	cp $^ .venv-deploy/
-	! command -v npm >/dev/null || npm ci --prefix .venv-deploy --ignore-scripts --no-audit --no-fund --silent \
-	  || echo "npm ci failed: custom resources are not held against their schemas"
+	$(call npm-ci,custom resources are not held against their schemas)
 	@touch $@
 
+# Without npm, or where it reaches nothing, the tests that need what it installs are skipped, and say so.
+npm-ci = cp $^ $(@D)/; ! command -v npm >/dev/null || npm ci --prefix $(@D) --ignore-scripts --no-audit --no-fund --silent \
+	  || echo "npm ci failed: $(1)"
+
 .PHONY: gateway-sdks
-gateway-sdks: .venv-sdks/.ready ## real clients for the tests of the gateway, an environment of their own (650 MB)
+gateway-sdks: .venv-sdks/.ready .venv-sdks/.node ## real clients for the tests of the gateway, Python's and Node's, in an environment of their own (820 MB)
+
+.venv-sdks/.node: requirements/sdks/package.json requirements/sdks/package-lock.json | .venv-sdks/.ready
+	$(call npm-ci,Node's clients are not run)
+	@touch $@
 
 .PHONY: docs docs-tools
 docs: .venv-docs/.ready ## README, docs/ and the Python reference as one site in .cache/site; a dead link fails it
