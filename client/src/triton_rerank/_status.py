@@ -6,6 +6,8 @@ matches every message.
 
 from __future__ import annotations
 
+import re
+
 from triton_rerank.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -57,6 +59,8 @@ TABLE: tuple[tuple[str, str, type[RerankError], str], ...] = (
     ("UNKNOWN", "", InferenceError, "see the server's log"),
 )
 
+_STEP = re.compile(r"^in ensemble '[^']*', ")  # before the words of a step, which are ours
+
 
 def error_for(status: str, message: str, *, target: str, model: str, request_id: str | None = None) -> RerankError:
     """Make the error for an RPC that failed.
@@ -70,7 +74,9 @@ def error_for(status: str, message: str, *, target: str, model: str, request_id:
     """
     name = status.removeprefix("StatusCode.")
     lowered = message.lower()
-    for code, fragment, error, advice in TABLE:
-        if code == name and fragment in lowered:
-            return error(f"{model!r} at {target}: {message} [{name}]; {advice}", request_id=request_id)
-    return InferenceError(f"{model!r} at {target}: {message} [{name}]; see the server's log", request_id=request_id)
+    error, advice = next(
+        ((error, advice) for code, fragment, error, advice in TABLE if code == name and fragment in lowered),
+        (InferenceError, "see the server's log"),
+    )
+    said = _STEP.sub("", message)
+    return error(f"{model!r} at {target}: {message} [{name}]; {advice}", request_id=request_id, said=said)

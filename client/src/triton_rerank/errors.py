@@ -42,6 +42,7 @@ class RerankError(Exception):
         http_status: what an HTTP gateway should answer.
         exit_code: what a command should end with.
         request_id: id of the request as sent to the server, or None if none was sent.
+        said: the words of who answered, without ours around them; None where the client itself found the fault.
     """
 
     retryable: ClassVar[bool] = False
@@ -49,9 +50,10 @@ class RerankError(Exception):
     http_status: ClassVar[int] = 500
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, message: str, *, request_id: str | None = None) -> None:
+    def __init__(self, message: str, *, request_id: str | None = None, said: str | None = None) -> None:
         super().__init__(one_line(message))  # a server's words may hold anything
         self.request_id = request_id
+        self.said = None if said is None else one_line(said)
 
 
 class InvalidRequestError(RerankError, ValueError):

@@ -66,7 +66,7 @@ def error_for(
     error, advice = next((error, advice) for first, last, error, advice in TABLE if first <= status <= last)
     words = quote(_message(body).replace(secret, "…"), texts)
     wait = "" if retry_after_s is None else f", Retry-After {retry_after_s:g} s"
-    return error(f"{who}: {words} [HTTP {status}{wait}]; {advice}", request_id=request_id)
+    return error(f"{who}: {words} [HTTP {status}{wait}]; {advice}", request_id=request_id, said=words)
 
 
 def quote(message: str, texts: Sequence[str]) -> str:
