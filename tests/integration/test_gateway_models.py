@@ -113,3 +113,9 @@ def test_such_a_model_keeps_the_gateway_from_being_ready_and_health_names_it(car
     assert careless.get("/health/ready").status_code == 503
     assert {name: states()[name] for name in OF_ANOTHER_KIND} == dict.fromkeys(OF_ANOTHER_KIND, "NoRerankerError")
     assert states()[NAME] != "NoRerankerError"
+
+
+def test_what_triton_says_of_a_request_is_told_without_its_address(careful: Running, triton: TritonServer) -> None:
+    found = careful.post("/v1/rerank", {**BODY, "instruction": "find code"})
+    assert found.status_code == 400 and triton.grpc_target not in found.text
+    assert found.json()["message"] == "instruction: this model has no prompt that one could stand in; leave it out"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from triton_rerank import (
+    AllScorersFailedError,
     ConfigurationError,
     DeadlineExceededError,
     InvalidRequestError,
@@ -82,7 +83,7 @@ def from_client(error: RerankError) -> GatewayError:
 def _told(error: RerankError) -> tuple[Kind, str]:
     for classes, kind, message in _TOLD:
         if isinstance(error, classes):
-            return kind, message or str(error)
+            return kind, message or error.said or str(error)
     return "model_failed", "the model failed on this request; the gateway's log says why, under this request's id"
 
 
@@ -93,6 +94,7 @@ _TOLD: tuple[tuple[type[RerankError], Kind, str], ...] = (
     (DeadlineExceededError, "deadline", "the time for this request passed before every document was scored"),
     (ModelNotReadyError, "unavailable", "the model is not loaded; send the request again later"),
     (ServerUnavailableError, "unavailable", "no reranker can be reached; send the request again later"),
+    (AllScorersFailedError, "unavailable", "no reranker of this chain answered; send the request again later"),
     (NoRerankerError, "no_reranker", "the model of this name is no reranker; ask for another one, see /v1/models"),
     (ConfigurationError, "internal", "the gateway is not configured for the reranker behind it; its log says why"),
 )
