@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import socket
 import ssl
 import threading
@@ -21,9 +22,11 @@ from support.gateways import DOCUMENTS, QUERY, Running, fake, model, running, wa
 from support.tls import Authority
 
 from triton_rerank import (
+    AllScorersFailedError,
     ConfigurationError,
     FallbackScorer,
     InferenceError,
+    InvalidRequestError,
     OverloadedError,
     RerankError,
     ServerUnavailableError,
@@ -165,7 +168,47 @@ def test_headers_that_are_too_large_are_refused(gateway: Running) -> None:
 
 def test_what_is_no_http_is_refused_in_json(gateway: Running) -> None:
     found = gateway.raw(b"\x16\x03\x01 hello\r\n\r\n")
-    assert found.startswith(b"HTTP/1.1 400") and b'{"message"' in found
+    assert found.startswith(b"HTTP/1.1 400") and b'{"message": "this is no HTTP/1.1' in found
+
+
+H2C = "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 150, len(ENCODED)])
+def test_who_wishes_for_http_2_as_javas_client_does_is_answered_by_http_1_1(gateway: Running, cut: int) -> None:
+    """On a connection that stays open, its bytes in two pieces."""
+    asked = request(ENCODED, headers=JSON + H2C) * 2 + request(b"", path="/health", headers=H2C).replace(
+        b"POST", b"GET"
+    )
+    last = request(ENCODED, headers=f"{JSON}connection: close\r\n")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as connection:
+        connection.sendall(asked[:cut])
+        time.sleep(0.05)
+        connection.sendall(asked[cut:] + last)
+        found = b""
+        while chunk := connection.recv(65536):
+            found += chunk
+    assert found.count(b"HTTP/1.1 200") == 4 and found.count(b'"results"') == 3
+
+
+def test_a_refusal_waits_for_the_answers_before_it(gateway: Running) -> None:
+    found = gateway.raw(request(ENCODED) * 2 + b"what is this?\r\n\r\n")
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", found) == [b"200", b"200", b"400"]
+
+
+def test_what_stands_behind_a_body_is_no_header(gateway: Running) -> None:
+    head = f"POST /v1/rerank HTTP/1.1\r\nhost: h\r\n{JSON}transfer-encoding: chunked\r\n\r\n".encode()
+    chunks = b"%x\r\n%b\r\n0\r\n" % (len(ENCODED), ENCODED)
+    trailer = b"x-request-timeout-ms: never\r\n\r\n"
+    found = gateway.raw(head + chunks + trailer, until_closed=False)
+    assert found.startswith(b"HTTP/1.1 200")
+    many = b"".join(b"x-%d: %b\r\n" % (number, b"a" * 500) for number in range(10))
+    found = gateway.raw(head + chunks + many + b"\r\n")
+    assert found.startswith(b"HTTP/1.1 431") and found.count(b"HTTP/1.1") == 1
+
+
+def test_connect_is_refused(gateway: Running) -> None:
+    assert gateway.raw(b"CONNECT h:80 HTTP/1.1\r\nhost: h\r\n\r\n").startswith(b"HTTP/1.1 405")
 
 
 def test_http_1_0_is_answered_and_closed(gateway: Running) -> None:
@@ -241,6 +284,8 @@ FAILURES: list[tuple[RerankError, int, str]] = [
     (ServerUnavailableError("10.0.0.5:8001 is gone"), 503, "no reranker can be reached"),
     (OverloadedError("queue"), 429, "the reranker's queue is full"),
     (InferenceError("10.0.0.5: CUDA"), 502, "the model failed"),
+    (AllScorersFailedError("10.0.0.5 failed"), 503, "no reranker of this chain answered"),
+    (InvalidRequestError("'m' at 10.0.0.5: blank", said="instruction is blank"), 400, "instruction is blank"),
     (ConfigurationError("unknown model at 10.0.0.5:8001"), 500, "the gateway is not configured"),
 ]
 

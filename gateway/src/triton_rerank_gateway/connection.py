@@ -7,6 +7,7 @@ import json
 import math
 from typing import Any, ClassVar
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from triton_rerank_gateway.gateway import Gateway
@@ -26,8 +27,10 @@ class Connection(HttpToolsProtocol):
     _timer: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None  # runs while an answer waits for a caller who does not take it
     _head_bytes = 0
+    _in_head = False
     _counted = False
     _refused = False
+    _last_words: tuple[int, str] | None = None  # a refusal that waits for the answers before it
 
     def connection_made(self, transport: Any) -> None:
         """Refuse what is too much."""
@@ -48,14 +51,24 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Parse it, unless this connection was refused."""
-        if not self._refused:
-            super().data_received(data)
+        """Parse it, unless this connection was refused. Who wishes for another protocol is answered in this one."""
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as wish:  # Java's client sends one, and curl --http2
+            again = self._head_without_wish() + data[wish.args[0] :]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            self.data_received(again)
+        except httptools.HttpParserError:
+            self._refuse(400, "this is no HTTP/1.1 that can be read; is it TLS, or HTTP/2?")
 
     def on_message_begin(self) -> None:
         """A request begins: its headers must come in time."""
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes, self._in_head = 0, True
         self._start_timer()
 
     def on_url(self, url: bytes) -> None:
@@ -64,21 +77,37 @@ class Connection(HttpToolsProtocol):
         self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Count it."""
-        super().on_header(name, value)
+        """Count it; behind a body it is no header of the request."""
+        if self._in_head:
+            super().on_header(name, value)
         self._count(len(name) + len(value))
 
     def on_headers_complete(self) -> None:
         """The headers are there; the app bounds the body."""
-        if not self._refused:
+        self._in_head = False
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse(405, "CONNECT is for proxies")
+        if not self._refused and not self.parser.should_upgrade():
             self._stop_timer()
             super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of it."""
+        if not self._refused:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is there."""
+        if not self._refused and not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """An answer before the body's end: the rest is read and dropped, but not for ever."""
         unread = self.cycle.more_body
         super().on_response_complete()
-        if unread:
+        if self._last_words and self.cycle.response_complete and not self.transport.is_closing():
+            self._write(*self._last_words)
+        elif unread:
             self._start_timer()
 
     def pause_writing(self) -> None:
@@ -91,9 +120,10 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stop_watching()
 
-    def send_400_response(self, msg: str) -> None:
-        """In JSON, like everything."""
-        self._refuse(400, msg)
+    def _head_without_wish(self) -> bytes:
+        parser, kept = self.parser, [(name, value) for name, value in self.headers if name != b"upgrade"]
+        first = b"%b %b HTTP/%b" % (parser.get_method(), self.url, parser.get_http_version().encode())
+        return b"\r\n".join([first, *(b"%b: %b" % header for header in kept), b"", b""])
 
     def _count(self, size: int) -> None:
         self._head_bytes += size
@@ -104,10 +134,20 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: int, message: str) -> None:
         if self._refused:
             return
+        self._refused = True
+        self.logger.warning("a connection was refused: %s", message)
+        answering = self.cycle is not None and not self.cycle.response_complete
+        if answering and (self.pipeline or not self.cycle.more_body):
+            self._last_words = status, message
+            self._stop_timer()
+        else:
+            self._write(status, message)
+
+    def _write(self, status: int, message: str) -> None:
         body = json.dumps({"message": message, "detail": message}).encode()
         head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\nretry-after: 1\r\n\r\n" + body)
-        self._refused = True
+        again = "retry-after: 1\r\n" if status == 503 else ""
+        self.transport.write(f"{head}connection: close\r\n{again}\r\n".encode() + body)
         self._start_timer(_LINGER_S)  # closed at once, what the caller still sends would take the answer away from it
 
     def _watch_caller(self, left: float = math.inf) -> None:
