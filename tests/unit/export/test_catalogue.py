@@ -33,6 +33,7 @@ HUB_MODELS = {
     "mxbai-rerank-base-v1": ("mixedbread-ai/mxbai-rerank-base-v1",),
     "mxbai-rerank-large-v1": ("mixedbread-ai/mxbai-rerank-large-v1",),
     "mmarco-mminilmv2-l12-h384-v1": ("cross-encoder/mmarco-mMiniLMv2-L12-H384-v1",),
+    "bert-multilingual-passage-reranking-msmarco": ("amberoad/bert-multilingual-passage-reranking-msmarco",),
     "bce-reranker-base_v1": ("maidalun1020/bce-reranker-base_v1",),
     "bge-reranker-base": ("BAAI/bge-reranker-base",),
     "bge-reranker-large": ("BAAI/bge-reranker-large",),
@@ -77,7 +78,7 @@ def test_a_model_on_the_hub_is_pinned_to_a_commit(entry: CatalogueEntry) -> None
 
 @ENTRIES
 def test_every_fact_is_stated(entry: CatalogueEntry) -> None:
-    optional = {"revision", "older_ids", "scores", "build"}
+    optional = {"revision", "older_ids", "scores", "build", "label"}
     assert all(getattr(entry, field.name) for field in fields(entry) if field.name not in optional)
     assert re.fullmatch(r"[\d.]+ M", entry.params)
     assert entry.max_length >= 512

@@ -56,6 +56,7 @@ class CatalogueEntry:
         older_ids: Hugging Face ids that the same repository had before.
         scores: pairs with their logits from the model's card.
         build: writes the checkpoint into a folder that does not exist yet, and returns it; None: it is on the hub.
+        label: which of its labels is served unless another is asked for; "" where it has one only.
     """
 
     name: str
@@ -70,6 +71,7 @@ class CatalogueEntry:
     older_ids: tuple[str, ...] = ()
     scores: tuple[PublishedScore, ...] = ()
     build: Callable[[Path], Path] | None = None
+    label: str = ""
 
 
 def _berlin(population: float, museums: float) -> tuple[PublishedScore, ...]:
@@ -304,6 +306,18 @@ _ENTRIES = (
         params="118 M",
         description="multilingual, small and fast",
         scores=_red_planet(-3.28125, 10.1875, 3.4375, 7.46875),
+    ),
+    CatalogueEntry(
+        name="bert-multilingual-passage-reranking-msmarco",
+        source="amberoad/bert-multilingual-passage-reranking-msmarco",
+        revision="1bdea63c70dcf019e51d198982d768584dad2428",
+        architecture=_BERT,
+        max_length=512,
+        activation="identity",
+        licence="Apache-2.0",
+        params="167.4 M",
+        description="multilingual, of 2020; its weights are a pickle (--allow-pickle)",
+        label="1",
     ),
     CatalogueEntry(
         name="bce-reranker-base_v1",

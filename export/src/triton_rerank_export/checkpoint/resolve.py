@@ -17,6 +17,7 @@ from triton_rerank_export.checkpoint.families import BY_CLASS, Family, check_pre
 from triton_rerank_export.checkpoint.labels import Label
 from triton_rerank_export.checkpoint.source import HubModel, fetch
 from triton_rerank_export.checkpoint.tokenizer_files import check_tokenizer, load
+from triton_rerank_export.checkpoint.vocabulary import with_tokenizer
 from triton_rerank_export.checkpoint.weights import check_weights
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.triton_config import Precision
@@ -52,6 +53,7 @@ class Checkpoint:
         asked_by_name: its name says so, or the user; else its class.
         head: of a language model, the rows of its head that a score is made from; None for a classifier.
         templated: its prompt is that of its own chat template, which sentence-transformers renders.
+        label: what it is called in a message: where it came from, never a folder of ours.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Checkpoint:
     asked_by_name: bool = True
     head: Answers | None = None
     templated: bool = False
+    label: str = ""
 
     @property
     def family(self) -> Family:
@@ -84,13 +87,6 @@ class Checkpoint:
     def row(self) -> int | None:
         """Which of the model's logits is served; None where it gives one."""
         return None if self.one_of is None else self.one_of.index
-
-    @property
-    def label(self) -> str:
-        """What it is called in a message: where it came from, never a folder of ours."""
-        if self.revision:
-            return f"{self.source}@{self.revision}"
-        return str(self.folder) if self.source.startswith(_LOCAL) else self.source
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,7 @@ def resolve(
         max_length: tokens of the longest pair; None means the model's own limit, but at most 1024.
         precision: that it will be exported in.
         allow_pickle: take pickled weights where there are no safetensors.
-        asked_label: number or name of the label that is to be served; None: it must have one only.
+        asked_label: number or name of the label that is to be served; None: the catalogue's, or it must have one only.
         accepted_licence: licence that the user accepts, though it restricts what the weights may be used for.
         prompt: name of the prompt that a causal reranker was trained with; None: what its name or its class says.
         on_step: called with what is being done, if it takes long.
@@ -138,10 +134,11 @@ def resolve(
     name = name or origin.name
     _check_name(name)
     licence = origin.entry.licence if origin.entry else ""
+    asked_label = asked_label or (origin.entry and origin.entry.label) or None
     licences.check_accepted(licence, accepted_licence, origin.source)
 
     def check(folder: Path) -> None:
-        facts = _read_files(folder, origin.source, precision, asked_label, origin.source, prompt)
+        _, facts = _read_files(folder, origin.source, precision, asked_label, origin.source, prompt, work)
         licences.check_accepted(licences.of_card(folder, origin.source), accepted_licence, origin.source)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision:
@@ -164,6 +161,7 @@ def resolve(
         precision=precision,
         prompt=prompt,
         label=origin.source if origin.entry and origin.entry.build else "",
+        work=work,
     )
 
 
@@ -181,6 +179,7 @@ def read_checkpoint(
     accepted_licence: str | None = None,
     prompt: str | None = None,
     label: str = "",
+    work: Path | None = None,
 ) -> Checkpoint:
     """Check that a folder holds a cross-encoder that can be served, and read its facts.
 
@@ -197,6 +196,7 @@ def read_checkpoint(
         accepted_licence: as for `resolve`.
         prompt: as for `resolve`.
         label: what it is called in a message; by default its source and revision, or its folder.
+        work: scratch folder for a tokenizer.json, where it has only a vocabulary; None: it must have one.
 
     Raises:
         ExportError: a file is missing or not whole, or the model is of a kind that is not supported; says what was
@@ -204,7 +204,7 @@ def read_checkpoint(
     """
     _check_name(name)
     label = label or (f"{source}@{revision}" if revision else str(folder))
-    facts = _read_files(folder, label, precision, asked_label, source, prompt)
+    folder, facts = _read_files(folder, label, precision, asked_label, source, prompt, work)
     card = licences.of_card(folder, label)
     licences.check_accepted(card, accepted_licence, label)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
@@ -230,17 +230,25 @@ def read_checkpoint(
         head=facts.answers
         or (head_of(load(folder, label), facts.asked, label) if facts.asked and facts.causal else None),
         templated=facts.answers is not None and prompt is None,
+        label=label,
     )
 
 
 def _read_files(
-    folder: Path, label: str, precision: Precision, asked_label: str | None, source: str, prompt: str | None
-) -> Facts:
-    """All that is known before the weights are there."""
+    folder: Path,
+    label: str,
+    precision: Precision,
+    asked_label: str | None,
+    source: str,
+    prompt: str | None,
+    work: Path | None,
+) -> tuple[Path, Facts]:
+    """All that is known before the weights are there, and the folder with its tokenizer.json."""
     facts = read_facts(folder, label, asked=asked_label, source=source, prompt=prompt)
     check_precision(facts.family, precision, label)
+    folder = folder if work is None else with_tokenizer(folder, work, label)
     check_tokenizer(folder, facts, label)
-    return facts
+    return folder, facts
 
 
 def _find(model: str) -> _Origin:

@@ -17,6 +17,7 @@ from triton_rerank_export.checkpoint.facts import ADAPTER, CONFIG, TOKENIZER, TO
 from triton_rerank_export.checkpoint.licence import CARD
 from triton_rerank_export.checkpoint.modules import MODULES
 from triton_rerank_export.checkpoint.saved_settings import FILES, SETTINGS, module_files
+from triton_rerank_export.checkpoint.vocabulary import VOCABULARY
 from triton_rerank_export.checkpoint.weights import list_names, parts, pick_weights
 from triton_rerank_export.errors import ExportError
 
@@ -24,7 +25,13 @@ _FACTS = (
     *(CARD, CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *(ADAPTER, *FILES),
 )
-_ASKED_FOR = (TOKENIZER_CONFIG, MODULES, SETTINGS, ADAPTER)  # not every model has them, but a copy must know of them
+_ASKED_FOR = (
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    MODULES,
+    SETTINGS,
+    ADAPTER,
+)  # not every model has them, but a copy must know of them
 _OF_A_WHOLE_COPY = ".gitattributes"  # nobody needs it: who has one copied everything
 _LOGIT_SCORE = re.compile(r"\d+_LogitScore/config\.json")  # a module of a causal reranker
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -108,7 +115,8 @@ def _lack(folder: Path, model: HubModel, offline: bool) -> str:
     try:
         names = list_names(folder, str(model))
         weights = pick_weights(names, label="its copy", allow_pickle=model.allow_pickle)
-        wanted = [CONFIG, TOKENIZER, *parts(folder / weights, str(model)), *module_files(folder, str(model))]
+        wanted = [CONFIG, *parts(folder / weights, str(model)), *module_files(folder, str(model))]
+        wanted += [] if VOCABULARY in names else [TOKENIZER]
     except ExportError as exc:
         return f"is of no use: {exc}"
     missing = [name for name in wanted if not (folder / name).is_file()]
@@ -146,7 +154,8 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
     def get(name: str) -> Path:
         return Path(hf_hub_download(hub_id, name, revision=folder.name))
 
-    for name in (name for name in names if name in _FACTS or _LOGIT_SCORE.fullmatch(name)):
+    facts = _FACTS if TOKENIZER in names else (*_FACTS, VOCABULARY)
+    for name in (name for name in names if name in facts or _LOGIT_SCORE.fullmatch(name)):
         get(name)
     for name in set(_ASKED_FOR) - names:
         with contextlib.suppress(EntryNotFoundError):  # the cache notes that there is none

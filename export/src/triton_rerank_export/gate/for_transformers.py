@@ -12,6 +12,7 @@ from typing import Any
 
 from triton_rerank_export.checkpoint.facts import CONFIG, TOKENIZER_CONFIG
 from triton_rerank_export.checkpoint.json_files import read_object_if_there
+from triton_rerank_export.checkpoint.vocabulary import link_files
 
 _CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # transformers 5's name of it
 
@@ -30,8 +31,7 @@ def readable(folder: Path, label: str) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory() as view:
-        for path in folder.iterdir():
-            (Path(view) / path.name).symlink_to(path.resolve())
+        link_files(folder, Path(view))
         (Path(view) / TOKENIZER_CONFIG).unlink()
         (Path(view) / TOKENIZER_CONFIG).write_text(json.dumps(translated), encoding="utf-8")
         yield Path(view)

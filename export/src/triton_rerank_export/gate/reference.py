@@ -114,7 +114,7 @@ def load_tokenizer(folder: Path, label: str) -> Any:
 
     _silence_warnings()
     with explained(f"{label}: transformers cannot load its tokenizer", hidden=str(folder)):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise ExportError(f"{label}: transformers makes no fast tokenizer of it, but {type(tokenizer).__name__}")
     return tokenizer

@@ -143,7 +143,7 @@ def _is_served(repository: Path, name: str) -> bool:
 
 def _put_first(staged: Path, repository: Path, folders: list[str]) -> None:
     """Where nothing is served, folders that are there are half of something; they come back if this fails."""
-    old, done = staged / "old", []
+    old, done = staged / ".old", []  # no model has such a name
     old.mkdir()
     try:
         for name in reversed(folders):  # the ensemble first
