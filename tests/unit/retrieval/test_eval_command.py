@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytrec_eval
 from support.chat_endpoint import ChatEndpoint
@@ -19,7 +20,7 @@ from triton_rerank_retrieval.eval import rerankers
 from triton_rerank_retrieval.eval.cli import main
 from triton_rerank_retrieval.eval.plan import RerankerSpec, read_plan
 from triton_rerank_retrieval.eval.plots import front
-from triton_rerank_retrieval.eval.sweeps import KPoint, knee
+from triton_rerank_retrieval.eval.sweeps import KPoint, bagged, clearly_better, knee
 
 PLAN = """
 [[retriever]]
@@ -95,9 +96,12 @@ def test_systems_are_measured_and_reported_in_every_form(
     assert whole["means"]["nDCG@10"] == pytest.approx(sum(whole["per_query"]["nDCG@10"].values()) / 4)
     assert whole["recall_ceiling"] == 1.0
     assert set(found["systems"]["whole, tuned"]["made_of"]) == {"even", "odd"}
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["toy"]["first"] == round(
-        found["systems"]["first"]["means"]["nDCG@10"], 4
-    )
+    assert set(found["tuned_minus"]) == {"first", "levels", "whole"}
+    means = {name: one["means"]["nDCG@10"] for name, one in found["systems"].items()}
+    assert found["tuned_minus"]["first"]["mean"] == pytest.approx(means["whole, tuned"] - means["first"])
+    printed = capsys.readouterr().out
+    assert "whole, tuned against each other system" in printed
+    assert json.loads(printed.splitlines()[-1])["toy"]["first"] == round(means["first"], 4)
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") >= 2
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?https?:|url\(https?:|<script|@import", page)
@@ -261,6 +265,37 @@ def test_a_plan_that_cannot_be_is_refused(text: str, message: str, tmp_path: Pat
 def test_the_knee_is_the_smallest_k_that_keeps_99_percent_of_the_best() -> None:
     points = [KPoint(10, 0.40, None), KPoint(20, 0.499, None), KPoint(50, 0.50, None), KPoint(100, 0.49, None)]
     assert knee(points).k == 20
+
+
+PLACES = np.linspace(0, 1, 11)[:, None]
+
+
+def test_the_chosen_place_is_the_best_where_all_queries_agree_and_the_middle_where_nothing_differs() -> None:
+    agreed = -np.abs(PLACES - 0.8) * np.ones((1, 30))
+    assert bagged(agreed, PLACES) == pytest.approx([0.8])
+    assert bagged(np.ones((11, 30)), PLACES) == pytest.approx([0.5])
+    assert bagged(np.ones((11, 1)), np.c_[PLACES, np.full(11, np.nan)])[0] == pytest.approx(0.5)
+
+
+def test_on_few_noisy_queries_the_chosen_place_is_nearer_to_the_true_best_than_the_best_of_the_grid() -> None:
+    rng, true = np.random.default_rng(0), 0.6
+    chosen, grid_best = [], []
+    for _ in range(100):
+        likes = rng.normal(true, 0.4, size=(1, 30))  # each query has its own best place
+        values = -((PLACES - likes) ** 2) + rng.normal(0, 0.2, size=(11, 30))
+        chosen.append(float(bagged(values, PLACES)[0]))
+        grid_best.append(float(PLACES[values.mean(axis=1).argmax(), 0]))
+    off, off_grid = (float(np.mean((np.array(places) - true) ** 2)) for places in (chosen, grid_best))
+    assert off < 0.75 * off_grid
+    assert np.mean(chosen) == pytest.approx(true, abs=0.03)
+
+
+def test_depth_and_lambda_stay_unless_another_gains_more_than_one_standard_error() -> None:
+    base = np.zeros(20)
+    noise = np.tile([0.5, -0.48], 10)  # better by 0.01 on average, with an error of 0.11
+    assert clearly_better(np.array([base, base + noise])) == 0
+    assert clearly_better(np.array([base, base + noise, base + 0.02])) == 2
+    assert clearly_better(np.array([base[:1], base[:1] + 0.3])) == 0  # one query says nothing
 
 
 def test_the_front_holds_what_no_other_system_beats() -> None:

@@ -128,7 +128,7 @@ def _add_tuned(
     name = f"{system.name}, {TUNED}"
     task = progress.add_task(f"{bench.collection.name}: {TUNED}", total=None)
     tuned = tune(bench, replace(system, name=name), on_step=lambda _: progress.advance(task))
-    found.ran[name], found.specs[name] = tuned.ran, tuned.chosen
+    found.ran[name], found.specs[name], found.tuned = tuned.ran, tuned.chosen, name
 
 
 def _seconds(bench: Bench, system: SystemSpec, n_queries: int) -> float | None:

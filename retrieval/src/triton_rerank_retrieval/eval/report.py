@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class CollectionReport:
         ceiling: system -> share of the relevant documents that its reranker is given.
         seconds: system -> median seconds a query; empty where nothing was timed.
         baseline: system that the others are compared with.
+        tuned: system that is compared with each of the others; "" means none.
         sweep: depth against quality, of ``swept``.
         swept: name of that system.
         calibration: of the reranker of ``swept``.
@@ -47,6 +48,7 @@ class CollectionReport:
     ceiling: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     baseline: str = ""
+    tuned: str = ""
     sweep: Sequence[KPoint] = ()
     swept: str = ""
     calibration: Calibration | None = None
@@ -126,7 +128,10 @@ def tables(report: CollectionReport) -> list[Table]:
     """All tables of one collection."""
     made = [_systems(report)]
     if report.baseline:
-        made += [_differences(report), _wins(report)]
+        title = f"{MAIN} against {report.baseline}"
+        made += [_differences(title, comparisons(report)), _wins(report)]
+    if report.tuned:
+        made.insert(1, _differences(f"{MAIN} of {report.tuned} against each other system", gains(report)))
     if report.sweep:
         made.append(_sweep(report))
     if report.calibration:
@@ -136,14 +141,21 @@ def tables(report: CollectionReport) -> list[Table]:
 
 def comparisons(report: CollectionReport) -> dict[str, Difference]:
     """Each system minus the baseline on the main measure; p-values corrected for all of them."""
-    base = report.ran[report.baseline].values[MAIN]
-    others = [name for name in report.ran if name != report.baseline]
-    found = [difference(report.ran[name].values[MAIN], base) for name in others]
-    p_values = corrected([one.p_value for one in found])
-    return {
-        name: Difference(one.mean, one.low, one.high, p_value)
-        for name, one, p_value in zip(others, found, p_values, strict=True)
-    }
+    return _compared(report, report.baseline, lambda other, base: difference(other, base))
+
+
+def gains(report: CollectionReport) -> dict[str, Difference]:
+    """The tuned system minus each other one on the main measure; p-values corrected for all of them."""
+    return _compared(report, report.tuned, lambda other, whole: difference(whole, other))
+
+
+def _compared(
+    report: CollectionReport, one: str, compare: Callable[[Mapping[str, float], Mapping[str, float]], Difference]
+) -> dict[str, Difference]:
+    others = [name for name in report.ran if name != one]
+    found = [compare(report.ran[name].values[MAIN], report.ran[one].values[MAIN]) for name in others]
+    p_values = corrected([each.p_value for each in found])
+    return {name: replace(each, p_value=p) for name, each, p in zip(others, found, p_values, strict=True)}
 
 
 def _facts(report: CollectionReport) -> list[str]:
@@ -192,12 +204,12 @@ def _systems(report: CollectionReport) -> Table:
     return Table("Systems", ["system", *names, "recall ceiling", "ms a query"], rows)
 
 
-def _differences(report: CollectionReport) -> Table:
+def _differences(what: str, found: Mapping[str, Difference]) -> Table:
     rows = [
         [name, f"{one.mean:+.4f}", f"{one.low:+.4f} to {one.high:+.4f}", f"{one.p_value:.3g}"]
-        for name, one in comparisons(report).items()
+        for name, one in found.items()
     ]
-    title = f"{MAIN} against {report.baseline}: 95 % interval (paired bootstrap), p (t-test, Holm)"
+    title = f"{what}: 95 % interval (paired bootstrap), p (t-test, Holm)"
     return Table(title, ["system", "difference", "interval", "p"], rows)
 
 
@@ -247,6 +259,7 @@ def _json(report: CollectionReport) -> dict[str, Any]:
             for name, ran in report.ran.items()
         },
         "differences": {name: asdict(one) for name, one in comparisons(report).items()} if report.baseline else {},
+        "tuned_minus": {name: asdict(one) for name, one in gains(report).items()} if report.tuned else {},
         "sweep": {"system": report.swept, "points": [asdict(point) for point in report.sweep]},
         "calibration": None if report.calibration is None else asdict(report.calibration),
     }

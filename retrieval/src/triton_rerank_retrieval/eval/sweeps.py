@@ -21,6 +21,8 @@ MAIN = "nDCG@10"
 WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 LAMBDAS = (1.0, 0.95, 0.9, 0.8)
 BINS = 10
+BAGS = 1_000
+EQUAL = 1e-9  # what rounding makes of equal means
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,23 +83,63 @@ def tune(bench: Bench, system: SystemSpec, *, on_step: Callable[[str], None] = l
 
 
 def _choose(bench: Bench, system: SystemSpec, queries: Sequence[str], on_step: Callable[[str], None]) -> SystemSpec:
-    """The best of a grid of weights and blends, then the depth, then λ; the first of equal ones."""
-    weights = [(1 - w, w) for w in WEIGHTS] if len(system.retrievers) == 2 else [system.weights]
-    blends = [*WEIGHTS] if system.reranker else [None]
-    grid = [replace(system, weights=pair, blend=blend) for pair, blend in itertools.product(weights, blends)]
-    best = _best(bench, grid, queries, on_step)
-    best = _best(bench, [replace(best, depth=k) for k in KS if k < system.depth] + [best], queries, on_step)
-    return _best(bench, [replace(best, mmr=value) for value in LAMBDAS], queries, on_step)
+    """Weights and blend from a grid, `bagged`; then depth and λ, which stay unless another is `clearly_better`."""
+
+    def values(systems: Sequence[SystemSpec]) -> Floats:  # (settings, queries)
+        rows = []
+        for one in systems:
+            on_step(one.name)
+            of_query = bench.run(one, queries).values[MAIN]
+            rows.append([of_query[query] for query in queries])
+        return np.array(rows, float)
+
+    weights = WEIGHTS if len(system.retrievers) == 2 else (None,)
+    blends = WEIGHTS if system.reranker else (None,)
+    grid = list(itertools.product(weights, blends))
+    found = bagged(values([_weighted(system, *place) for place in grid]), np.array(grid, float))
+    best = _weighted(system, *(None if np.isnan(place) else round(float(place), 2) for place in found))
+    depths = [best, *(replace(best, depth=k) for k in KS if k < system.depth)]
+    best = depths[clearly_better(values(depths))]
+    diverse = [best, *(replace(best, mmr=value) for value in LAMBDAS if value != best.mmr)]
+    return diverse[clearly_better(values(diverse))]
 
 
-def _best(
-    bench: Bench, systems: Sequence[SystemSpec], queries: Sequence[str], on_step: Callable[[str], None]
-) -> SystemSpec:
-    def worth(system: SystemSpec) -> float:
-        on_step(system.name)
-        return float(np.mean(list(bench.run(system, queries).values[MAIN].values())))
+def _weighted(system: SystemSpec, second: float | None, blend: float | None) -> SystemSpec:
+    weights = system.weights if second is None else (round(1 - second, 2), second)
+    return replace(system, weights=weights, blend=blend)
 
-    return max(systems, key=worth)
+
+def bagged(values: Floats, places: Floats, *, seed: int = 1) -> Floats:
+    """The mean of the settings that are the best of bootstrap samples of the queries (bagging, Breiman 1996).
+
+    The best of a grid on a few dozen queries is mostly luck: the next sample of queries has its best elsewhere. The
+    mean of these places varies far less, and lies where all are good, since quality has one hill over weights.
+
+    Args:
+        values: quality, (settings, queries).
+        places: of the settings, (settings, coordinates); equally good ones count with the mean of their places.
+        seed: same seed, same choice.
+
+    Returns:
+        ``(coordinates,)``.
+    """
+    n = values.shape[1]
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=BAGS)
+    means = drawn @ values.T / n  # (bags, settings)
+    best = means >= means.max(axis=1, keepdims=True) - EQUAL
+    return np.asarray((best / best.sum(axis=1, keepdims=True)).mean(axis=0) @ places, np.float64)
+
+
+def clearly_better(values: Floats) -> int:
+    """Which of several settings to take instead of the first: the best, if it gains more than one standard error.
+
+    Args:
+        values: quality, (settings, queries); the error is that of the mean of the paired differences.
+    """
+    best = int(values.mean(axis=1).argmax())
+    gained = values[best] - values[0]
+    error = gained.std(ddof=1) / np.sqrt(gained.size) if gained.size > 1 else np.inf
+    return best if gained.mean() > error else 0
 
 
 @dataclass(frozen=True)
