@@ -91,12 +91,14 @@ def test_systems_are_measured_and_reported_in_every_form(
 ) -> None:
     assert main([*arguments, "--tune", "--time-queries", "1", "--output", str(tmp_path / "out")]) == 0
     found = read(tmp_path / "out")
-    assert set(found["systems"]) == {"first", "levels", "whole", "whole, tuned"}
+    plain = "whole, without reranker, tuned"
+    assert set(found["systems"]) == {"first", "levels", "whole", plain, "whole, tuned"}
+    assert all(spec["reranker"] == "" for spec in found["systems"][plain]["made_of"].values())
     whole = found["systems"]["whole"]
     assert whole["means"]["nDCG@10"] == pytest.approx(sum(whole["per_query"]["nDCG@10"].values()) / 4)
     assert whole["recall_ceiling"] == 1.0
     assert set(found["systems"]["whole, tuned"]["made_of"]) == {"even", "odd"}
-    assert set(found["tuned_minus"]) == {"first", "levels", "whole"}
+    assert set(found["tuned_minus"]) == {"first", "levels", "whole", plain}
     means = {name: one["means"]["nDCG@10"] for name, one in found["systems"].items()}
     assert found["tuned_minus"]["first"]["mean"] == pytest.approx(means["whole, tuned"] - means["first"])
     printed = capsys.readouterr().out
@@ -107,7 +109,7 @@ def test_systems_are_measured_and_reported_in_every_form(
     assert not re.search(r"(?:src|href)\s*=\s*[\"']?https?:|url\(https?:|<script|@import", page)
     assert "K = " in (tmp_path / "out" / "report.md").read_text()
     runs = sorted((tmp_path / "out" / "runs").iterdir())
-    assert len(runs) == 4
+    assert len(runs) == 5
     assert re.fullmatch(r"(q\d Q0 d\d \d+ \d+ [\w-]+\n)+", runs[0].read_text())
 
 

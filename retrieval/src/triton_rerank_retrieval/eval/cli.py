@@ -122,13 +122,20 @@ def _measure(bench: Bench, options: argparse.Namespace, progress: Progress) -> C
 def _add_tuned(
     bench: Bench, system: SystemSpec, found: CollectionReport, progress: Progress, show: Callable[[str], None]
 ) -> None:
-    """The last system with settings that were chosen on one half of the queries and are judged on the other."""
+    """The last system with settings that were chosen on one half of the queries and are judged on the other.
+
+    The same fusion without its reranker is tuned too: what the reranker adds to it is not what weights add.
+    """
+    wanted = [system]
     if system.reranker:
         bench.fill(system, on_query=show)
-    name = f"{system.name}, {TUNED}"
+        plain = replace(system, name=f"{system.name}, without reranker", reranker="", light="", blend=None)
+        wanted = [plain, system] if len(system.retrievers) > 1 else wanted
     task = progress.add_task(f"{bench.collection.name}: {TUNED}", total=None)
-    tuned = tune(bench, replace(system, name=name), on_step=lambda _: progress.advance(task))
-    found.ran[name], found.specs[name], found.tuned = tuned.ran, tuned.chosen, name
+    for each in wanted:
+        name = f"{each.name}, {TUNED}"
+        tuned = tune(bench, replace(each, name=name), on_step=lambda _: progress.advance(task))
+        found.ran[name], found.specs[name], found.tuned = tuned.ran, tuned.chosen, name
 
 
 def _seconds(bench: Bench, system: SystemSpec, n_queries: int) -> float | None:
