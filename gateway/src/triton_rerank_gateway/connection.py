@@ -136,7 +136,7 @@ class Connection(HttpToolsProtocol):
             return
         self._refused = True
         self.logger.warning("a connection was refused: %s", message)
-        answering = self.cycle is not None and not self.cycle.response_complete
+        answering = not getattr(self.cycle, "response_complete", True)  # there is no cycle before the first request
         if answering and (self.pipeline or not self.cycle.more_body):
             self._last_words = status, message
             self._stop_timer()
