@@ -40,7 +40,7 @@ def main(checkpoints: Path, repository: Path) -> None:
             report = export_model(
                 str(folder), repository, ExportOptions(precision="fp32"), on_step=lambda _: None
             ).report
-            said |= {"difference": report.max_logit_difference, "peer": report.peer_difference}
+            said |= {"difference": report.max_logit_difference, "peer": report.peer_difference, "notes": report.notes}
             if folder.name.startswith(("bert", "xlmr")):
                 half = export_model(
                     str(folder), repository.with_name("half"), ExportOptions(precision="fp16"), on_step=lambda _: None

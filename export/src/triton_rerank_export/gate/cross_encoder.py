@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.gate.reference import give_segments
 from triton_rerank_export.graph.trace import quiet
 from triton_rerank_export.repository.triton_config import SpecialTokensInText
 
@@ -44,18 +45,30 @@ class Peer:
         folder: checkpoint folder, as transformers reads it.
         special_tokens_in_text: special tokens written inside a text are "text", or what they name: "special".
         row: of its scores, where it gives several a pair; None: it gives one.
+        segments: the model reads them.
+
+    Attributes:
+        told: its tokenizer would have given the model no segments, and was told to.
 
     Raises:
         CannotScore: sentence-transformers cannot load it.
     """
 
-    def __init__(self, folder: Path, *, special_tokens_in_text: SpecialTokensInText, row: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        special_tokens_in_text: SpecialTokensInText,
+        row: int | None = None,
+        segments: bool = False,
+    ) -> None:
         self._row = row
         with _its_fault("it cannot load the checkpoint", hidden=str(folder)):
             from sentence_transformers import CrossEncoder
 
             model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
             model.tokenizer.split_special_tokens = special_tokens_in_text == "text"
+            self.told = segments and give_segments(model.tokenizer)
             self._model: Any = model.float()
 
     @property

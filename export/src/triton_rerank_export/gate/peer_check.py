@@ -24,6 +24,11 @@ from triton_rerank_export.repository.triton_config import ServedModel
 
 BOUND = 1e-3  # of the largest logit, or of 1: two ways to compute the same in fp32, one pair or a batch at a time
 
+_TOLD = (
+    "The installed transformers' tokenizer gives this model no segments, against its tokenizer.json; it is served with "
+    "them, as transformers 4 reads it, and was compared so."
+)
+
 
 @dataclass(frozen=True)
 class PeerReport:
@@ -31,7 +36,7 @@ class PeerReport:
 
     Attributes:
         difference: largest difference of a score; None where there was no comparison.
-        notes: why there was none.
+        notes: why there was none, or what was done for it.
     """
 
     difference: float | None = None
@@ -63,7 +68,7 @@ def hold_against_peer(
         return PeerReport(notes=_asked_otherwise(checkpoint, checkpoint.asked))
     try:
         meaning = "special" if checkpoint.templated else served.special_tokens_in_text  # a template is made of them
-        peer = Peer(folder, special_tokens_in_text=meaning, row=checkpoint.row)
+        peer = Peer(folder, special_tokens_in_text=meaning, row=checkpoint.row, segments=checkpoint.token_type_ids)
         if peer.max_length < served.max_length:
             raise _shorter(checkpoint, served, peer.max_length)
         found = []
@@ -73,7 +78,8 @@ def hold_against_peer(
     except CannotScore as exc:
         return PeerReport(notes=(f"The scores were not compared with sentence-transformers: {exc}.",))
     return PeerReport(
-        difference=max(_compare(*row, checkpoint, served) for row in zip(queries, expected, found, strict=True))
+        difference=max(_compare(*row, checkpoint, served) for row in zip(queries, expected, found, strict=True)),
+        notes=(_TOLD,) if peer.told else (),
     )
 
 

@@ -120,6 +120,19 @@ def load_tokenizer(folder: Path, label: str) -> Any:
     return tokenizer
 
 
+def give_segments(tokenizer: Any) -> bool:
+    """Let a tokenizer give the model segments, if its class leaves them out: ALBERT's of transformers 5 does.
+
+    Returns:
+        Whether it had to be told.
+    """
+    names = tokenizer.model_input_names
+    left_out = contract.TOKEN_TYPE_IDS not in names and any(tokenizer.backend_tokenizer.encode("a", "a").type_ids)
+    if left_out:
+        tokenizer.model_input_names = [*names, contract.TOKEN_TYPE_IDS]
+    return left_out
+
+
 @dataclass
 class ActivationPeak:
     """The largest absolute output of a watched layer, and PyTorch's name of that layer."""
@@ -204,6 +217,8 @@ class Reference:
         self._allow_pickle = allow_pickle
         self._row = row
         self.tokenizer = load_tokenizer(folder, self._label)
+        if contract.TOKEN_TYPE_IDS in tensors:
+            give_segments(self.tokenizer)
         self._pad_token_id = self.tokenizer.pad_token_id if pad_token_id is None else pad_token_id
         self._tensors = tensors
         self._max_length = max_length
