@@ -282,6 +282,11 @@ def test_rank_fields_choose_what_is_ranked() -> None:
     assert [row["index"] for row in found["results"]] == [0, 1]
 
 
+def test_a_rank_field_that_is_named_again_is_read_once() -> None:
+    fields = Fields({"query": QUERY, "documents": [{"a": "cats", "b": "sleep"}], "rank_fields": ["a", "b", "a", "a"]})
+    assert COHERE_V1.question(fields).parts[0].documents == ("cats\nsleep",)
+
+
 def test_logits_and_details_come_only_when_asked_for() -> None:
     found = answer(V1_RERANK, {**BODY, "return_details": True, "top_n": 1})["results"]
     details = {"logit": 2.0, "truncated": False, "best_chunk": None, "token_count": 4}  # words of query and document

@@ -73,7 +73,7 @@ def _rank_fields(body: Fields) -> list[str]:
     names = body.get("rank_fields") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise wrong("rank_fields", names, "it must be a list of the names of keys")
-    return names
+    return list(dict.fromkeys(names))  # a name again and again would make a text of any size of a small body
 
 
 REQUEST = base.schema(
