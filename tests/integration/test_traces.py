@@ -65,6 +65,8 @@ def test_the_gateways_trace_goes_on_in_tritons_steps(
     assert spans[NAME].parent == spans["InferRequest"].id
     assert {spans[step].parent for step in STEPS - {NAME}} == {spans[NAME].id}
     assert (spans["rerank"].service, spans[NAME].service) == ("triton-rerank-gateway", "triton")
+    assert NAME.encode() in collector.received
+    assert not [text for text in (QUERY, *DOCUMENTS) if text.encode() in collector.received], "texts in a span"
 
 
 def test_a_clients_span_is_the_parent_of_tritons(

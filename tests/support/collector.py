@@ -31,13 +31,16 @@ class Collector:
     Attributes:
         endpoint: to export to.
         spans: in the order in which they came.
+        received: all bodies, unzipped.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.spans: list[Span] = []
+        self.received = b""
 
     def take(self, body: bytes, kind: str) -> None:
+        self.received += body
         self.spans += _from_json(json.loads(body)) if "json" in kind else _from_protobuf(body)
 
     def of(self, trace: str) -> dict[str, Span]:
