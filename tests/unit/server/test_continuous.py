@@ -152,18 +152,6 @@ def test_what_is_too_much_is_refused_at_once(engine: StandIn) -> None:
     continuous.close()
 
 
-def test_requests_beyond_a_number_are_refused_but_not_those_that_come_with_the_first(engine: StandIn) -> None:
-    continuous = Continuous(engine, most_requests=2)  # type: ignore[arg-type]
-    busy(continuous, engine)
-    assert continuous.full() is None
-    told = [put(continuous, [number, 1]) for number in range(3)]  # asked once for all
-    assert str(continuous.full()).startswith("Exceeds maximum queue size: 3 requests wait for the encoder; at most 2 ")
-    open_gate(engine)
-    assert [each.answer() for each in told] == [[1.0], [2.0], [3.0]]
-    assert continuous.full() is None
-    continuous.close()
-
-
 def test_tensors_that_do_not_fit_are_refused_at_once(engine: StandIn) -> None:
     continuous = Continuous(engine)  # type: ignore[arg-type]
     assert isinstance(put(continuous, [-1, 2]).answer(), TensorError)

@@ -73,12 +73,10 @@ class Continuous:
     Args:
         engine: computes.
         most_tokens: that may wait.
-        most_requests: that may wait; 0 means no bound.
     """
 
-    def __init__(self, engine: Engine, *, most_tokens: int = MOST_WAITING_TOKENS, most_requests: int = 0) -> None:
+    def __init__(self, engine: Engine, *, most_tokens: int = MOST_WAITING_TOKENS) -> None:
         self._engine = engine
-        self._most_requests = most_requests
         self._schedule = Schedule(engine.micro_batch_tokens, engine.batch_cost_tokens, most_tokens)
         self._requests: dict[Waiting, _Request] = {}
         self._changed = threading.Condition()
@@ -88,18 +86,10 @@ class Continuous:
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
-    def full(self) -> OverloadError | None:
-        """Why a request that comes now is refused, if as many wait as may.
-
-        Asked once for requests that come together: Triton warms a model up with many at once, of which none may fail.
-        """
+    def waiting(self) -> int:
+        """Requests of which no row, or not every one, was taken."""
         with self._changed:
-            waiting = len(self._schedule)
-        if not self._most_requests or waiting < self._most_requests:
-            return None
-        return OverloadError(
-            f"Exceeds maximum queue size: {waiting} requests wait for the encoder; at most {self._most_requests} may"
-        )
+            return len(self._schedule)
 
     def put(self, inputs: Mapping[str, Ids], ticket: Ticket, *, timeout_s: float = math.inf) -> None:
         """Let a request wait; its ticket gets the answer, from another thread as a rule.
