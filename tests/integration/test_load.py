@@ -157,6 +157,8 @@ def test_a_server_that_stands_still_shows_in_an_open_loop_and_not_in_a_closed_on
                 if server.wait(1.0) is None:
                     raise
                 pytest.skip(f"Triton crashed while it was stopped under load ({exc})")
+        if server.wait(1.0) is not None:
+            pytest.skip("Triton crashed while it was stopped under load")
     assert closed.latency.max_ms > 900
     assert closed.latency.p90_ms < 400  # p99 may be one of Triton 2.51's pauses (docs/LOG.md)
     assert opened.errors == {}
@@ -204,10 +206,10 @@ def test_calls_that_a_killed_server_never_answers_are_counted_by_class(tiny_repo
         with served.client, closing(Load(served, NAME, SINGLE, seed=1, timeout_s=2.0)) as load:
             killer = threading.Thread(target=kill_midway)
             killer.start()
-            figures = load.open(50, duration_s=1.0, warm_up_s=0.2)
+            figures = load.open(50, duration_s=3.0, warm_up_s=0.2)
             killer.join()
-    assert figures.calls == 50
-    assert 0 < sum(figures.errors.values()) < 50
+    assert figures.calls == 150
+    assert 0 < sum(figures.errors.values()) < 150
     assert set(figures.errors) <= {"ServerUnavailableError", "DeadlineExceededError"}
     assert figures.queue_ms is None
     assert figures.latency.p50_ms < 1000

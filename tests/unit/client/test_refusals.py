@@ -77,8 +77,9 @@ def test_a_fallback_that_says_no_over_http(status: int, hosted: HostedServer) ->
 def test_a_first_choice_whose_model_or_certificate_does_not_fit(server: StandIn, tmp_path: Path) -> None:
     target = f"127.0.0.1:{server.port}"
     tls = TritonOptions(tls=Tls(tmp_path / "expired-and-removed.pem"))
-    for first in (
-        TritonScorer(target, MODEL, name="first", options=tls),
-        TritonScorer(target, f"{MODEL}-encoder", name="first"),  # a step: no model that export would serve
+    step = f"{MODEL}-encoder"  # no model that export would serve
+    for first, error in (
+        (TritonScorer(target, MODEL, name="first", options=tls), "ConfigurationError"),
+        (TritonScorer(target, step, name="first"), "NoRerankerError"),
     ):
-        assert served_by(first, FakeScorer(name="second")) == ("second", [("first", "ConfigurationError")])
+        assert served_by(first, FakeScorer(name="second")) == ("second", [("first", error)])
