@@ -48,7 +48,7 @@ def tritons(process: subprocess.Popen[str]) -> list[psutil.Process]:
 def interrupted(tiny_repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command(
-            tiny_repository, tmp_path / "perf", "--minutes", "2", "--knob", "instances", "--knob", "queue_delay_us"
+            tiny_repository, tmp_path / "perf", "--minutes", "2", "--knob", "instances", "--knob", "scheduling"
         ),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -64,7 +64,7 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     output = tmp_path / "perf"
     output.mkdir()
     (output / "report.md").write_text("old")
-    knobs = ("--knob", "instances", "--knob", "queue_delay_us")
+    knobs = ("--knob", "instances", "--knob", "scheduling")
     start = time.monotonic()
     done = subprocess.run(
         command(tiny_repository, output, "--minutes", "2", "--p99-ms", "2000", "--rate", "5000", *knobs),
@@ -80,7 +80,7 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     answer = document["answer"]
     assert answer["holds"]
     assert answer["pairs_per_s"] > 10
-    assert {trial["knob"] for trial in document["trials"]} == {"instances", "queue_delay_us"}
+    assert {trial["knob"] for trial in document["trials"]} == {"instances", "scheduling"}
     assert [trial["why"] for trial in document["trials"] if not trial["levels"]] == []  # reasons of failures
     sizes = [size["pairs"] for size in document["sweeps"][0]["sizes"]]
     assert sizes == [1, 4, 16, 64, 256][: len(sizes)]  # a busy machine has no time for the large ones
