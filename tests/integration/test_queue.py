@@ -54,7 +54,9 @@ def test_a_full_queue_refuses_and_the_others_are_answered(short_queue: TritonSer
         thread.join(timeout=120)
     assert len(answered) + len(refused) == THREADS
     assert answered and set(answered) == {len(documents)}
-    assert refused and all("queue" in message for message in refused)
+    assert any("queue" in message for message in refused)
+    late = "Request timeout expired"  # those who wait for ten seconds, on a busy machine
+    assert [message for message in refused if "queue" not in message and late not in message] == []
 
 
 def test_a_request_that_waited_longer_than_it_asked_for_is_refused(tiny_repository: Path, tmp_path: Path) -> None:
