@@ -148,7 +148,7 @@ def test_the_server_ends_while_requests_wait_and_all_are_answered(tiny_repositor
         assert all(isinstance(logits, np.ndarray) for logits in asked.get(4).values())
 
 
-def test_a_queue_that_takes_one_request_for_a_microsecond_does_not_refuse_triton_its_own_warm_up(
+def test_a_queue_that_takes_one_request_of_one_token_for_a_microsecond_does_not_refuse_triton_its_own_warm_up(
     model_repository: Path, tmp_path: Path
 ) -> None:
     """A refusal there ends Triton 2.51 with a segmentation fault."""
@@ -158,6 +158,7 @@ def test_a_queue_that_takes_one_request_for_a_microsecond_does_not_refuse_triton
         assert max(each.batch_size for each in config.model_warmup) > 1
         config.dynamic_batching.default_queue_policy.max_queue_size = 1
         config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 1
+        config.parameters["max_waiting_tokens"].string_value = "1"
     (folder / NAME / "1" / MANIFEST_FILE).unlink()  # its canary would be refused
     with start(folder) as running, triton.InferenceServerClient(running.grpc_target) as client:
         assert client.is_model_ready(NAME)

@@ -127,10 +127,10 @@ def test_padding_is_that_of_the_tensors_that_the_encoder_gets(tiny_repository: P
 
 def test_an_open_loop_offers_the_rate_whatever_the_server_does(served: ServedModel) -> None:
     with closing(Load(served, NAME, SINGLE, seed=1)) as load:
-        figures = load.open(40, duration_s=1.0, warm_up_s=0.5)
-    assert (figures.mode, figures.rate, figures.concurrency, figures.calls) == ("open", 40, None, 40)
+        figures = load.open(40, duration_s=4.0, warm_up_s=0.5)
+    assert (figures.mode, figures.rate, figures.concurrency, figures.calls) == ("open", 40, None, 160)
     assert figures.errors == {}
-    assert 0 < figures.pairs_per_s < 46  # those answered meanwhile: a busy machine's are fewer
+    assert figures.pairs_per_s == pytest.approx(40, abs=6)
     assert figures.late is not None
     assert figures.late.p50_ms < 5
 

@@ -105,6 +105,14 @@ def test_a_bound_refuses_but_a_lone_request_of_any_size_is_taken() -> None:
     schedule.add([40])
 
 
+def test_a_number_of_requests_is_a_bound_too_but_not_for_those_that_come_with_the_first() -> None:
+    schedule = Schedule(BUDGET, COST, most_tokens=100, most_requests=2)
+    for _ in range(3):
+        schedule.add([60], bounded=False)
+    with pytest.raises(ScheduleFullError, match="3 requests wait; at most 2 may"):
+        schedule.add([1])
+
+
 def test_what_is_dropped_is_not_taken_and_frees_its_tokens() -> None:
     schedule = Schedule(BUDGET, 0)
     gone, stays = schedule.add([200, 400]), schedule.add([700])

@@ -73,11 +73,12 @@ class Continuous:
     Args:
         engine: computes.
         most_tokens: that may wait.
+        most_requests: that may wait; 0 means no bound.
     """
 
-    def __init__(self, engine: Engine, *, most_tokens: int = MOST_WAITING_TOKENS) -> None:
+    def __init__(self, engine: Engine, *, most_tokens: int = MOST_WAITING_TOKENS, most_requests: int = 0) -> None:
         self._engine = engine
-        self._schedule = Schedule(engine.micro_batch_tokens, engine.batch_cost_tokens, most_tokens)
+        self._schedule = Schedule(engine.micro_batch_tokens, engine.batch_cost_tokens, most_tokens, most_requests)
         self._requests: dict[Waiting, _Request] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -86,18 +87,21 @@ class Continuous:
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
-    def waiting(self) -> int:
-        """Requests of which no row, or not every one, was taken."""
+    def is_idle(self) -> bool:
+        """No request waits for rows of it to be taken."""
         with self._changed:
-            return len(self._schedule)
+            return not len(self._schedule)
 
-    def put(self, inputs: Mapping[str, Ids], ticket: Ticket, *, timeout_s: float = math.inf) -> None:
+    def put(
+        self, inputs: Mapping[str, Ids], ticket: Ticket, *, timeout_s: float = math.inf, bounded: bool = True
+    ) -> None:
         """Let a request wait; its ticket gets the answer, from another thread as a rule.
 
         Args:
             inputs: as `Engine.logits` takes them; kept, not copied.
             ticket: for the answer.
             timeout_s: seconds until it is refused if none of its rows was begun.
+            bounded: refuse it if too much waits already.
         """
         try:
             check(inputs, self._engine.input_names)
@@ -105,7 +109,7 @@ class Continuous:
             lengths = request.rows.padded(self._engine.length_step).tolist()
             with self._changed:
                 try:
-                    self._requests[self._schedule.add(lengths)] = request
+                    self._requests[self._schedule.add(lengths, bounded=bounded)] = request
                 except ScheduleFullError as exc:
                     raise OverloadError(f"Exceeds maximum queue size: {exc}") from exc
                 self._changed.notify()

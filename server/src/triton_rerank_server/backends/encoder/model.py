@@ -52,12 +52,12 @@ class TritonPythonModel:
         _check_names(path, "outputs", self._engine.output_names, config["output"])
         policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
         self._timeout_us = int(policy.get("default_timeout_microseconds", 0))
-        self._most_requests = int(policy.get("max_queue_size", 0))
         self._continuous: Continuous | None = None
         if _is_continuous(config):
             parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
             most = whole("max_waiting_tokens", parameters.get("max_waiting_tokens", str(MOST_WAITING_TOKENS)))
-            self._continuous = Continuous(self._engine, most_tokens=most)
+            most_requests = int(policy.get("max_queue_size", 0))
+            self._continuous = Continuous(self._engine, most_tokens=most, most_requests=most_requests)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         texts = {**METERS, **(CONTINUOUS_METERS if self._continuous else {})}
         self._meters = Meters(pb_utils, labels, texts, self._counts)
@@ -72,9 +72,9 @@ class TritonPythonModel:
         """Answer every request of one execution, in order."""
         names = self._engine.input_names
         if self._continuous:
-            waiting = self._continuous.waiting()
+            bounded = not self._continuous.is_idle()
             for request in requests:
-                self._put(self._continuous, request, waiting)
+                self._put(self._continuous, request, bounded)
             return None  # each is answered through its response sender
         inputs = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in names}
@@ -90,22 +90,18 @@ class TritonPythonModel:
         found = dict(zip(METERS, (done.batches, done.pairs, done.tokens, done.padded_tokens), strict=True))
         return found | (dict(zip(CONTINUOUS_METERS, self._continuous.waits(), strict=True)) if self._continuous else {})
 
-    def _put(self, continuous: Continuous, request: Any, waiting: int) -> None:
-        """The queue's bounds hold for what finds others waiting.
+    def _put(self, continuous: Continuous, request: Any, bounded: bool) -> None:
+        """Bounds of the queue hold for what finds others waiting.
 
         Triton warms a model up with many requests at once, and dies of a segmentation fault if one of them is refused.
         """
-        ticket = _Ticket(request.get_response_sender())
-        if self._most_requests and waiting >= self._most_requests:
-            text = f"{waiting} requests wait for the encoder; at most {self._most_requests} may"
-            ticket.failed(OverloadError(f"Exceeds maximum queue size: {text}"))
-            return
         inputs = {  # Triton takes its memory back when execute returns
             name: np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
             for name in self._engine.input_names
         }
-        waits_us = [us for us in (request.timeout(), self._timeout_us if waiting else 0) if us]
-        continuous.put(inputs, ticket, timeout_s=min(waits_us, default=math.inf) / 1e6)
+        waits_us = [us for us in (request.timeout(), bounded * self._timeout_us) if us]
+        ticket = _Ticket(request.get_response_sender())
+        continuous.put(inputs, ticket, timeout_s=min(waits_us, default=math.inf) / 1e6, bounded=bounded)
 
     def _alone(self, inputs: dict[str, npt.NDArray[np.int64]]) -> Any:
         try:

@@ -8,6 +8,7 @@ comes before another `AGEING` times the long one's tokens were taken: whatever c
 from __future__ import annotations
 
 import itertools
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ MOST_WAITING_TOKENS = 4_194_304  # 100 MB of ids
 
 
 class ScheduleFullError(Exception):
-    """More tokens would wait than may; the message says how many."""
+    """More tokens or requests would wait than may; the message says how many."""
 
 
 @dataclass(eq=False)
@@ -49,10 +50,18 @@ class Schedule:
         batch_tokens: padded tokens of a micro-batch; one row alone may pass it.
         batch_cost_tokens: tokens of padding that are as bad as one batch more; no batch has more padding.
         most_tokens: that may wait; a request that comes when nothing waits is always taken.
+        most_requests: that may wait; 0 means no bound.
     """
 
-    def __init__(self, batch_tokens: int, batch_cost_tokens: float, most_tokens: int = MOST_WAITING_TOKENS) -> None:
-        self._batch_tokens, self._batch_cost, self._most_tokens = batch_tokens, batch_cost_tokens, most_tokens
+    def __init__(
+        self,
+        batch_tokens: int,
+        batch_cost_tokens: float,
+        most_tokens: int = MOST_WAITING_TOKENS,
+        most_requests: int = 0,
+    ) -> None:
+        self._batch_tokens, self._batch_cost = batch_tokens, batch_cost_tokens
+        self._most_tokens, self._most_requests = most_tokens, most_requests or sys.maxsize
         self._waiting: list[Waiting] = []
         self._numbers = itertools.count()
         self._taken = 0
@@ -64,17 +73,20 @@ class Schedule:
     def __iter__(self) -> itertools.chain[Waiting]:
         return itertools.chain(self._waiting)
 
-    def add(self, lengths: Sequence[int]) -> Waiting:
+    def add(self, lengths: Sequence[int], *, bounded: bool = True) -> Waiting:
         """Let a request wait.
 
         Args:
             lengths: tokens a row, 1 or more of them.
+            bounded: refuse it if too much waits already.
 
         Raises:
-            ScheduleFullError: too many tokens wait already.
+            ScheduleFullError: too many tokens or requests wait already.
         """
         own = sum(lengths)
-        if self._waiting and self.tokens + own > self._most_tokens:
+        if bounded and len(self._waiting) >= self._most_requests:
+            raise ScheduleFullError(f"{len(self._waiting)} requests wait; at most {self._most_requests} may")
+        if bounded and self._waiting and self.tokens + own > self._most_tokens:
             raise ScheduleFullError(f"{own} tokens came and {self.tokens} wait; at most {self._most_tokens} may")
         rows = sorted((length, row) for row, length in enumerate(lengths))
         waiting = Waiting((self._taken + AGEING * own, next(self._numbers)), rows)
