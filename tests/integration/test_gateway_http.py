@@ -191,6 +191,13 @@ def test_who_wishes_for_http_2_as_javas_client_does_is_answered_by_http_1_1(gate
     assert found.count(b"HTTP/1.1 200") == 4 and found.count(b'"results"') == 3
 
 
+def test_a_thousand_wishes_in_one_piece_are_all_answered(gateway: Running) -> None:
+    """More than Python may call itself."""
+    wish = b"GET /health/live HTTP/1.1\r\nhost: h\r\nconnection: Upgrade\r\nupgrade: h2c\r\n\r\n"
+    found = gateway.raw(wish * 1_500 + b"GET /health/live HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+    assert found.count(b"HTTP/1.1 200") == 1_501
+
+
 def test_a_refusal_waits_for_the_answers_before_it(gateway: Running) -> None:
     found = gateway.raw(request(ENCODED) * 2 + b"what is this?\r\n\r\n")
     assert re.findall(rb"HTTP/1\.1 (\d+) ", found) == [b"200", b"200", b"400"]

@@ -52,18 +52,17 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse it, unless this connection was refused. Who wishes for another protocol is answered in this one."""
-        if self._refused:
-            return
         self._unset_keepalive_if_required()
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as wish:  # Java's client sends one, and curl --http2
-            again = self._head_without_wish() + data[wish.args[0] :]
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
-            self.data_received(again)
-        except httptools.HttpParserError:
-            self._refuse(400, "this is no HTTP/1.1 that can be read; is it TLS, or HTTP/2?")
+        while data and not self._refused:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except httptools.HttpParserUpgrade as wish:  # Java's client sends one, and curl --http2
+                data = self._head_without_wish() + data[wish.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+            except httptools.HttpParserError:
+                self._refuse(400, "this is no HTTP/1.1 that can be read; is it TLS, or HTTP/2?")
 
     def on_message_begin(self) -> None:
         """A request begins: its headers must come in time."""
