@@ -1,15 +1,20 @@
-"""Progress on stderr, since stdout carries the report. Drawing it must not cost what is timed."""
+"""Progress on stderr, since stdout carries the report. Drawing it must not cost what is timed.
+
+Where there is no terminal, a line now and then says what is being done.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+LINE_EVERY_S = 15.0
 
 
 class OnStep(Protocol):
@@ -21,8 +26,11 @@ class OnStep(Protocol):
 
 def bar(*columns: ProgressColumn) -> Progress:
     """A bar with what is being done, the time that it took, and more columns."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        return _Lines(TimeElapsedColumn(), TextColumn("{task.description}"), *columns, console=console, disable=True)
     shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn())
-    return Progress(*shown, console=Console(stderr=True), refresh_per_second=2)
+    return Progress(*shown, console=console, refresh_per_second=2)
 
 
 @contextmanager
@@ -39,6 +47,29 @@ def showing_time_left() -> Iterator[OnStep]:
                 progress.update(task, total=now_s - start_s + left_s, ends_s=now_s + left_s)
 
         yield on_step
+
+
+class _Lines(Progress):
+    """Draws nothing; prints a task's columns when it moves, at most every `LINE_EVERY_S`."""
+
+    _printed_s = -LINE_EVERY_S
+
+    def update(self, task_id: TaskID, **moved: Any) -> None:  # type: ignore[override] # its arguments, all by name
+        """As rich's."""
+        super().update(task_id, **moved)
+        self._print(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """As rich's."""
+        super().advance(task_id, advance)
+        self._print(task_id)
+
+    def _print(self, task_id: TaskID) -> None:
+        now_s = time.monotonic()
+        if now_s - self._printed_s >= LINE_EVERY_S:
+            self._printed_s = now_s
+            shown = (column(self._tasks[task_id]) for column in self.columns if isinstance(column, ProgressColumn))
+            self.console.print(" ".join(str(text) for text in shown if str(text)), markup=False, highlight=False)
 
 
 class _TimeLeft(ProgressColumn):

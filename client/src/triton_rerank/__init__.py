@@ -31,6 +31,7 @@ from triton_rerank.scorers.channel import Tls, TritonOptions
 from triton_rerank.scorers.hosted import CohereScorer, JinaScorer, VoyageScorer
 from triton_rerank.scorers.local import LocalScorer
 from triton_rerank.scorers.observed import MeteredScorer, TracedScorer
+from triton_rerank.scorers.servers import ServersCollector
 from triton_rerank.scorers.triton import TritonScorer
 from triton_rerank.types import Attempt, ModelInfo, RankedDocument, RerankResult, StageScore, Timings, Usage
 
@@ -78,6 +79,7 @@ __all__ = [
     "ScorerCounters",
     "ServerError",
     "ServerUnavailableError",
+    "ServersCollector",
     "StageScore",
     "Thresholds",
     "Timings",

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from triton_rerank import ServersCollector
 from triton_rerank_gateway.admission import Admission
 
 _log = logging.getLogger("triton_rerank_gateway")
@@ -78,6 +79,7 @@ class Metrics:
         self._gauge("waiting_tokens", "Their estimated tokens.", lambda: queue.waiting.tokens)
         self._gauge("drain_pairs_per_second", "Pairs finished a second, of late.", admission.rate.per_s)
         self.connections = Gauge(_named("connections"), "Open connections.", registry=self.registry)
+        self.registry.register(ServersCollector())
 
     def count(self, record: Record) -> None:
         """Count one request that is done."""

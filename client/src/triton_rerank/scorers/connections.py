@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 import time
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +60,14 @@ class Connections:
         self._looking = False
         self._sync: _Opened | None = None
         self._aio: dict[asyncio.AbstractEventLoop, _Opened] = {}
+        _made.add(self)
+
+    @property
+    def used(self) -> tuple[str, str] | None:
+        """The target and its address as gRPC resolves it, while this process has connections."""
+        if self._address is None or self._process != os.getpid() or not (self._sync or self._aio):
+            return None
+        return self._target, self._address.removeprefix("dns:///")
 
     @property
     def places(self) -> str | None:
@@ -172,3 +182,11 @@ class Connections:
                 self._aio = {loop: _Opened(made.transport, found) for loop, made in self._aio.items()}
             self._places = found
             self._address = found if "," in self._target else grpc_target(self._target)
+
+
+_made: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+def in_use() -> Iterator[tuple[str, str]]:
+    """Target and address of all connections that this process has."""
+    return (used for made in list(_made) if (used := made.used) is not None)

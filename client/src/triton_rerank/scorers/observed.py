@@ -13,6 +13,7 @@ import numpy as np
 
 from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored, Scorer
+from triton_rerank.scorers.servers import ServersCollector
 from triton_rerank.types import ModelInfo
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class MeteredScorer(_Around):
     error's class), ``request_documents``, ``request_tokens``, ``request_parts`` (that a list was split into),
     ``deadline_left_ratio`` (of the call's time, when it was answered), ``top_logit`` and ``top_margin`` (best minus
     second: a model that was swapped shows there first). Counters: ``pairs_total`` by kind (``all``, ``truncated``,
-    ``cached``) and ``degraded_total`` by the error class of the first choice.
+    ``cached``) and ``degraded_total`` by the error class of the first choice. With them come those of
+    `ServersCollector`: servers that are ready, and attempts, of all `TritonScorer` of this process.
 
     Args:
         scorer: any; all its calls pass.
@@ -184,6 +186,7 @@ class _Metrics:
         self._margin = histogram("top_margin", "Best logit minus the second.", _MARGINS, "model")
         self._pairs = counter("pairs", "Pairs that were answered.", "model", "kind")
         self._degraded = counter("degraded", "Requests that another than the first choice answered.", "model", "reason")
+        registry.register(ServersCollector())
 
     def count(self, scored: Scored, seconds: float, left: float) -> None:
         model, n_documents = scored.model, scored.truncated.size

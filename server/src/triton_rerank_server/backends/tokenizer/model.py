@@ -27,6 +27,8 @@ METERS = {
     "triton_rerank_pairs_total": "Pairs that were tokenised",
     "triton_rerank_tokens_total": "Tokens of these pairs, padding left out",
     "triton_rerank_truncated_pairs_total": "Pairs of which a part was cut off",
+    "triton_rerank_truncated_queries_total": "Of these, pairs whose query was cut",
+    "triton_rerank_truncated_documents_total": "Likewise, whose document was cut; both may be",
 }
 
 
@@ -100,9 +102,10 @@ class TritonPythonModel:
         tensors: PairTensors = self._tokenizer.assemble(
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
-        counts = (len(tensors.truncated), int(tensors.token_count.sum()), int(np.count_nonzero(tensors.truncated)))
+        cut = (tensors.truncated, tensors.query_cut, tensors.document_cut)
+        counts = (len(tensors.truncated), tensors.token_count.sum(), *map(np.count_nonzero, cut))
         for name, count in zip(METERS, counts, strict=True):
-            self._totals[name] += count
+            self._totals[name] += int(count)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, getattr(tensors, name)) for name in self._outputs])
 
 

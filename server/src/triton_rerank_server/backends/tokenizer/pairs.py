@@ -60,7 +60,9 @@ class PairTensors:
         attention_mask: int64, same shape; 1 for tokens, 0 for padding.
         token_type_ids: int64, same shape.
         token_count: int32 ``(n, 1)``, special tokens included.
-        truncated: bool ``(n, 1)``.
+        truncated: bool ``(n, 1)``: a part of the pair is not read.
+        query_cut: bool ``(n,)``: the query is that part, or one of them.
+        document_cut: bool ``(n,)``, likewise.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -68,6 +70,8 @@ class PairTensors:
     token_type_ids: npt.NDArray[np.int64]
     token_count: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+    query_cut: npt.NDArray[np.bool_]
+    document_cut: npt.NDArray[np.bool_]
 
 
 class PairTokenizer:
@@ -226,7 +230,8 @@ class PairTokenizer:
                 if segment:
                     tensors.token_type_ids[row, start:end] = segment
                 start = end
-            tensors.truncated[row, 0] = q < query.length or d < document.length
+            tensors.query_cut[row], tensors.document_cut[row] = q < query.length, d < document.length
+        np.logical_or(tensors.query_cut, tensors.document_cut, out=tensors.truncated[:, 0])
         return tensors
 
     def _join(self, query: TextTokens, document: TextTokens, limits: PairLimits) -> tuple[Template, int, int]:
@@ -257,6 +262,8 @@ class PairTokenizer:
             token_type_ids=np.zeros(shape, dtype=np.int64),
             token_count=counts[:, None],
             truncated=np.zeros((len(counts), 1), dtype=np.bool_),
+            query_cut=np.zeros(len(counts), dtype=np.bool_),
+            document_cut=np.zeros(len(counts), dtype=np.bool_),
         )
 
 
