@@ -67,9 +67,19 @@ def test_pairs_tokens_cuts_and_micro_batches_are_those_of_the_requests(server: T
             pairs += len(found)
             tokens += found.usage.token_count
             cut += sum(ranked.truncated for ranked in found)
-    assert (pairs, cut) == (125, 25)
-    told = ("pairs_total", "tokens_total", "truncated_pairs_total", "computed_pairs_total", "computed_tokens_total")
-    expected = dict(zip(told, (pairs, tokens, cut, pairs, tokens), strict=True))
+        assert (pairs, cut) == (125, 25)
+        queries = client.rerank(LONG[0], TEXTS[:3])  # of a pair the longer part is cut
+        assert [ranked.truncated for ranked in queries] == [True] * 3
+    pairs, tokens = pairs + 3, tokens + queries.usage.token_count
+    expected = {
+        "pairs_total": pairs,
+        "tokens_total": tokens,
+        "truncated_pairs_total": cut + 3,
+        "truncated_queries_total": 3,
+        "truncated_documents_total": cut,
+        "computed_pairs_total": pairs,
+        "computed_tokens_total": tokens,
+    }
     assert wait_until(lambda: expected.items() <= grown(server, before).items(), 30), grown(server, before)
     found_now = grown(server, before)
     assert 5 <= found_now["micro_batches_total"] < pairs
@@ -102,6 +112,9 @@ def test_pairs_that_wait_under_continuous_scheduling_are_seen(tiny_repository: P
     folder = only_bert(tiny_repository, tmp_path / "model_repository")
     with edited(folder / f"{NAME}{ENCODER_SUFFIX}") as config:
         config.parameters[SCHEDULING].string_value = "continuous"
+    for step in (TOKENIZER_SUFFIX, ENCODER_SUFFIX):
+        with edited(folder / f"{NAME}{step}") as config:  # a busy machine may take longer
+            config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
     documents = [text[:600] for text in LONG] * 50
     waited, waiting = "triton_rerank_waited_seconds_total", "triton_rerank_waiting_pairs"
     with start(folder) as server, RerankClient(server.grpc_target, model=NAME, timeout_s=60.0) as client:

@@ -28,7 +28,8 @@ def bar(*columns: ProgressColumn) -> Progress:
     """A bar with what is being done, the time that it took, and more columns."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        return _Lines(TimeElapsedColumn(), TextColumn("{task.description}"), *columns, console=console, disable=True)
+        plain = TextColumn("{task.description}", markup=False)
+        return _Lines(TimeElapsedColumn(), plain, *columns, console=console, disable=True)
     shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn())
     return Progress(*shown, console=console, refresh_per_second=2)
 
@@ -42,9 +43,10 @@ def showing_time_left() -> Iterator[OnStep]:
 
         def on_step(doing: str, left_s: float | None = None) -> None:
             now_s = time.monotonic()
-            progress.update(task, description=doing, completed=now_s - start_s)
-            if left_s is not None:
-                progress.update(task, total=now_s - start_s + left_s, ends_s=now_s + left_s)
+            left: dict[str, Any] = (
+                {} if left_s is None else {"total": now_s - start_s + left_s, "ends_s": now_s + left_s}
+            )
+            progress.update(task, description=doing, completed=now_s - start_s, **left)
 
         yield on_step
 
@@ -54,7 +56,7 @@ class _Lines(Progress):
 
     _printed_s = -LINE_EVERY_S
 
-    def update(self, task_id: TaskID, **moved: Any) -> None:  # type: ignore[override] # its arguments, all by name
+    def update(self, task_id: TaskID, **moved: Any) -> None:
         """As rich's."""
         super().update(task_id, **moved)
         self._print(task_id)

@@ -32,14 +32,14 @@ from triton_rerank_bench.compare.folders import ModelFolders
 from triton_rerank_bench.compare.process import environment
 from triton_rerank_bench.compare.rounds import Ratio, ratio, run_rounds
 from triton_rerank_bench.compare.worker import infinity_server
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gateway.http_calls import HttpCalls
 from triton_rerank_bench.gateway.stand_in import stand_in
 from triton_rerank_bench.load.generator import Latency, latency, per_second
 from triton_rerank_bench.load.loops import Answer, Window, closed_loop
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.progress import OnStep, showing_time_left
-from triton_rerank_bench.report import Json, Report, Table, others, target, targets
+from triton_rerank_bench.report import LOUD, Json, Report, Table, others, target, targets
 from triton_rerank_bench.served import read_model, serve
 from triton_rerank_bench.workloads import Workload
 
@@ -111,6 +111,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     """Measure and print.
 
+    Returns:
+        The report as plain data, and 0, or 130 if the user interrupted it; it has the levels that had ended then.
+
     Raises:
         BenchError: the model or the gateway cannot be measured.
         ServerStartError: Triton did not start.
@@ -131,11 +134,17 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
             servers[PEER] = _infinity(options, files.info.max_length, threads, on_step)
         except (BenchError, RuntimeError, OSError) as exc:
             not_measured = f"{PEER}: {exc}"
-        levels = measure_levels(servers, texts, options.callers, options.duration, on_step)
+        levels, interrupted = [], False
+        try:
+            for level in measure_levels(servers, texts, options.callers, options.duration, on_step):
+                levels.append(level)
+        except KeyboardInterrupt:
+            interrupted = True
     judged, info, version = judge(over, levels), files.info, served.triton_version
     parts: list[str | Table] = [
         f"{info.name} {info.precision}, Triton {version}, {threads} threads",
         others(load.share()),
+        *([f"{LOUD}Interrupted: these levels had ended."] if interrupted else []),
         Table("one caller", _OVER, over),
         Table("callers who wait", _LEVELS, levels),
         *([f"not measured: {not_measured}"] if not_measured else []),
@@ -143,10 +152,11 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     ]
     named: Json = {"model": info.name, "precision": info.precision, "n_threads": threads, "triton_version": version}
     found: Json = {"over": over, "levels": levels, "targets": judged, "not_measured": not_measured}
+    found["interrupted"] = interrupted
     settings: Json = {"seed": options.seed, "rounds": options.rounds, "duration_s": options.duration}
     report = Report("gateway", version, settings, {**named, "other_load": load.share(), **found}, parts)
     report.print(console)
-    return report.json(), 0
+    return report.json(), INTERRUPTED if interrupted else 0
 
 
 @contextmanager
@@ -236,15 +246,13 @@ def measure_over(
 
 def measure_levels(
     servers: dict[str, int], texts: Sequence[Workload], callers: Sequence[int], duration_s: float, on_step: OnStep
-) -> list[Level]:
+) -> Iterator[Level]:
     """Every number of callers with every workload, the servers by turns."""
-    found = []
     for text in texts:
         for number in callers:
             for server, port in servers.items():
                 on_step(f"{server}, {text.name}, {number} callers")
-                found.append(asyncio.run(_level(server, port, text, number, duration_s)))
-    return found
+                yield asyncio.run(_level(server, port, text, number, duration_s))
 
 
 async def _level(server: str, port: int, text: Workload, callers: int, duration_s: float) -> Level:

@@ -35,7 +35,7 @@ class ServersCollector:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counted: dict[str, int] = {}  # by subchannel and outcome: a subchannel that is gone does not take it along
+        self._counted: dict[str, int] = {}  # by subchannel and outcome, of those that are gone too
         self._attempts: dict[tuple[str, str], int] = defaultdict(int)
 
     def describe(self) -> Iterable[Metric]:
