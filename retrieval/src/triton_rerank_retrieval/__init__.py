@@ -3,7 +3,7 @@
 What needs an extra stands in a module of its own: ``first_stages.bm25``, ``first_stages.dense``, ``llm``, ``eval``.
 """
 
-from triton_rerank_retrieval.candidates import Candidate, Filter, LeftOut, Outcome, Retriever, Said, Step
+from triton_rerank_retrieval.candidates import Candidate, Feedback, Filter, LeftOut, Outcome, Retriever, Said, Step
 from triton_rerank_retrieval.context import Citations, Context, citations, pack
 from triton_rerank_retrieval.corpus import Corpus
 from triton_rerank_retrieval.diversity import (
@@ -42,6 +42,7 @@ __all__ = [
     "Corpus",
     "Drop",
     "Embedder",
+    "Feedback",
     "Filter",
     "Fusion",
     "IndexFileError",

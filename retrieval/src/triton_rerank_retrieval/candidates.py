@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from triton_rerank import ConfigurationError
+
 D = TypeVar("D", covariant=True)
 
 Filter = Mapping[str, object] | Callable[[Any], bool]
@@ -119,6 +121,43 @@ class ScoringRetriever(Retriever, Protocol):
 
     def scores_of(self, query: str, ids: Sequence[str]) -> Mapping[str, float]:
         """Document id -> score, on the scale of `search`; ids that it does not have are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """Words of the best documents join the query, and first stages that search by words search once more.
+
+    What is relevant often says it in other words than the query. The first fused list is taken as it is ("pseudo
+    relevance"), so a query that finds nothing useful is not mended. Sources: Rocchio 1971; Lavrenko and Croft 2001,
+    with the share that RM3 leaves to the query's own words.
+
+    Attributes:
+        documents: best ones that are read.
+        words: of theirs that join, by their mean weight.
+        weight: their share of the query, above 0 and under 1.
+
+    Raises:
+        ConfigurationError: a number is out of its bounds.
+    """
+
+    documents: int = 10
+    words: int = 20
+    weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.documents < 1 or self.words < 1 or not 0 < self.weight < 1:
+            raise ConfigurationError(
+                f"documents is {self.documents}, words {self.words} and weight {self.weight}: the first two must be at "
+                "least 1, the weight of feedback above 0 and under 1"
+            )
+
+
+@runtime_checkable
+class FeedbackRetriever(ScoringRetriever, Protocol):
+    """A first stage whose query can be given more words."""
+
+    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+        """This first stage for this one query, with words of the documents ``best``: ids, of which it may lack some."""
 
 
 def ranked(found: Sequence[Candidate[D]], stage: str) -> list[Candidate[D]]:

@@ -7,7 +7,7 @@ The work is one coroutine that waits through the client's runtime only: `Pipelin
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -27,6 +27,8 @@ from triton_rerank.extending import AsyncRuntime, Deadline, Runtime, SyncRuntime
 from triton_rerank_retrieval.candidates import (
     MODEL_SCORE,
     Candidate,
+    Feedback,
+    FeedbackRetriever,
     Filter,
     LeftOut,
     Retriever,
@@ -42,6 +44,7 @@ from triton_rerank_retrieval.rules import with_context
 T = TypeVar("T")
 Rerank = Callable[[str, list[Candidate[Any]], float], Awaitable[RerankResult[Candidate[Any]]]]
 RERANK = "rerank"
+FUSE = "fuse"  # with feedback, its searches too
 logger = logging.getLogger("triton_rerank")
 
 
@@ -96,6 +99,8 @@ class Pipeline:
         retrievers: one or more first stages.
         scorer: who reranks: one model, a cascade, a chain, a hosted one, an LLM; None leaves the fused order.
         fusion: makes one list of several first stages' lists; with one first stage there is nothing to fuse.
+        feedback: words of that list's best documents join the query of the first stages that search by words (`Bm25`),
+            which search once more; None means that one search is all.
         depth: candidates asked of each first stage, and reranked; a call that wants more gets more.
         blend: weight of the reranker, 0 … 1, when its scores are added to the fused ones as z-scores; None means that
             the reranker alone orders. After blending the scale is "blend", and rules for the scale "score" do not
@@ -105,7 +110,8 @@ class Pipeline:
         timeout_s: seconds for a whole call, unless the call says otherwise.
 
     Raises:
-        ConfigurationError: no first stage, two of one name, or a number out of bounds.
+        ConfigurationError: no first stage, two of one name, a number out of bounds, or feedback for first stages that
+            cannot take it.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class Pipeline:
         *,
         scorer: Scorer | None = None,
         fusion: Fusion | None = None,
+        feedback: Feedback | None = None,
         depth: int = 100,
         blend: float | None = None,
         steps: Sequence[Step] = (),
@@ -125,7 +132,12 @@ class Pipeline:
             raise ConfigurationError(f"first stages are {names}: give at least one, each with a name of its own")
         if depth < 1 or (blend is not None and not 0 <= blend <= 1):
             raise ConfigurationError(f"depth is {depth} and blend {blend}: depth must be from 1, blend from 0 to 1")
+        if feedback is not None and not any(isinstance(retriever, FeedbackRetriever) for retriever in retrievers):
+            raise ConfigurationError(
+                f"feedback needs a first stage that takes words in, as Bm25 does: there is {names}"
+            )
         self._retrievers = tuple(retrievers)
+        self._feedback = feedback
         self._fusion = fusion or ReciprocalRank()
         self._depth = depth
         self._blend = blend
@@ -209,11 +221,13 @@ class Pipeline:
         deadline = Deadline(self._timeout_s if timeout_s is None else timeout_s)
         seconds: dict[str, float] = {}
         asked = self._rewrite(query, context) if context else query
-        lists, attempts = await self._first_stages(asked, max(k, self._depth), filter, deadline, runtime, seconds)
-        candidates = lists[0] if len(self._retrievers) == 1 else self._fusion.fuse(lists)
+        depth = max(k, self._depth)
+        lists, attempts = await self._first_stages(asked, depth, filter, deadline, runtime, seconds)
+        failed = {attempt.scorer for attempt in attempts}
+        candidates = await self._one_list(asked, depth, filter, lists, failed, deadline, runtime, seconds)
         found, result = len(candidates), None
         if self._client is not None and candidates:
-            result = await rerank(asked, candidates[: max(k, self._depth)], deadline.left_s(doing="reranking"))
+            result = await rerank(asked, candidates[:depth], deadline.left_s(doing="reranking"))
             seconds[RERANK] = result.timings.total_s
             candidates = self._reranked(candidates, result)
         left_out: list[LeftOut[Any]] = []
@@ -248,24 +262,56 @@ class Pipeline:
 
         jobs = [lambda retriever=retriever: ask(retriever) for retriever in self._retrievers]
         answers = await runtime.gather(jobs, concurrency=len(jobs))
-        lists, attempts = _answered(self._retrievers, answers, seconds)
-        if self._fusion.completes and len(lists) > 1:
-            left_s = deadline.left_s(doing="the lists were completed")
-            lists = await runtime.in_thread(lambda: self._completed(query, lists), timeout_s=left_s)
-        return lists, attempts
+        return _answered(self._retrievers, answers, seconds)
 
-    def _completed(self, query: str, lists: Sequence[list[Candidate[Any]]]) -> list[list[Candidate[Any]]]:
-        """Each list with the candidates that only others found, where its first stage can tell their scores."""
-        everything = {one.id: one for found in lists for one in found}
-        completed = []
-        for retriever, found in zip(self._retrievers, lists, strict=True):
-            missing = [id for id in everything if id not in {one.id for one in found}]
-            scores: Mapping[str, float] = {}
-            if missing and found and isinstance(retriever, ScoringRetriever):
-                scores = retriever.scores_of(query, missing)
-            more = [_rescored(everything[id], retriever.name, score) for id, score in scores.items()]
-            completed.append([*found, *more])
-        return completed
+    async def _one_list(
+        self,
+        query: str,
+        k: int,
+        filter: Filter | None,
+        lists: Sequence[list[Candidate[Any]]],
+        failed: Container[str],
+        deadline: Deadline,
+        runtime: Runtime,
+        seconds: dict[str, float],
+    ) -> list[Candidate[Any]]:
+        """The lists fused, in a thread if first stages are asked for it."""
+        if self._feedback is None and (len(lists) == 1 or not self._fusion.completes):
+            return self._fused(query, self._retrievers, lists)
+        before_s = deadline.elapsed_s()
+        try:
+            return await runtime.in_thread(
+                lambda: self._asked_again(query, k, filter, lists, failed),
+                timeout_s=deadline.left_s(doing="the lists were fused"),
+            )
+        except TimeoutError as exc:
+            raise DeadlineExceededError(
+                f"timeout_s of {deadline.timeout_s:g} s passed while the lists were fused"
+            ) from exc
+        finally:
+            seconds[FUSE] = deadline.elapsed_s() - before_s
+
+    def _asked_again(
+        self, query: str, k: int, filter: Filter | None, lists: Sequence[list[Candidate[Any]]], failed: Container[str]
+    ) -> list[Candidate[Any]]:
+        """The lists fused; with feedback, anew with what the first stages find by more words."""
+        candidates = self._fused(query, self._retrievers, lists)
+        if self._feedback is None or not candidates:
+            return candidates
+        best = [one.id for one in candidates[: self._feedback.documents]]
+        asked, again = list(self._retrievers), list(lists)
+        for place, retriever in enumerate(self._retrievers):
+            if isinstance(retriever, FeedbackRetriever) and retriever.name not in failed:
+                asked[place] = retriever.widened(query, best, self._feedback)
+                again[place] = ranked(asked[place].search(query, k, filter), retriever.name)
+        return self._fused(query, asked, again)
+
+    def _fused(
+        self, query: str, retrievers: Sequence[Retriever], lists: Sequence[list[Candidate[Any]]]
+    ) -> list[Candidate[Any]]:
+        if len(lists) == 1:
+            return lists[0]
+        return self._fusion.fuse(_completed(query, retrievers, lists) if self._fusion.completes else lists)
 
     def _reranked(self, before: Sequence[Candidate[Any]], result: RerankResult[Candidate[Any]]) -> list[Candidate[Any]]:
         """The reranked list; beyond the depth nothing follows, since the scales differ."""
@@ -291,6 +337,22 @@ class Pipeline:
     ) -> RerankResult[Candidate[Any]]:
         assert self._async_client is not None
         return await self._async_client.rerank(query, candidates, timeout_s=timeout_s)
+
+
+def _completed(
+    query: str, retrievers: Sequence[Retriever], lists: Sequence[list[Candidate[Any]]]
+) -> list[list[Candidate[Any]]]:
+    """Each list with the candidates that only others found, where its first stage can tell their scores."""
+    everything = {one.id: one for found in lists for one in found}
+    completed = []
+    for retriever, found in zip(retrievers, lists, strict=True):
+        missing = [id for id in everything if id not in {one.id for one in found}]
+        scores: Mapping[str, float] = {}
+        if missing and found and isinstance(retriever, ScoringRetriever):
+            scores = retriever.scores_of(query, missing)
+        more = [_rescored(everything[id], retriever.name, score) for id, score in scores.items()]
+        completed.append([*found, *more])
+    return completed
 
 
 def _rescored(found_by_another: Candidate[Any], stage: str, score: float) -> Candidate[Any]:

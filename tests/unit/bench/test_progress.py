@@ -12,7 +12,7 @@ def test_without_a_terminal_a_line_now_and_then_says_what_is_done(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 100.0
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr("triton_rerank_bench.progress.time.monotonic", lambda: now_s)
     with progress.showing_time_left() as on_step:
         on_step("starting Triton")
         on_step("round 1 [of 3]")  # too early for another line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,18 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from support.candidates import ids
 
 from triton_rerank import ConfigurationError, InferenceError, InvalidRequestError, InvalidResponseError
-from triton_rerank_retrieval import Corpus, Embedder, IndexFileError, Retriever, langchain, llama_index, of_callable
+from triton_rerank_retrieval import (
+    Corpus,
+    Embedder,
+    Feedback,
+    IndexFileError,
+    Retriever,
+    langchain,
+    llama_index,
+    of_callable,
+)
 from triton_rerank_retrieval.corpus import best_rows
-from triton_rerank_retrieval.first_stages.bm25 import Bm25
+from triton_rerank_retrieval.first_stages.bm25 import Bm25, Bm25Options
 from triton_rerank_retrieval.first_stages.dense import Dense, Kind
 
 DOCUMENTS = [
@@ -284,3 +294,25 @@ def test_bm25_saves_a_manifest_that_people_can_read(tmp_path: Path) -> None:
     Bm25.build(DOCUMENTS).save(tmp_path / "index")
     manifest = json.loads((tmp_path / "index" / "manifest.json").read_text())
     assert (manifest["kind"], manifest["documents"], manifest["options"]["k1"]) == ("bm25", 4, 1.2)
+
+
+@given(
+    texts=st.lists(st.text("abc ", max_size=12), min_size=1, max_size=8),
+    query=st.text("abc ", min_size=1, max_size=8).filter(str.strip),
+    n_best=st.integers(0, 8),
+)
+def test_feedback_adds_the_heaviest_words_in_its_share(texts: list[str], query: str, n_best: int) -> None:
+    plain = Bm25.build(texts, options=Bm25Options(stop_words="", stemmer=""))
+    best = [str(place) for place in range(min(n_best, len(texts)))]
+    feedback = Feedback(words=2, weight=0.25)
+    found = plain.widened(query, best, feedback).scores_of(query, [str(place) for place in range(len(texts))])
+    words = re.findall(r"\b\w\w+\b", query)
+    known = [word for word in words if any(word in text.split() for text in texts)]
+    mean = {
+        word: sum(plain.scores(word)[int(id)] for id in best)
+        for word in dict.fromkeys(w for id in best for w in re.findall(r"\b\w\w+\b", texts[int(id)]))
+    }
+    added = dict(sorted(mean.items(), key=lambda pair: -pair[1])[:2])
+    share = 0.25 * max(len(known), 1) / (sum(added.values()) or 1)
+    expected = 0.75 * plain.scores(query) + sum(share * mean[word] * plain.scores(word) for word in added)
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-4, atol=1e-6)

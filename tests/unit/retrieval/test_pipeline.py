@@ -22,6 +22,7 @@ from triton_rerank import (
 )
 from triton_rerank.testing import FakeScorer
 from triton_rerank_retrieval import (
+    Feedback,
     LexicalScorer,
     NearDuplicates,
     Pipeline,
@@ -32,7 +33,7 @@ from triton_rerank_retrieval import (
     of_callable,
     scorer_for,
 )
-from triton_rerank_retrieval.first_stages.bm25 import Bm25
+from triton_rerank_retrieval.first_stages.bm25 import Bm25, Bm25Options
 from triton_rerank_retrieval.first_stages.foreign import Foreign
 
 DOCUMENTS = [{"id": str(place), "text": f"{'word ' * place}of {place}"} for place in range(6)]
@@ -97,6 +98,46 @@ def test_what_one_first_stage_found_the_others_are_asked_to_score() -> None:
     told = {said.stage: (said.rank, said.score) for said in late.said}
     assert told["bm25"] == (None, words.scores("cat")[3])  # below its depth, yet not without a say
     assert told["callable"] == (1, 2.0)
+
+
+SKY = {"one": "the sky is blue", "two": "azure hues above", "three": "blue azure hues", "four": "a bus to town"}
+
+
+def sky(*, feedback: Feedback | None = None, error: Exception | None = None) -> Pipeline:
+    """BM25, and a first stage that knows what is meant, or fails."""
+
+    def find(query: str, k: int) -> list[tuple[Any, float]]:
+        if error is not None:
+            raise error
+        return [({"id": "three", "text": SKY["three"]}, 1.0), ({"id": "one", "text": SKY["one"]}, 0.5)]
+
+    documents = [{"id": id, "text": text} for id, text in SKY.items()]
+    lexical = Bm25.build(documents, options=Bm25Options(stop_words="", stemmer=""))
+    return Pipeline([lexical, of_callable(find, name="dense")], fusion=WeightedZ((0.5, 0.5)), feedback=feedback)
+
+
+def test_words_of_the_best_documents_find_what_the_query_does_not_say(search: Search) -> None:
+    assert set(ids(list(search(sky(), "blue sky")))) == {"one", "three"}
+    result = search(sky(feedback=Feedback(documents=2, words=6)), "blue sky")
+    found = list(result)
+    assert set(ids(found)) == {"one", "two", "three"}
+    assert [said.stage for said in found[ids(found).index("two")].said] == ["bm25", "z"]
+    assert result.seconds["fuse"] > 0
+    alone = search(sky(feedback=Feedback(documents=2, words=6), error=OverloadedError("busy")), "sky")
+    assert alone.degraded and ids(list(alone)) == ["one", "three"], "its words are of what BM25 found"
+
+
+def test_a_query_of_unknown_words_is_found_by_those_of_the_others(search: Search) -> None:
+    assert set(ids(list(search(sky(feedback=Feedback()), "firmament")))) == {"one", "two", "three"}
+
+
+def test_feedback_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="as Bm25 does: there is \\['first'\\]"):
+        Pipeline([stage(1)], feedback=Feedback())
+    wrongs: list[Any] = [{"documents": 0}, {"words": 0}, {"weight": 0.0}, {"weight": 1.0}]
+    for wrong in wrongs:
+        with pytest.raises(ConfigurationError, match="above 0 and under 1"):
+            Feedback(**wrong)
 
 
 def test_without_a_scorer_the_fused_order_is_the_result(search: Search) -> None:

@@ -5,18 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from triton_rerank import CascadeScorer, Scorer
-from triton_rerank_retrieval.candidates import Candidate, Retriever, ScoringRetriever, Step
+from triton_rerank_retrieval.candidates import (
+    Candidate,
+    Feedback,
+    FeedbackRetriever,
+    Retriever,
+    ScoringRetriever,
+    Step,
+)
 from triton_rerank_retrieval.diversity import MaximalMarginalRelevance
 from triton_rerank_retrieval.eval.data import Collection, read_run
 from triton_rerank_retrieval.eval.measures import PerQuery, Run, evaluate
 from triton_rerank_retrieval.eval.plan import Plan, RerankerSpec, RetrieverSpec, SystemSpec
 from triton_rerank_retrieval.eval.rerankers import OpenRerankers, identity
-from triton_rerank_retrieval.eval.store import KeptRetriever, KeptScorer, KeptScoringRetriever, Store
+from triton_rerank_retrieval.eval.store import (
+    KeptFeedbackRetriever,
+    KeptRetriever,
+    KeptScorer,
+    KeptScoringRetriever,
+    Store,
+)
 from triton_rerank_retrieval.files import digest_of
 from triton_rerank_retrieval.first_stages.bm25 import Bm25, Bm25Options
 from triton_rerank_retrieval.first_stages.dense import Dense
@@ -98,7 +111,7 @@ class Bench:
 
     def fill(self, system: SystemSpec, *, on_query: Advance = lambda _: None) -> None:
         """Score everything that the system's first stages find, so that other weights ask for nothing new."""
-        wide = replace(system, depth=system.depth * len(system.retrievers), blend=None, light="", mmr=1.0)
+        wide = replace(system, depth=system.depth * len(system.retrievers), blend=None, light="", mmr=1.0, feedback=0.0)
         retrievers = [self._kept[name] for name in system.retrievers]
         scorer = self._scorers[system.reranker]
         for text in self.collection.queries.values():
@@ -121,6 +134,7 @@ class Bench:
             retrievers,
             scorer=self._scorer(system, kept),
             fusion=fusion,
+            feedback=Feedback(weight=system.feedback) if system.feedback else None,
             depth=system.depth,
             blend=system.blend if system.reranker else None,
             steps=steps,
@@ -146,20 +160,25 @@ class Bench:
 
     def _keep(self, spec: RetrieverSpec) -> Retriever:
         plain = self._plain[spec.name]
-        kind = KeptScoringRetriever if isinstance(plain, ScoringRetriever) else KeptRetriever
+        kind = KeptRetriever
+        if isinstance(plain, ScoringRetriever):
+            kind = KeptFeedbackRetriever if isinstance(plain, FeedbackRetriever) else KeptScoringRetriever
         return kind(plain, f"{spec} {self._corpus_name}", self.collection.corpus, self.store, self._depth)
 
     def _kept_scorer(self, spec: RerankerSpec) -> KeptScorer:
         return KeptScorer(lambda: self._rerankers.get(spec), spec.name, identity(spec), self.store)
 
 
-class _Lazy:
+R = TypeVar("R", bound=ScoringRetriever)
+
+
+class _Lazy(Generic[R]):
     """A first stage that is built when it is first asked: a run that is complete builds none."""
 
-    def __init__(self, name: str, build: Callable[[], ScoringRetriever]) -> None:
+    def __init__(self, name: str, build: Callable[[], R]) -> None:
         self.name = name
         self._build = build
-        self._built: ScoringRetriever | None = None
+        self._built: R | None = None
 
     def search(self, query: str, k: int, filter: Any = None) -> list[Candidate[Any]]:
         return self._get().search(query, k, filter)
@@ -167,15 +186,20 @@ class _Lazy:
     def scores_of(self, query: str, ids: Sequence[str]) -> Mapping[str, float]:
         return self._get().scores_of(query, ids)
 
-    def _get(self) -> ScoringRetriever:
+    def _get(self) -> R:
         self._built = self._built or self._build()
         return self._built
+
+
+class _LazyBm25(_Lazy[Bm25]):
+    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+        return self._get().widened(query, best, feedback)
 
 
 def _retriever(spec: RetrieverSpec, collection: Collection, cache: Path) -> Retriever:
     corpus = collection.corpus
     if spec.kind == "bm25":
-        return _Lazy(spec.name, lambda: Bm25.build(corpus, options=Bm25Options(**spec.options), name=spec.name))
+        return _LazyBm25(spec.name, lambda: Bm25.build(corpus, options=Bm25Options(**spec.options), name=spec.name))
     if spec.kind == "run":
         lists = read_run(Path(spec.path), collection)
         of_text = {collection.queries[query]: found for query, found in lists.items()}

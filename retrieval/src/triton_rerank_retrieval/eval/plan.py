@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from triton_rerank import ConfigurationError
+from triton_rerank_retrieval.candidates import Feedback
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -71,6 +72,7 @@ class SystemSpec:
         retrievers: names of first stages.
         fusion: "z" or "rrf", where there are several.
         weights: of the fusion; empty means equal.
+        feedback: `Feedback.weight`, for a system with a "bm25" first stage; 0 means none.
         reranker: name of one; "" means none.
         light: name of a reranker that looks at all before ``reranker`` looks at the best ``keep``.
         keep: see ``light``.
@@ -83,6 +85,7 @@ class SystemSpec:
     retrievers: tuple[str, ...]
     fusion: Literal["z", "rrf"] = "z"
     weights: tuple[float, ...] = ()
+    feedback: float = 0.0
     reranker: str = ""
     light: str = ""
     keep: int = 20
@@ -138,7 +141,9 @@ def read_plan(path: Path) -> Plan:
 
 
 def plan_of(dense_model: str, repositories: Sequence[str], *, model: str = "", depth: int = 100) -> Plan:
-    """What the flags mean: BM25, the bi-encoder, both, and each reranker on BM25 and on both, alone and blended.
+    """What the flags mean: BM25, the bi-encoder, both, both with feedback, and each reranker on BM25 and on the last.
+
+    Each reranker orders alone, and blended with what was before it.
 
     Args:
         dense_model: of the bi-encoder; "" leaves it out.
@@ -153,6 +158,8 @@ def plan_of(dense_model: str, repositories: Sequence[str], *, model: str = "", d
         retrievers.append(RetrieverSpec("dense", "dense", model=dense_model))
         both = SystemSpec("BM25 + dense", ("bm25", "dense"), weights=(0.25, 0.75), depth=depth)
         systems += [SystemSpec("dense", ("dense",), depth=depth), both]
+        both = replace(both, name=f"{both.name} + feedback", feedback=Feedback().weight)
+        systems.append(both)
     rerankers = []
     for value in repositories:
         name, separator, path = value.rpartition("=")

@@ -15,7 +15,14 @@ import numpy as np
 
 from triton_rerank import ConfigurationError, Scorer
 from triton_rerank.extending import Call, PairRequest, Scored
-from triton_rerank_retrieval.candidates import Candidate, Filter, Retriever, ScoringRetriever
+from triton_rerank_retrieval.candidates import (
+    Candidate,
+    Feedback,
+    FeedbackRetriever,
+    Filter,
+    Retriever,
+    ScoringRetriever,
+)
 from triton_rerank_retrieval.corpus import Corpus
 from triton_rerank_retrieval.files import digest_of
 
@@ -110,6 +117,15 @@ class KeptScoringRetriever(KeptRetriever):
     def _scoring(self) -> ScoringRetriever:
         assert isinstance(self._retriever, ScoringRetriever)
         return self._retriever
+
+
+class KeptFeedbackRetriever(KeptScoringRetriever):
+    """A kept first stage that can be given more words; what it finds by them is not kept."""
+
+    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+        """See `FeedbackRetriever.widened`."""
+        assert isinstance(self._retriever, FeedbackRetriever)
+        return self._retriever.widened(query, best, feedback)
 
 
 class KeptScorer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank import ConfigurationError
-from triton_rerank_retrieval.candidates import Candidate, Filter
+from triton_rerank_retrieval.candidates import Candidate, Feedback, Filter, ScoringRetriever
 from triton_rerank_retrieval.corpus import Corpus, Key, best_rows, check_search, load_corpus
 from triton_rerank_retrieval.files import IndexFileError, new_folder, read_manifest
 
@@ -138,15 +139,62 @@ class Bm25:
         scores = self.scores(query)
         return {id: float(scores[row]) for id, row in self.corpus.rows(ids).items()}
 
+    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+        """See `FeedbackRetriever.widened`."""
+        return _Widened(self, self._weighted(query, list(self.corpus.rows(best).values()), feedback))
+
     def scores(self, query: str) -> npt.NDArray[np.float64]:
         """The score of every document, float64 ``(n,)``."""
-        if self._index is None:
-            return np.zeros(len(self.corpus))
-        (tokens,) = _words([query], self._options)
-        known = [token for token in tokens if token in self._index.vocab_dict]
+        (known,) = self._known(query)
         if not known:  # bm25s cannot score an empty query
             return np.zeros(len(self.corpus))
         return np.asarray(self._index.get_scores(known), np.float64)
+
+    def _known(self, *texts: str) -> list[list[str]]:
+        """Of each text the words that a document has."""
+        vocabulary = {} if self._index is None else self._index.vocab_dict
+        return [[word for word in words if word in vocabulary] for words in _words(texts, self._options)]
+
+    def _weighted(self, query: str, rows: Sequence[int], feedback: Feedback) -> dict[str, float]:
+        """The query's words and the documents' heaviest ones -> weight; as many in all as the query has words."""
+        own = Counter(*self._known(query))
+        theirs: dict[str, float] = defaultdict(float)
+        for row, words in zip(rows, self._known(*(self.corpus.texts[row] for row in rows)), strict=True):
+            for word in dict.fromkeys(words):
+                theirs[word] += self._weight(word, row)
+        added = sorted(theirs.items(), key=lambda pair: -pair[1])[: feedback.words]  # equal ones as they stand
+        share = feedback.weight * max(own.total(), 1) / (sum(weight for _, weight in added) or 1.0)
+        weights = defaultdict(float, {word: (1 - feedback.weight) * n for word, n in own.items()})
+        for word, weight in added:
+            weights[word] += share * weight
+        return weights
+
+    def _weight(self, word: str, row: int) -> float:
+        rows, weights = self._column(word)
+        place = int(np.searchsorted(rows, row))
+        return float(weights[place])
+
+    def _column(self, word: str) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float32]]:
+        """The documents that have the word, rising, and its weight in each."""
+        matrix, token = self._index.scores, self._index.vocab_dict[word]
+        own = slice(*matrix["indptr"][token : token + 2])
+        return matrix["indices"][own], matrix["data"][own]
+
+
+class _Widened(Bm25):
+    """For one query, whose words have weights."""
+
+    def __init__(self, plain: Bm25, weights: Mapping[str, float]) -> None:
+        super().__init__(plain.corpus, plain._index, plain._options, name=plain.name)
+        self._weights = weights
+
+    def scores(self, query: str) -> npt.NDArray[np.float64]:
+        """Of the query that it was made for, whatever is asked."""
+        scores = np.zeros(len(self.corpus))
+        for word, weight in self._weights.items():
+            rows, weights = self._column(word)
+            scores[rows] += weight * weights
+        return scores
 
 
 def _words(texts: Sequence[str], options: Bm25Options) -> list[list[str]]:
