@@ -1,7 +1,4 @@
-"""Progress on stderr, since stdout carries the report. Drawing it must not cost what is timed.
-
-Where there is no terminal, a line now and then says what is being done.
-"""
+"""Steps of very different length, shown as the bar of the evaluation."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
-LINE_EVERY_S = 15.0
+from triton_rerank_retrieval.eval.progress import bar
 
 
 class OnStep(Protocol):
@@ -22,16 +18,6 @@ class OnStep(Protocol):
 
     def __call__(self, doing: str, left_s: float | None = None) -> None:
         """What is being done and, where that is known anew, how many seconds are left."""
-
-
-def bar(*columns: ProgressColumn) -> Progress:
-    """A bar with what is being done, the time that it took, and more columns."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        plain = TextColumn("{task.description}", markup=False)
-        return _Lines(TimeElapsedColumn(), plain, *columns, console=console, disable=True)
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeElapsedColumn())
-    return Progress(*shown, console=console, refresh_per_second=2)
 
 
 @contextmanager
@@ -49,29 +35,6 @@ def showing_time_left() -> Iterator[OnStep]:
             progress.update(task, description=doing, completed=now_s - start_s, **left)
 
         yield on_step
-
-
-class _Lines(Progress):
-    """Draws nothing; prints a task's columns when it moves, at most every `LINE_EVERY_S`."""
-
-    _printed_s = -LINE_EVERY_S
-
-    def update(self, task_id: TaskID, **moved: Any) -> None:
-        """As rich's."""
-        super().update(task_id, **moved)
-        self._print(task_id)
-
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """As rich's."""
-        super().advance(task_id, advance)
-        self._print(task_id)
-
-    def _print(self, task_id: TaskID) -> None:
-        now_s = time.monotonic()
-        if now_s - self._printed_s >= LINE_EVERY_S:
-            self._printed_s = now_s
-            shown = (column(self._tasks[task_id]) for column in self.columns if isinstance(column, ProgressColumn))
-            self.console.print(" ".join(str(text) for text in shown if str(text)), markup=False, highlight=False)
 
 
 class _TimeLeft(ProgressColumn):

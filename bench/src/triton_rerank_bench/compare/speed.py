@@ -29,10 +29,10 @@ from triton_rerank_bench.compare.rounds import Rounds, WorkloadSpeed, run_rounds
 from triton_rerank_bench.machine import OtherLoad, describe_machine
 from triton_rerank_bench.memory import PeakMemory, sample, watching
 from triton_rerank_bench.options import add_common, positive
-from triton_rerank_bench.progress import bar
 from triton_rerank_bench.report import Json, Report, missed, others, target, targets
 from triton_rerank_bench.served import name_repositories, read_model, serve
 from triton_rerank_bench.workloads import Workload, token_statistics
+from triton_rerank_retrieval.eval.progress import bar
 
 RATIOS = ((SERVED, IN_PROCESS), (PEER, SERVED), (PEER_SMALL_BATCHES, SERVED))
 MEMORY_CALLS = 5  # untimed calls of the longest workload, watched closely

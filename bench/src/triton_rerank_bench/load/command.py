@@ -20,10 +20,10 @@ from triton_rerank_bench.load.generator import TIMEOUT_S, Load, LoadFigures, che
 from triton_rerank_bench.load.level import ELSEWHERE
 from triton_rerank_bench.load.loops import check_rate
 from triton_rerank_bench.machine import describe_machine
-from triton_rerank_bench.progress import bar
 from triton_rerank_bench.report import LOUD, QUIET, Json, Report, Table, text
 from triton_rerank_bench.served import CALL_TIMEOUT_S, ServedModel, read_model, serve, triton_version
 from triton_rerank_bench.workloads import Workload
+from triton_rerank_retrieval.eval.progress import bar
 
 DEFAULT_CONCURRENCY = "1,2,4,8"
 DEFAULT_RATE = "50%,80%"

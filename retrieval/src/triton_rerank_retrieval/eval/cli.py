@@ -13,8 +13,7 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from triton_rerank import ConfidenceBands, ConfigurationError, InvalidRequestError, RerankError
 from triton_rerank_retrieval.eval import report
@@ -22,6 +21,7 @@ from triton_rerank_retrieval.eval.data import FORMS, load_collection
 from triton_rerank_retrieval.eval.evaluate import Bench, first_stage_recall
 from triton_rerank_retrieval.eval.measures import MEASURES, check_measures, means
 from triton_rerank_retrieval.eval.plan import Plan, SystemSpec, plan_of, read_plan
+from triton_rerank_retrieval.eval.progress import bar
 from triton_rerank_retrieval.eval.report import CollectionReport
 from triton_rerank_retrieval.eval.rerankers import OpenRerankers, model_name
 from triton_rerank_retrieval.eval.store import open_store
@@ -64,9 +64,8 @@ def _run(options: argparse.Namespace) -> None:
         )
         return
     _check_output(options.output, f"--output {options.output}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
-        Progress(*columns, console=Console(stderr=True), refresh_per_second=2) as progress,
+        bar(MofNCompleteColumn(), TimeRemainingColumn()) as progress,
         open_store(options.work) as store,
         OpenRerankers(lambda step: progress.console.print(step)) as rerankers,
     ):
