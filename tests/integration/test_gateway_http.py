@@ -148,6 +148,23 @@ def test_a_chunked_body_over_the_bound_is_refused_though_no_length_was_told(gate
     assert (found.status_code, found.json()["error_type"]) == (413, "Validation")
 
 
+def test_all_bodies_together_have_a_bound_and_what_ended_makes_room() -> None:
+    large = json.dumps({"query": QUERY, "documents": ["x" * 60_000]}).encode()
+    with running(replace(SMALL, max_bodies_bytes=100_000, body_timeout_s=30.0), fake()) as gateway:
+        room = gateway.gateway.room
+        with socket.create_connection(("127.0.0.1", gateway.port)) as slow_sender:
+            slow_sender.sendall(request(large)[:-1])
+            wait_for(lambda: room.used_bytes > 60_000)
+            refused = gateway.raw(request(large), until_closed=False)
+            assert refused.startswith(b"HTTP/1.1 429") and b"retry-after: " in refused
+            assert b"requests under way hold 60" in refused and b"bytes of at most 100000" in refused
+            assert gateway.post("/v1/rerank", BODY).status_code == 200
+            assert "triton_rerank_gateway_bodies_bytes 60" in gateway.get("/metrics").text
+        wait_for(lambda: room.used_bytes == 0)
+        assert gateway.raw(request(large), until_closed=False).startswith(b"HTTP/1.1 200")
+        assert room.used_bytes == 0
+
+
 def test_a_body_that_stops_half_way_times_out_and_is_told_so(gateway: Running) -> None:
     found = gateway.raw(request(ENCODED)[:-10])
     assert found.startswith(b"HTTP/1.1 408") and b"connection: close" in found.lower()

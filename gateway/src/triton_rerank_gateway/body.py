@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import orjson
 
 from triton_rerank_gateway.failures import GatewayError
 
+Take = Callable[[int], None]
+
+
+class Room:
+    """What all bodies together may take: callers who send much at once must not use up the memory.
+
+    Args:
+        most_bytes: bound; a body is counted as long as its request is under way.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.used_bytes = 0
+        self._most_bytes = most_bytes
+
+    @contextmanager
+    def taken(self) -> Iterator[Take]:
+        """Gives a function to call with the size of each part that came; what it counted is free at the end.
+
+        The function raises GatewayError where there is no room for the part.
+        """
+        mine = 0
+
+        def take(n_bytes: int) -> None:
+            nonlocal mine
+            if self.used_bytes + n_bytes > self._most_bytes:
+                held = f"requests under way hold {self.used_bytes} bytes of at most {self._most_bytes}"
+                raise GatewayError("overloaded", f"{held}; send this one again later")
+            self.used_bytes += n_bytes
+            mine += n_bytes
+
+        try:
+            yield take
+        finally:
+            self.used_bytes -= mine
+
 
 async def read_body(
-    chunks: AsyncIterator[bytes], headers: Mapping[str, str], *, most_bytes: int, timeout_s: float
+    chunks: AsyncIterator[bytes], headers: Mapping[str, str], *, most_bytes: int, timeout_s: float, take: Take
 ) -> bytes:
     """The whole body.
 
@@ -21,16 +57,17 @@ async def read_body(
         headers: of the request, names in lower case.
         most_bytes: bound.
         timeout_s: seconds until it must all be there.
+        take: of `Room.taken`.
 
     Raises:
-        GatewayError: too large, too slow, or not JSON by its headers.
+        GatewayError: too large, too slow, not JSON by its headers, or too much beside what others sent.
     """
     _check_headers(headers)
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length) > most_bytes:
         raise _too_large(most_bytes)
     try:
-        return await asyncio.wait_for(_collected(chunks, most_bytes), timeout_s)
+        return await asyncio.wait_for(_collected(chunks, most_bytes, take), timeout_s)
     except (asyncio.TimeoutError, TimeoutError) as exc:
         raise GatewayError("slow_body", f"the body was not there after {timeout_s:g} s; send it faster") from exc
 
@@ -49,9 +86,10 @@ def decode(body: bytes) -> Any:
         raise GatewayError("invalid", f"the body is no JSON: {exc.msg} at character {exc.pos}") from exc
 
 
-async def _collected(chunks: AsyncIterator[bytes], most_bytes: int) -> bytes:
+async def _collected(chunks: AsyncIterator[bytes], most_bytes: int, take: Take) -> bytes:
     parts, size = [], 0
     async for chunk in chunks:
+        take(len(chunk))
         parts.append(chunk)
         size += len(chunk)
         if size > most_bytes:

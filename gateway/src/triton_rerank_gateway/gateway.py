@@ -88,7 +88,8 @@ class Gateway:
             Cost(settings.pairs_waiting, settings.tokens_waiting),
             max_wait_s=settings.max_wait_s,
         )
-        self.metrics = Metrics(self.admission)
+        self.room = body.Room(settings.max_bodies_bytes)
+        self.metrics = Metrics(self.admission, self.room)
         self._rates = Rates(time.monotonic)
 
     async def handle(self, asked: Asked) -> Reply:
@@ -97,7 +98,8 @@ class Gateway:
         dialect = [asked.route.dialect]  # known better once the body is read
         with tracing.span("rerank", asked.headers) as span:
             try:
-                reply = await self._answer(asked, told, dialect)
+                with self.room.taken() as take:
+                    reply = await self._answer(asked, told, dialect, take)
             except CallerGoneError:
                 reply = Reply(record.CLIENT_GONE, None, {})
             except GatewayError as exc:
@@ -114,10 +116,10 @@ class Gateway:
                 record.log(told)
         return replace(reply, headers={**reply.headers, "x-request-id": asked.request_id})
 
-    async def _answer(self, asked: Asked, told: Record, dialect: list[Dialect]) -> Reply:
-        key = await self._who(asked, dialect)
+    async def _answer(self, asked: Asked, told: Record, dialect: list[Dialect], take: body.Take) -> Reply:
+        key = await self._who(asked, dialect, take)
         told.key = key.name
-        fields = Fields(body.decode(await self._read(asked, self.settings.max_body_bytes)))
+        fields = Fields(body.decode(await self._read(asked, self.settings.max_body_bytes, take)))
         dialect[0] = asked.route.tell(fields)
         question = dialect[0].question(fields)
         model = self.find(question.model or asked.path_model, key)
@@ -129,20 +131,20 @@ class Gateway:
         answered = await while_connected(asked, self._score(question, model, asked, key, told))
         return _reply(dialect[0], answered, told)
 
-    async def _who(self, asked: Asked, dialect: list[Dialect]) -> Key:
+    async def _who(self, asked: Asked, dialect: list[Dialect], take: body.Take) -> Key:
         try:
             return self.keys.check(asked.headers.get("authorization"))
         except GatewayError as refused:
             try:
-                fields = Fields(body.decode(await self._read(asked, _UNAUTHORIZED_BYTES)))
+                fields = Fields(body.decode(await self._read(asked, _UNAUTHORIZED_BYTES, take)))
                 dialect[0] = asked.route.tell(fields)
             except GatewayError:
                 pass  # the dialect of the path will do
             raise refused from None
 
-    async def _read(self, asked: Asked, most_bytes: int) -> bytes:
+    async def _read(self, asked: Asked, most_bytes: int, take: body.Take) -> bytes:
         timeout_s = self.settings.body_timeout_s
-        return await body.read_body(asked.chunks, asked.headers, most_bytes=most_bytes, timeout_s=timeout_s)
+        return await body.read_body(asked.chunks, asked.headers, most_bytes=most_bytes, timeout_s=timeout_s, take=take)
 
     def find(self, name: str | None, key: Key) -> Model:
         """The model of that name; for none the default, or the first that the key may use.

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 from triton_rerank import ServersCollector
 from triton_rerank_gateway.admission import Admission
+from triton_rerank_gateway.body import Room
 
 _log = logging.getLogger("triton_rerank_gateway")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -60,9 +61,10 @@ class Metrics:
 
     Args:
         admission: whose queue is shown.
+        room: whose bytes are.
     """
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, room: Room) -> None:
         self.registry = CollectorRegistry()
         self._requests = self._counter("requests", "Requests.", "dialect", "model", "key", "status")
         self._events = self._counter("events", "What happened to requests.", "event", "model")
@@ -77,6 +79,7 @@ class Metrics:
         self._gauge("in_flight_tokens", "Their estimated tokens.", lambda: queue.in_flight.tokens)
         self._gauge("waiting_pairs", "Pairs that wait for their turn.", lambda: queue.waiting.pairs)
         self._gauge("waiting_tokens", "Their estimated tokens.", lambda: queue.waiting.tokens)
+        self._gauge("bodies_bytes", "Bodies of requests under way.", lambda: room.used_bytes)
         self._gauge("drain_pairs_per_second", "Pairs finished a second, of late.", admission.rate.per_s)
         self.connections = Gauge(_named("connections"), "Open connections.", registry=self.registry)
         self.registry.register(ServersCollector())

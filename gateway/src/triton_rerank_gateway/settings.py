@@ -53,6 +53,7 @@ class Settings:
     max_wait_s: float = option(4.0, "a request that waited so long for its turn is refused", least=0.001, most=86400)
     max_documents: int = option(2048, "documents of a request", least=1, most=1_000_000)
     max_body_bytes: int = option(16 * 1024 * 1024, "of a request", least=1, most=2**31 - 1)
+    max_bodies_bytes: int = option(2**30, "of all requests under way; more are told 429", least=1, most=2**40)
     max_header_bytes: int = option(32 * 1024, "of a request", least=1024, most=2**31 - 1)
     max_connections: int = option(1024, "open at a time; more are told 503 and closed", least=1, most=2**31 - 1)
     head_timeout_s: float = option(10.0, "until a request's headers must have come", least=0.001, most=86400)

@@ -67,6 +67,7 @@ async function run() {
     const answers = [];
     for (const model of [request.model, ...others]) answers.push(await rank(toModel(request, model), key.value, running.signal));
     await show(request, answers);
+    await loadModels(); // by now the gateway may know more of them, or more models
   } catch (error) {
     complain(error);
   } finally {
