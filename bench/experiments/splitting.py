@@ -27,8 +27,8 @@ from typing import Any
 import tritonclient.grpc as triton
 from rich.console import Console
 
-from triton_rerank._plan import BYTES_PER_TOKEN, Limits, plan
 from triton_rerank.contract import ENCODER_SUFFIX, LOGITS, MAX_REQUEST_BYTES, TOKEN_COUNT
+from triton_rerank.triton.plan import BYTES_PER_TOKEN, Limits, plan
 from triton_rerank_bench.compare.contestants import token_counts, tokenizer_of
 from triton_rerank_bench.compare.rounds import ratio
 from triton_rerank_bench.counters import TritonStatistics

@@ -17,7 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 import triton_rerank
 from triton_rerank import contract
 from triton_rerank.repository import read_config
-from triton_rerank.scorers.model_config import parse_model_info, with_step
+from triton_rerank.triton.model_config import parse_model_info, with_step
 from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.demo import demo_model
 from triton_rerank_export.options import ExportOptions

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from triton_rerank import RerankClient
+from triton_rerank.cache.scorer import CachedScorer
+from triton_rerank.cascade import CascadeScorer
 from triton_rerank.errors import RerankError
-from triton_rerank.scorers.cache import CachedScorer
-from triton_rerank.scorers.cascade import CascadeScorer
-from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.triton.scorer import TritonScorer
 from triton_rerank_export.cli import main
 from triton_rerank_export.repository import store
 from triton_rerank_server import ServerConfig, TritonServer

@@ -15,7 +15,7 @@ from support.tritons import only_bert
 from support.wrong_things import CASES, Case, settled
 
 from triton_rerank import AsyncRerankClient, RerankClient, RerankError, errors
-from triton_rerank._status import TABLE
+from triton_rerank.triton.status import TABLE
 from triton_rerank_server import TritonServer
 
 GRACE_S = 0.1  # after the deadline

@@ -18,9 +18,9 @@ import transformers
 from support.tiny_families import TINY, write_tiny
 
 from triton_rerank import AsyncRerankClient, InvalidRequestError, RerankClient, RerankError, RerankResult
-from triton_rerank.scorers.cache import CachedScorer
-from triton_rerank.scorers.local import LocalScorer
-from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.cache.scorer import CachedScorer
+from triton_rerank.local.scorer import LocalScorer
+from triton_rerank.triton.scorer import TritonScorer
 from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.gate import parity
 from triton_rerank_export.gate.reference import Reference

@@ -22,10 +22,10 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from triton_rerank.client import RerankClient
 from triton_rerank.errors import ConfigurationError, InvalidRequestError, ServerUnavailableError
+from triton_rerank.fallback.chain import FallbackScorer
 from triton_rerank.integrations import DEGRADED_KEY
 from triton_rerank.integrations.langchain import TritonRerank
-from triton_rerank.scorers.chain import FallbackScorer
-from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.triton.scorer import TritonScorer
 from triton_rerank_server import TritonServer
 
 MODEL = "minilm-l6-demo"

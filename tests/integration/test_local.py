@@ -13,10 +13,10 @@ import tritonclient.grpc as triton
 from support.raw import infer_raw
 
 from triton_rerank import DeadlineExceededError, InvalidRequestError
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
-from triton_rerank.scorers.base import Call, PairRequest, Scored
-from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, PairRequest, Scored
+from triton_rerank.local.scorer import LocalScorer
 from triton_rerank_server import TritonServer
 
 OUTPUTS = ("logits", "token_count", "truncated")

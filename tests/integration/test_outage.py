@@ -14,9 +14,9 @@ from support.load import Load, Sample, percentile_ms, timed
 from support.tritons import NAME, again, kill, only_bert, received, start, wait_until
 
 from triton_rerank import RerankClient, RerankResult, TritonOptions
-from triton_rerank.scorers.chain import FallbackScorer
-from triton_rerank.scorers.local import LocalScorer
-from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.fallback.chain import FallbackScorer
+from triton_rerank.local.scorer import LocalScorer
+from triton_rerank.triton.scorer import TritonScorer
 from triton_rerank_server import TritonServer
 
 QUERY = "how to zip a file"

@@ -13,7 +13,7 @@ import transformers
 from support.tiny_families import TINY, write_tiny
 
 from triton_rerank import RerankClient
-from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.local.scorer import LocalScorer
 from triton_rerank_export.checkpoint.families import BY_CLASS
 from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions

@@ -15,11 +15,11 @@ from support.tiny_models import MAX_LENGTH
 from transformers import AutoTokenizer
 
 from triton_rerank import InvalidRequestError
-from triton_rerank._plan import BYTES_PER_TOKEN, REQUEST_COST_TOKENS, Limits, plan
-from triton_rerank._ranking import activate, order, rank
-from triton_rerank._scored import Scored
-from triton_rerank._validate import check_request
-from triton_rerank._wire import PairScores, merge
+from triton_rerank.core.ranking import activate, order, rank
+from triton_rerank.core.scorer import Scored
+from triton_rerank.core.validate import check_request
+from triton_rerank.triton.plan import BYTES_PER_TOKEN, REQUEST_COST_TOKENS, Limits, plan
+from triton_rerank.triton.wire import PairScores, merge
 from triton_rerank_server.backends.encoder.engine import micro_batches
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 

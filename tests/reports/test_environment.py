@@ -14,7 +14,7 @@ from support.serving import answers, read_until, script, serve_command, serving
 from support.tritons import NAME, start, wait_until
 
 from triton_rerank import RerankClient
-from triton_rerank.scorers.cache import CachedScorer
+from triton_rerank.cache.scorer import CachedScorer
 from triton_rerank.testing import FakeScorer
 from triton_rerank_server.ports import resolve_port
 

@@ -9,12 +9,12 @@ from typing import Any, Literal, TypeVar
 import pytest
 from support.hosted import KEY
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.errors import RerankError
-from triton_rerank.scorers.base import Call, PairRequest, Scored
-from triton_rerank.scorers.hosted import CohereScorer, JinaScorer, VoyageScorer
-from triton_rerank.scorers.hosted.http import HostedScorer
+from triton_rerank.hosted import CohereScorer, JinaScorer, VoyageScorer
+from triton_rerank.hosted.http import HostedScorer
 
 Form = Literal["sync", "async"]
 DialectName = Literal["cohere", "jina", "voyage"]

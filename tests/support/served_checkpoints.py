@@ -9,7 +9,7 @@ import torch
 from support.folders import fingerprint
 
 from triton_rerank import RerankClient
-from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.local.scorer import LocalScorer
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate.reference import load_model
 from triton_rerank_export.options import ExportOptions

@@ -136,7 +136,7 @@ async def two_loops(client: Client) -> Any:
 _FORK = """
 import asyncio, os, sys
 import triton_rerank
-from triton_rerank._runtime import run_sync
+from triton_rerank.core.runtime import run_sync
 
 kind, target, model = sys.argv[1:]
 client = getattr(triton_rerank, kind)(target, model=model)

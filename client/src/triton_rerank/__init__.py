@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import is_dataclass
 from typing import TYPE_CHECKING
 
 from triton_rerank.aio import AsyncRerankClient
+from triton_rerank.cache.scorer import CacheCounters, CachedScorer
+from triton_rerank.cascade import CascadeScorer
 from triton_rerank.client import RerankClient
 from triton_rerank.confidence import ConfidenceBands, Thresholds
+from triton_rerank.core.scorer import Scorer
 from triton_rerank.errors import (
     AllScorersFailedError,
     ConfigurationError,
@@ -23,16 +27,13 @@ from triton_rerank.errors import (
     ServerUnavailableError,
     TransportError,
 )
-from triton_rerank.scorers.base import Scorer
-from triton_rerank.scorers.cache import CacheCounters, CachedScorer
-from triton_rerank.scorers.cascade import CascadeScorer
-from triton_rerank.scorers.chain import FallbackScorer, FirstStageOrder, ScorerCounters
-from triton_rerank.scorers.channel import Tls, TritonOptions
-from triton_rerank.scorers.hosted import CohereScorer, JinaScorer, VoyageScorer
-from triton_rerank.scorers.local import LocalScorer
-from triton_rerank.scorers.observed import MeteredScorer, TracedScorer
-from triton_rerank.scorers.servers import ServersCollector
-from triton_rerank.scorers.triton import TritonScorer
+from triton_rerank.fallback.chain import FallbackScorer, FirstStageOrder, ScorerCounters
+from triton_rerank.hosted import CohereScorer, JinaScorer, VoyageScorer
+from triton_rerank.local.scorer import LocalScorer
+from triton_rerank.observability.observed import MeteredScorer, TracedScorer
+from triton_rerank.observability.servers import ServersCollector
+from triton_rerank.triton.channel import Tls, TritonOptions
+from triton_rerank.triton.scorer import TritonScorer
 from triton_rerank.types import Attempt, ModelInfo, RankedDocument, RerankResult, StageScore, Timings, Usage
 
 if TYPE_CHECKING:
@@ -91,3 +92,7 @@ __all__ = [
     "Usage",
     "VoyageScorer",
 ]
+
+for _name in __all__:  # a traceback names an error as a user imports it
+    if not is_dataclass(globals()[_name]):  # whose annotations are looked up where it was written: pydantic does
+        globals()[_name].__module__ = __name__

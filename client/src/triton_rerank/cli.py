@@ -13,13 +13,13 @@ from typing import Any
 
 import triton_rerank
 from triton_rerank import errors
-from triton_rerank._health import check_health
 from triton_rerank.client import RerankClient
 from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
 from triton_rerank.contract import DEFAULT_GRPC_TARGET, DEFAULT_TIMEOUT_S
 from triton_rerank.documents import FORMS, read_documents
 from triton_rerank.errors import ConfigurationError, RerankError, one_line
-from triton_rerank.scorers.channel import Tls, TritonOptions
+from triton_rerank.observability.health import check_health
+from triton_rerank.triton.channel import Tls, TritonOptions
 from triton_rerank.types import RerankResult
 
 _CANNOT_WRITE, _INTERRUPTED = 1, 130  # the second as shells tell SIGINT

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 
-from triton_rerank._core import Core, Options, choose_scorer
-from triton_rerank._long import DEFAULT_MAX_CHUNKS, DEFAULT_OVERLAP_TOKENS, LongDocuments
-from triton_rerank._remade import Remade
-from triton_rerank._runtime import SyncRuntime, run_sync
-from triton_rerank._validate import TextKey
 from triton_rerank.confidence import ConfidenceBands
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
+from triton_rerank.core.core import Core, Options
+from triton_rerank.core.long import DEFAULT_MAX_CHUNKS, DEFAULT_OVERLAP_TOKENS, LongDocuments
+from triton_rerank.core.remade import Remade
+from triton_rerank.core.runtime import SyncRuntime, run_sync
+from triton_rerank.core.scorer import Scorer
+from triton_rerank.core.validate import TextKey
 from triton_rerank.errors import RerankError
-from triton_rerank.scorers.base import Scorer
-from triton_rerank.scorers.channel import TritonOptions
+from triton_rerank.triton.channel import TritonOptions
+from triton_rerank.triton.scorer import choose_scorer
 from triton_rerank.types import D, ModelInfo, RerankResult
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_rerank._numbers import real, show
+from triton_rerank.core.numbers import real, show
 from triton_rerank.errors import ConfigurationError
 from triton_rerank.types import Confidence
 

@@ -5,8 +5,8 @@ A scorer is a class with the four methods of `triton_rerank.Scorer`; it gets a `
 `SyncRuntime`) and async ones (awaited under an `AsyncRuntime`).
 """
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime, Runtime, SyncRuntime, run_sync
-from triton_rerank.scorers.base import Call, PairRequest, Scored
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime, Runtime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, PairRequest, Scored
 
 __all__ = ["AsyncRuntime", "Call", "Deadline", "PairRequest", "Runtime", "Scored", "SyncRuntime", "run_sync"]

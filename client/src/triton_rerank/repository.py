@@ -13,7 +13,7 @@ from typing import Any
 
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, ENGINE, MANIFEST_FILE, TOKENIZER_SUFFIX
 from triton_rerank.errors import ConfigurationError
-from triton_rerank.scorers.model_config import parse_model_info, with_step
+from triton_rerank.triton.model_config import parse_model_info, with_step
 from triton_rerank.types import ModelInfo
 
 _GRAPH_FILE = "model.onnx"  # Triton's default

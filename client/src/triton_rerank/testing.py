@@ -28,11 +28,11 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from triton_rerank._ranking import activate
-from triton_rerank._remade import Remade
-from triton_rerank._wire import decode_logits
+from triton_rerank.core.ranking import activate
+from triton_rerank.core.remade import Remade
+from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.errors import DeadlineExceededError
-from triton_rerank.scorers.base import Call, PairRequest, Scored
+from triton_rerank.triton.wire import decode_logits
 from triton_rerank.types import Activation, ModelInfo
 
 

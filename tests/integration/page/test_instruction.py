@@ -12,7 +12,7 @@ from support.gateways import Running, fake, model, running, wait_for
 from support.page import QUIET, Watched, ask, copied, run_copied, shown
 
 from triton_rerank import ModelInfo
-from triton_rerank.scorers.base import Call, PairRequest, Scored
+from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.testing import FakeScorer
 from triton_rerank_gateway.models import Models
 

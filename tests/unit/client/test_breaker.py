@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_rerank._breaker import Breaker, Front, Permit
+from triton_rerank.fallback.breaker import Breaker, Front, Permit
 
 
 class Clock:

@@ -21,9 +21,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._ranking import activate
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.cache.memory import PairMemory
+from triton_rerank.cache.scorer import CacheCounters, CachedScorer
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.ranking import activate
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, ModelScorer, PairRequest, Scored, Scorer
 from triton_rerank.errors import (
     ConfigurationError,
     DeadlineExceededError,
@@ -32,10 +35,7 @@ from triton_rerank.errors import (
     RerankError,
     ServerUnavailableError,
 )
-from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored, Scorer
-from triton_rerank.scorers.cache import CacheCounters, CachedScorer
-from triton_rerank.scorers.chain import FallbackScorer, FirstStageOrder
-from triton_rerank.scorers.pair_memory import PairMemory
+from triton_rerank.fallback.chain import FallbackScorer, FirstStageOrder
 from triton_rerank.testing import FakeScorer
 from triton_rerank.types import ModelInfo
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._ranking import rank
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.cascade import CascadeScorer
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.ranking import rank
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, PairRequest, Scored, Scorer
 from triton_rerank.errors import ConfigurationError, InferenceError, OverloadedError
-from triton_rerank.scorers.base import Call, PairRequest, Scored, Scorer
-from triton_rerank.scorers.cascade import CascadeScorer
-from triton_rerank.scorers.chain import FallbackScorer, FirstStageOrder
+from triton_rerank.fallback.chain import FallbackScorer, FirstStageOrder
 from triton_rerank.testing import FakeScorer
 from triton_rerank.types import RankedDocument, StageScore
 

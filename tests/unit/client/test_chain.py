@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, ModelScorer, PairRequest, Scored, Scorer
 from triton_rerank.errors import (
     AllScorersFailedError,
     ConfigurationError,
@@ -27,8 +28,7 @@ from triton_rerank.errors import (
     RerankError,
     ServerUnavailableError,
 )
-from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored, Scorer
-from triton_rerank.scorers.chain import FallbackScorer, FirstStageOrder
+from triton_rerank.fallback.chain import FallbackScorer, FirstStageOrder
 from triton_rerank.testing import FakeScorer
 
 REQUEST = PairRequest(b"a cat", (b"a dog barks", b"a cat sleeps"))

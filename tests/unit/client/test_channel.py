@@ -13,12 +13,12 @@ import grpc
 import pytest
 
 from triton_rerank import AsyncRerankClient, ConfigurationError, DeadlineExceededError, RerankClient, Tls, TritonOptions
-from triton_rerank.scorers.channel import (
+from triton_rerank.triton.channel import (
     channel_arguments,
     credentials,
     open_channel,
 )
-from triton_rerank.scorers.targets import check_target, grpc_target, has_names, needs_lookup
+from triton_rerank.triton.targets import check_target, grpc_target, has_names, needs_lookup
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from triton_rerank import DeadlineExceededError
-from triton_rerank._deadline import Deadline
+from triton_rerank.core.deadline import Deadline
 
 
 def test_what_is_left_shrinks_with_the_clock() -> None:

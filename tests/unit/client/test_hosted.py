@@ -27,11 +27,11 @@ from support.hosted_calls import (
 )
 
 from triton_rerank import AsyncRerankClient, RerankClient, RerankResult
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import SyncRuntime, run_sync
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, PairRequest
 from triton_rerank.errors import ConfigurationError, InvalidRequestError
-from triton_rerank.scorers.base import Call, PairRequest
-from triton_rerank.scorers.hosted import CohereScorer
+from triton_rerank.hosted import CohereScorer
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_without_httpx_the_message_names_the_extra(monkeypatch: pytest.MonkeyPat
 def test_importing_the_scorers_does_not_import_httpx() -> None:
     import subprocess
 
-    code = "import sys, triton_rerank.scorers.hosted; sys.exit('httpx' in sys.modules)"
+    code = "import sys, triton_rerank.hosted; sys.exit('httpx' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -20,9 +20,9 @@ from triton_rerank.errors import (
     RerankError,
     ServerUnavailableError,
 )
-from triton_rerank.scorers.hosted import CohereScorer
-from triton_rerank.scorers.hosted.channel import MAX_ANSWER_BYTES
-from triton_rerank.scorers.hosted.status import TABLE, error_for, quote
+from triton_rerank.hosted import CohereScorer
+from triton_rerank.hosted.channel import MAX_ANSWER_BYTES
+from triton_rerank.hosted.status import TABLE, error_for, quote
 
 
 @pytest.fixture

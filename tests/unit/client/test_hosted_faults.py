@@ -18,11 +18,11 @@ import trustme
 from support.hosted import KEY, Fault, HostedServer
 from support.hosted_calls import SLACK_S, Form, both_forms, failure, run, score
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime
+from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.errors import DeadlineExceededError, OverloadedError, ServerUnavailableError
-from triton_rerank.scorers.base import Call, PairRequest, Scored
-from triton_rerank.scorers.hosted import CohereScorer
+from triton_rerank.hosted import CohereScorer
 
 
 @pytest.fixture

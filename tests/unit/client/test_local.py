@@ -29,10 +29,10 @@ from triton_rerank import (
     InvalidRequestError,
     InvalidResponseError,
 )
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
-from triton_rerank.scorers.base import Call, ModelScorer, PairRequest, Scored
-from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, ModelScorer, PairRequest, Scored
+from triton_rerank.local.scorer import LocalScorer
 from triton_rerank_export.repository.store import activate
 from triton_rerank_export.repository.triton_config import ServedModel, to_text
 from triton_rerank_server.backends.encoder.engine import Engine
@@ -461,11 +461,11 @@ def test_more_calls_than_threads_keep_their_deadlines(tiny_repository: Path, mon
 def test_a_model_that_was_loaded_before_a_fork_says_so(tiny_repository: Path) -> None:
     script = f"""
         import os
-        from triton_rerank._deadline import Deadline
-        from triton_rerank._runtime import SyncRuntime, run_sync
+        from triton_rerank.core.deadline import Deadline
+        from triton_rerank.core.runtime import SyncRuntime, run_sync
         from triton_rerank.errors import ConfigurationError
-        from triton_rerank.scorers.base import Call, PairRequest
-        from triton_rerank.scorers.local import LocalScorer
+        from triton_rerank.core.scorer import Call, PairRequest
+        from triton_rerank.local.scorer import LocalScorer
 
         def score(scorer):
             return run_sync(scorer.score(PairRequest(b"q", (b"d",)), Call(Deadline(20.0), SyncRuntime()))).served_by
@@ -489,6 +489,6 @@ def test_a_model_that_was_loaded_before_a_fork_says_so(tiny_repository: Path) ->
 
 
 def test_importing_the_scorer_imports_no_engine() -> None:
-    script = "import sys, triton_rerank.scorers.local as _; print({'onnxruntime', 'tokenizers'} & set(sys.modules))"
+    script = "import sys, triton_rerank.local.scorer as _; print({'onnxruntime', 'tokenizers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "set()"

@@ -21,8 +21,8 @@ from triton_rerank import (
     RerankClient,
     ServerUnavailableError,
 )
-from triton_rerank._chunk import spans
-from triton_rerank.scorers.base import Call
+from triton_rerank.core.chunk import spans
+from triton_rerank.core.scorer import Call
 from triton_rerank.testing import FakeScorer
 
 texts = st.text(st.sampled_from("ab .!?\n。é漢\U0001f600"), max_size=400) | st.text(max_size=200)

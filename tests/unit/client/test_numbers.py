@@ -22,7 +22,7 @@ from triton_rerank import (
     TritonOptions,
     VoyageScorer,
 )
-from triton_rerank._numbers import MAX_WHOLE, described, plain, real, whole
+from triton_rerank.core.numbers import MAX_WHOLE, described, plain, real, whole
 from triton_rerank.testing import FakeScorer
 
 HUGE = 10**5000  # Python refuses to print it

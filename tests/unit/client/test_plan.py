@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from triton_rerank._plan import BYTES_PER_TOKEN, Limits, plan
+from triton_rerank.triton.plan import BYTES_PER_TOKEN, Limits, plan
 
 LADDER = (32, 64, 128, 512)
 ANY = Limits(max_batch_size=1000, max_request_bytes=10**9)

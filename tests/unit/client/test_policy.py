@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from triton_rerank._policy import RetryBudget, backoff_s, retry_after_s
+from triton_rerank.hosted.retry import RetryBudget, backoff_s, retry_after_s
 
 NOW = 1_700_000_000.0  # Tue, 14 Nov 2023 22:13:20 GMT
 

@@ -18,7 +18,7 @@ from triton_rerank import (
     RerankError,
     ServerUnavailableError,
 )
-from triton_rerank.scorers.proxies import hosts, is_loopback, proxy_of
+from triton_rerank.triton.proxies import hosts, is_loopback, proxy_of
 
 MODEL = "tiny-bert"
 VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from triton_rerank._ranking import activate, order
+from triton_rerank.core.ranking import activate, order
 
 
 def logits(*values: float) -> npt.NDArray[Any]:

@@ -12,11 +12,11 @@ from support.hosted import KEY, Fault, HostedServer
 from support.tls import Authority
 
 from triton_rerank import CohereScorer, ConfigurationError, RerankClient, RerankError, Tls, TritonOptions, TritonScorer
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import SyncRuntime
-from triton_rerank.scorers.base import Call
-from triton_rerank.scorers.hosted.channel import HttpRequest
-from triton_rerank.scorers.transport import InferRequest
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import SyncRuntime
+from triton_rerank.core.scorer import Call
+from triton_rerank.hosted.channel import HttpRequest
+from triton_rerank.triton.transport import InferRequest
 
 SECRET = "s3cret-5f2c9a"
 HEADERS = {"authorization": f"Bearer {SECRET}"}

@@ -14,7 +14,7 @@ from triton_rerank import (
     RerankError,
     ServerUnavailableError,
 )
-from triton_rerank._status import TABLE, error_for
+from triton_rerank.triton.status import TABLE, error_for
 
 FAILING = "connections to all backends failing; last error: UNKNOWN: ipv4:127.0.0.1:8001: "
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from triton_rerank._deadline import Deadline
-from triton_rerank._runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime, SyncRuntime, run_sync
+from triton_rerank.core.scorer import Call, ModelScorer, PairRequest
 from triton_rerank.errors import (
     DeadlineExceededError,
     InferenceError,
@@ -18,7 +19,6 @@ from triton_rerank.errors import (
     OverloadedError,
     ServerUnavailableError,
 )
-from triton_rerank.scorers.base import Call, ModelScorer, PairRequest
 from triton_rerank.testing import FakeScorer, shared_words
 
 REQUEST = PairRequest(b"a cat", (b"a dog barks", b"A cat sleeps"))

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from triton_rerank import InvalidRequestError, RequestTooLargeError
-from triton_rerank._validate import (
+from triton_rerank.contract import MAX_TEXT_BYTES
+from triton_rerank.core.validate import (
     MAX_DOCUMENTS,
     MAX_TIMEOUT_S,
     check_headers,
@@ -25,7 +26,6 @@ from triton_rerank._validate import (
     check_tokens,
     check_top_k,
 )
-from triton_rerank.contract import MAX_TEXT_BYTES
 
 NAN, INFINITY = float("nan"), float("inf")
 HUGE = 10**5000  # Python refuses to print it, and no float holds it

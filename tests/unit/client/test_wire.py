@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor
 
 from triton_rerank import InvalidResponseError
-from triton_rerank._wire import OUTPUTS, Tensor, decode_logits, decode_scores, encode_pairs, merge
+from triton_rerank.triton.wire import OUTPUTS, Tensor, decode_logits, decode_scores, encode_pairs, merge
 
 
 def tensor(datatype: str, values: Sequence[float], dtype: npt.DTypeLike) -> Tensor:

@@ -15,7 +15,7 @@ from support.tiny_models import write_settings
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
 
 from triton_rerank import RerankClient
-from triton_rerank.scorers.local import LocalScorer
+from triton_rerank.local.scorer import LocalScorer
 from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate import parity

@@ -10,8 +10,8 @@ import numpy as np
 import tritonclient.grpc as triton
 
 from triton_rerank import ModelInfo, TritonOptions
-from triton_rerank._plan import Limits, plan
 from triton_rerank.contract import ATTENTION_MASK, DOCUMENT, MAX_REQUEST_BYTES, QUERY, TOKENIZER_SUFFIX
+from triton_rerank.triton.plan import Limits, plan
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.workloads import Workload
 

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from triton_rerank import TritonOptions
 from triton_rerank.contract import CUDA_GRAPH_SHAPES, LENGTH_LADDER, MICRO_BATCH_TOKENS, SCHEDULING, THREADS
 from triton_rerank.repository import encoder_engine
-from triton_rerank.scorers.channel import Split
+from triton_rerank.triton.channel import Split
 from triton_rerank_bench.tune.variants import Configs, clear_queue_bounds
 
 BOUNDED, UNBOUNDED = "as exported", "none"

@@ -11,11 +11,11 @@ try:
 except ImportError as exc:
     raise not_installed("haystack", exc) from exc
 
-from triton_rerank._numbers import plain
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
-from triton_rerank.scorers.base import Scorer
+from triton_rerank.core.numbers import plain
+from triton_rerank.core.scorer import Scorer
 from triton_rerank.types import RerankResult
 
 # No `from __future__ import annotations` here: Haystack reads the types of the sockets from the annotations.

@@ -14,11 +14,11 @@ try:
 except ImportError as exc:
     raise not_installed("langchain", exc) from exc
 
-from triton_rerank._numbers import plain
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
-from triton_rerank.scorers.base import Scorer
+from triton_rerank.core.numbers import plain
+from triton_rerank.core.scorer import Scorer
 from triton_rerank.types import RankedDocument, RerankResult
 
 SCORE_KEY = "relevance_score"  # as LangChain's other rerankers call it

@@ -18,12 +18,12 @@ try:
 except ImportError as exc:
     raise not_installed("llama-index", exc) from exc
 
-from triton_rerank._numbers import plain
 from triton_rerank.aio import AsyncRerankClient
 from triton_rerank.client import RerankClient
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
+from triton_rerank.core.numbers import plain
+from triton_rerank.core.scorer import Scorer
 from triton_rerank.errors import InvalidRequestError
-from triton_rerank.scorers.base import Scorer
 from triton_rerank.types import RerankResult
 
 _dispatcher = get_dispatcher(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triton_rerank._ranking import activate
+from triton_rerank.core.ranking import activate
 from triton_rerank_export.checkpoint.causal import Asked
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError

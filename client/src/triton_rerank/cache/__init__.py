@@ -1,0 +1,1 @@
+"""Pairs that come back are not scored again: `CachedScorer`."""

@@ -1,0 +1,1 @@
+"""Who is asked when the first choice fails: `FallbackScorer` and `FirstStageOrder`."""

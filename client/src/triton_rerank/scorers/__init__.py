@@ -1,1 +1,0 @@
-"""What scores pairs: one Protocol, one file an implementation."""

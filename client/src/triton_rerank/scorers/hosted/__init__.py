@@ -1,7 +1,0 @@
-"""Scorers of hosted rerankers; they need ``pip install 'triton-rerank[hosted]'``."""
-
-from triton_rerank.scorers.hosted.cohere import CohereScorer
-from triton_rerank.scorers.hosted.jina import JinaScorer
-from triton_rerank.scorers.hosted.voyage import VoyageScorer
-
-__all__ = ["CohereScorer", "JinaScorer", "VoyageScorer"]

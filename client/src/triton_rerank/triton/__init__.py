@@ -1,0 +1,1 @@
+"""One model on Triton, over gRPC: `TritonScorer` and `TritonOptions`."""
