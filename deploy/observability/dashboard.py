@@ -76,6 +76,16 @@ ROWS: dict[str, list[Panel]] = {
         Panel("Share of pairs", "percentunit", "", {kind: share(kind) for kind in ("truncated", "cached")}),
         Panel("By key", "ops", "requests a second", {"{{key}}": f"sum by (key) (rate({GATEWAY}requests_total{RATE}))"}),
         Panel(
+            "Servers behind it",
+            "short",
+            "addresses of its targets; what failed was sent again where that could help",
+            {
+                "known": "sum(triton_rerank_client_servers)",
+                "ready": "sum(triton_rerank_client_servers_ready)",
+                "failed attempts a second": f'sum(rate(triton_rerank_client_attempts_total{{outcome="failed"}}{RATE}))',
+            },
+        ),
+        Panel(
             "Capacity of late, and connections",
             "short",
             "pairs finished a second, from which Retry-After is made",

@@ -3,6 +3,7 @@
 npm's packages have a type and a validator for each kind: TypeScript's compiler finds fields that the type does not
 have, which the validator lets pass, and the validator finds values that the type does not know. KServe's wheel has
 classes with the names and types of the fields; they are read, not imported, since their dependencies are large.
+KubeRay's are in no package of either: `KUBERAY` names the fields of its Go types (ray-operator/apis/ray/v1, 2025).
 """
 
 from __future__ import annotations
@@ -25,6 +26,44 @@ PACKAGES = {
     "monitoring.coreos.com": "@kubernetes-models/prometheus-operator",
 }
 CHECKED = ("--allowJs", "--checkJs", "--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext")
+KUBERAY: dict[str, dict[str, str]] = {
+    "RayJob": {"apiVersion": "str", "kind": "str", "metadata": "object", "spec": "RayJobSpec"},
+    "RayJobSpec": {
+        **dict.fromkeys(("entrypoint", "runtimeEnvYAML", "jobId", "submissionMode", "entrypointResources"), "str"),
+        **dict.fromkeys(("activeDeadlineSeconds", "backoffLimit", "ttlSecondsAfterFinished"), "int"),
+        **dict.fromkeys(("shutdownAfterJobFinishes", "suspend"), "bool"),
+        **dict.fromkeys(("metadata", "clusterSelector"), "texts"),
+        **dict.fromkeys(("submitterPodTemplate", "submitterConfig", "deletionStrategy", "managedBy"), "object"),
+        "rayClusterSpec": "RayClusterSpec",
+    },
+    "RayClusterSpec": {
+        "headGroupSpec": "HeadGroupSpec",
+        "workerGroupSpecs": "list[WorkerGroupSpec]",
+        "rayVersion": "str",
+        **dict.fromkeys(("enableInTreeAutoscaling", "suspend"), "bool"),
+        "autoscalerOptions": "object",
+        "headServiceAnnotations": "texts",
+    },
+    "HeadGroupSpec": {
+        "serviceType": "str",
+        "headService": "object",
+        "enableIngress": "bool",
+        "rayStartParams": "texts",
+        "template": "object",
+    },
+    "WorkerGroupSpec": {
+        "groupName": "str",
+        **dict.fromkeys(("replicas", "minReplicas", "maxReplicas", "numOfHosts"), "int"),
+        "rayStartParams": "texts",
+        "template": "object",
+        "scaleStrategy": "object",
+    },
+}
+_WANTED = {
+    "RayClusterSpec": {"headGroupSpec"},
+    "HeadGroupSpec": {"rayStartParams", "template"},
+    "WorkerGroupSpec": {"groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"},
+}  # by KubeRay's types
 _SCALARS = {"str": str, "bool": bool, "int": int, "object": object}
 
 
@@ -50,30 +89,37 @@ def faults(objects: list[dict[str, Any]], folder: Path) -> str:
     return said
 
 
-def kserve_faults(value: Any, kind: str, path: str = "") -> list[str]:
-    """Fields that a class of KServe's does not have, and values of another type; pods' own fields are not looked into.
+def field_faults(value: Any, kind: str, path: str = "") -> list[str]:
+    """Fields that a class of KServe's or KubeRay's does not have or lacks, and values of another type.
+
+    Pods' own fields are not looked into.
 
     Args:
         value: of the object.
-        kind: as KServe's models write types: ``V1alpha1ServingRuntime``, ``list[str]``.
+        kind: as KServe's models write types: ``V1alpha1ServingRuntime``, ``list[str]``; "texts" is names to strings.
         path: of the value in the object.
     """
     if inner := re.fullmatch(r"list\[(.+)\]", kind):
         if not isinstance(value, list):
             return [f"{path}: no list"]
-        return [fault for n, each in enumerate(value) for fault in kserve_faults(each, inner[1], f"{path}[{n}]")]
+        return [fault for n, each in enumerate(value) for fault in field_faults(each, inner[1], f"{path}[{n}]")]
+    if kind == "texts":
+        return [f"{path}.{name}: no str" for name, inside in value.items() if not isinstance(inside, str)]
     if kind in _SCALARS:
         return [] if isinstance(value, _SCALARS[kind]) else [f"{path}: no {kind}"]
     fields = _fields(kind)
     if fields is None:
         return []
     found = [f"{path}.{name}: unknown to {kind}" for name in value if name not in fields]
+    found += [f"{path}.{name}: missing" for name in sorted(_WANTED.get(kind, set()) - set(value))]
     known = {name: inside for name, inside in value.items() if name in fields}
-    return found + [f for name, inside in known.items() for f in kserve_faults(inside, fields[name], f"{path}.{name}")]
+    return found + [f for name, inside in known.items() for f in field_faults(inside, fields[name], f"{path}.{name}")]
 
 
 def _fields(kind: str) -> dict[str, str] | None:
     """Type by name as YAML has it; None for Kubernetes' own kinds, which the wheel has not."""
+    if kind in KUBERAY:
+        return KUBERAY[kind]
     (models,) = TOOLS.glob("lib/python3*/site-packages/kserve/models")
     file = models / (re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind).lower() + ".py")
     if not file.exists():

@@ -1,4 +1,4 @@
-"""Objects of Prometheus' operator, KEDA, the Gateway API and KServe, without any of them: their own schemas."""
+"""Objects of Prometheus' operator, KEDA, the Gateway API, KServe and KubeRay, held against their own schemas."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 from support import chart
-from support.custom_resources import TOOLS, faults, kserve_faults
+from support.custom_resources import TOOLS, faults, field_faults
 
 EXAMPLES = chart.ROOT / "deploy" / "examples"
 Object = dict[str, Any]
@@ -59,7 +59,7 @@ def kserve() -> list[tuple[Object, str]]:
 
 
 def test_kserves_own_models_have_the_fields_of_the_example() -> None:
-    assert [fault for value, kind in kserve() for fault in kserve_faults(value, kind)] == []
+    assert [fault for value, kind in kserve() for fault in field_faults(value, kind)] == []
 
 
 def test_they_would_find_a_misspelt_field_and_a_wrong_type() -> None:
@@ -67,10 +67,35 @@ def test_they_would_find_a_misspelt_field_and_a_wrong_type() -> None:
     misspell(runtime, "spec", "supportedModelFormats", 0, "autoSelect")
     service["spec"]["predictor"]["model"]["storageUri"] = ["pvc://x"]
     service["spec"]["predictor"]["minReplicas"] = "2"
-    assert kserve_faults(runtime, of_runtime) == [
+    assert field_faults(runtime, of_runtime) == [
         ".spec.supportedModelFormats[0].autoSelectx: unknown to V1alpha1SupportedModelFormat"
     ]
-    assert sorted(kserve_faults(service, of_service)) == [
+    assert sorted(field_faults(service, of_service)) == [
         ".spec.predictor.minReplicas: no int",
         ".spec.predictor.model.storageUri: no str",
+    ]
+
+
+def ray_job() -> Object:
+    found: Object = yaml.safe_load((EXAMPLES / "rayjob.yaml").read_text(encoding="utf-8"))
+    assert (found["apiVersion"], found["kind"]) == ("ray.io/v1", "RayJob")
+    return found
+
+
+def test_kuberays_own_types_have_the_fields_of_the_job() -> None:
+    assert field_faults(ray_job(), "RayJob") == []
+
+
+def test_they_would_find_misspelt_and_missing_fields_and_numbers_for_texts() -> None:
+    job = ray_job()
+    misspell(job, "spec", "shutdownAfterJobFinishes")
+    misspell(job, "spec", "rayClusterSpec", "workerGroupSpecs", 0, "minReplicas")
+    job["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] = 0
+    job["spec"]["backoffLimit"] = "3"
+    assert sorted(field_faults(job, "RayJob")) == [
+        ".spec.backoffLimit: no int",
+        ".spec.rayClusterSpec.headGroupSpec.rayStartParams.num-cpus: no str",
+        ".spec.rayClusterSpec.workerGroupSpecs[0].minReplicas: missing",
+        ".spec.rayClusterSpec.workerGroupSpecs[0].minReplicasx: unknown to WorkerGroupSpec",
+        ".spec.shutdownAfterJobFinishesx: unknown to RayJobSpec",
     ]
