@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from triton_rerank import ConfigurationError, InferenceError, InvalidResponseError, RerankError
 from triton_rerank_retrieval.files import digest_of, file_digest
 
+KEPT_QUERIES = 1024  # vectors of queries in memory
 Vectors = npt.NDArray[np.float32]
 Embed = Callable[[list[str]], Any]
 
@@ -25,7 +27,8 @@ class Embedder:
     Args:
         embed: texts -> vectors ``(n, dimensions)``, of any length.
         model: names the model; embeddings and indexes of one model are not used for another.
-        embed_query: for queries, where the model treats them otherwise; None means as documents.
+        embed_query: for queries, where the model treats them otherwise; None means as documents. Vectors of the last
+            thousand queries stay in memory.
         cache: a SQLite file for the embeddings of documents, by content: a text is embedded once, and indexing that was
             cut goes on where it stopped. None keeps nothing.
         batch_size: texts a call.
@@ -48,7 +51,8 @@ class Embedder:
         self.batch_size = batch_size
         self._embed = embed
         self._embed_query = embed_query or embed
-        self._last: tuple[str | None, Vectors] = (None, np.zeros(0, np.float32))
+        # A search and the scores of what others found ask for the same query; an evaluation asks for it again and again.
+        self._vector = functools.lru_cache(maxsize=KEPT_QUERIES)(self._query_vector)
         self._cache = None if cache is None else _Cache(Path(cache), model)
 
     def query(self, text: str) -> Vectors:
@@ -58,10 +62,12 @@ class Embedder:
             InvalidResponseError: no finite vector came back.
             InferenceError: the function failed.
         """
-        asked, vector = self._last
-        if asked != text:  # a search and the scores of what others found ask for the same one
-            vector = _unit(_call(self._embed_query, [text], self.model), 1, self.model)[0]
-            self._last = (text, vector)
+        vector: Vectors = self._vector(text)
+        return vector
+
+    def _query_vector(self, text: str) -> Vectors:
+        vector: Vectors = _unit(_call(self._embed_query, [text], self.model), 1, self.model)[0]
+        vector.flags.writeable = False
         return vector
 
     def documents(self, texts: Sequence[str]) -> Iterator[Vectors]:
