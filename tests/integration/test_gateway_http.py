@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -146,6 +147,25 @@ def test_a_chunked_body_over_the_bound_is_refused_though_no_length_was_told(gate
         timeout=30,
     )
     assert (found.status_code, found.json()["error_type"]) == (413, "Validation")
+
+
+def test_a_body_over_the_bound_is_answered_though_its_connection_is_to_be_closed(gateway: Running) -> None:
+    large = request(b" " * 8_000_000, headers=f"{JSON}connection: close\r\n")
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as caller:
+            sender = threading.Thread(target=lambda caller=caller: _send_what_is_taken(caller, large))
+            sender.start()
+            found = b""
+            while chunk := caller.recv(65536):
+                found += chunk
+            assert found.startswith(b"HTTP/1.1 400") and b"the body is larger than 100000 bytes" in found
+            assert found.lower().count(b"connection: close") == 1
+            sender.join(20)
+
+
+def _send_what_is_taken(caller: socket.socket, content: bytes) -> None:
+    with contextlib.suppress(OSError):  # the gateway ends the connection before all is sent
+        caller.sendall(content)
 
 
 def test_all_bodies_together_have_a_bound_and_what_ended_makes_room() -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from triton_rerank_gateway.gateway import Gateway
 
-_LINGER_S = 0.5
+_LINGER_S = 0.5  # closed at once, a connection's unread bytes would take the answer away from who still sends
 
 
 def bounded(gateway: Gateway) -> type[HttpToolsProtocol]:
@@ -89,6 +89,7 @@ class Connection(HttpToolsProtocol):
         if not self._refused and not self.parser.should_upgrade():
             self._stop_timer()
             super().on_headers_complete()
+            self.cycle.transport = cast(asyncio.Transport, _Lingering(self.transport, self))
 
     def on_body(self, body: bytes) -> None:
         """A part of it."""
@@ -106,7 +107,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._last_words and self.cycle.response_complete and not self.transport.is_closing():
             self._write(*self._last_words)
-        elif unread:
+        elif unread and not self._refused:
             self._start_timer()
 
     def pause_writing(self) -> None:
@@ -147,7 +148,14 @@ class Connection(HttpToolsProtocol):
         head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         again = "retry-after: 1\r\n" if status == 503 else ""
         self.transport.write(f"{head}connection: close\r\n{again}\r\n".encode() + body)
-        self._start_timer(_LINGER_S)  # closed at once, what the caller still sends would take the answer away from it
+        self._start_timer(_LINGER_S)
+
+    def linger(self) -> None:
+        """End with the answer that was written, and drop what the caller still sends."""
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._start_timer(_LINGER_S)
 
     def _watch_caller(self, left: float = math.inf) -> None:
         """End the connection if nothing more was taken of the answer since bytes were ``left``."""
@@ -172,3 +180,21 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _Lingering:
+    """The transport that an answer is written to: it is not closed under a caller who still sends a body."""
+
+    def __init__(self, transport: Any, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """Now, or a little later."""
+        if self._connection.cycle.more_body:
+            self._connection.linger()
+        else:
+            self._transport.close()

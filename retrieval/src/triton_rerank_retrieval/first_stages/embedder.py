@@ -51,7 +51,7 @@ class Embedder:
         self.batch_size = batch_size
         self._embed = embed
         self._embed_query = embed_query or embed
-        # A search and the scores of what others found ask for the same query; an evaluation asks for it again and again.
+        # A search and the scores of what others found ask for the same query, an evaluation again and again.
         self._vector = functools.lru_cache(maxsize=KEPT_QUERIES)(self._query_vector)
         self._cache = None if cache is None else _Cache(Path(cache), model)
 
