@@ -7,7 +7,7 @@ The work is one coroutine that waits through the client's runtime only: `Pipelin
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -33,18 +33,18 @@ from triton_rerank_retrieval.candidates import (
     LeftOut,
     Retriever,
     Said,
-    ScoringRetriever,
     Step,
     ranked,
 )
 from triton_rerank_retrieval.corpus import check_search
 from triton_rerank_retrieval.fusion import Fusion, ReciprocalRank, blend
+from triton_rerank_retrieval.one_list import OneList
 from triton_rerank_retrieval.rules import with_context
 
 T = TypeVar("T")
 Rerank = Callable[[str, list[Candidate[Any]], float], Awaitable[RerankResult[Candidate[Any]]]]
 RERANK = "rerank"
-FUSE = "fuse"  # with feedback, its searches too
+FUSE = "fuse"  # where first stages are asked once more
 logger = logging.getLogger("triton_rerank")
 
 
@@ -223,8 +223,11 @@ class Pipeline:
         asked = self._rewrite(query, context) if context else query
         depth = max(k, self._depth)
         lists, attempts = await self._first_stages(asked, depth, filter, deadline, runtime, seconds)
-        failed = {attempt.scorer for attempt in attempts}
-        candidates = await self._one_list(asked, depth, filter, lists, failed, deadline, runtime, seconds)
+        failed, before_s = {attempt.scorer for attempt in attempts}, deadline.elapsed_s()
+        job = OneList(self._retrievers, self._fusion, self._feedback, asked, depth, filter, lists, failed)
+        candidates = await self._one_list(job, deadline, runtime)
+        if job.asks:
+            seconds[FUSE] = deadline.elapsed_s() - before_s
         found, result = len(candidates), None
         if self._client is not None and candidates:
             result = await rerank(asked, candidates[:depth], deadline.left_s(doing="reranking"))
@@ -264,54 +267,16 @@ class Pipeline:
         answers = await runtime.gather(jobs, concurrency=len(jobs))
         return _answered(self._retrievers, answers, seconds)
 
-    async def _one_list(
-        self,
-        query: str,
-        k: int,
-        filter: Filter | None,
-        lists: Sequence[list[Candidate[Any]]],
-        failed: Container[str],
-        deadline: Deadline,
-        runtime: Runtime,
-        seconds: dict[str, float],
-    ) -> list[Candidate[Any]]:
-        """The lists fused, in a thread if first stages are asked for it."""
-        if self._feedback is None and (len(lists) == 1 or not self._fusion.completes):
-            return self._fused(query, self._retrievers, lists)
-        before_s = deadline.elapsed_s()
+    async def _one_list(self, job: OneList, deadline: Deadline, runtime: Runtime) -> list[Candidate[Any]]:
+        """In a thread if first stages are asked for it."""
+        if not job.asks:
+            return job.run()
         try:
-            return await runtime.in_thread(
-                lambda: self._asked_again(query, k, filter, lists, failed),
-                timeout_s=deadline.left_s(doing="the lists were fused"),
-            )
+            return await runtime.in_thread(job.run, timeout_s=deadline.left_s(doing="the lists were fused"))
         except TimeoutError as exc:
             raise DeadlineExceededError(
                 f"timeout_s of {deadline.timeout_s:g} s passed while the lists were fused"
             ) from exc
-        finally:
-            seconds[FUSE] = deadline.elapsed_s() - before_s
-
-    def _asked_again(
-        self, query: str, k: int, filter: Filter | None, lists: Sequence[list[Candidate[Any]]], failed: Container[str]
-    ) -> list[Candidate[Any]]:
-        """The lists fused; with feedback, anew with what the first stages find by more words."""
-        candidates = self._fused(query, self._retrievers, lists)
-        if self._feedback is None or not candidates:
-            return candidates
-        best = [one.id for one in candidates[: self._feedback.documents]]
-        asked, again = list(self._retrievers), list(lists)
-        for place, retriever in enumerate(self._retrievers):
-            if isinstance(retriever, FeedbackRetriever) and retriever.name not in failed:
-                asked[place] = retriever.widened(query, best, self._feedback)
-                again[place] = ranked(asked[place].search(query, k, filter), retriever.name)
-        return self._fused(query, asked, again)
-
-    def _fused(
-        self, query: str, retrievers: Sequence[Retriever], lists: Sequence[list[Candidate[Any]]]
-    ) -> list[Candidate[Any]]:
-        if len(lists) == 1:
-            return lists[0]
-        return self._fusion.fuse(_completed(query, retrievers, lists) if self._fusion.completes else lists)
 
     def _reranked(self, before: Sequence[Candidate[Any]], result: RerankResult[Candidate[Any]]) -> list[Candidate[Any]]:
         """The reranked list; beyond the depth nothing follows, since the scales differ."""
@@ -337,26 +302,6 @@ class Pipeline:
     ) -> RerankResult[Candidate[Any]]:
         assert self._async_client is not None
         return await self._async_client.rerank(query, candidates, timeout_s=timeout_s)
-
-
-def _completed(
-    query: str, retrievers: Sequence[Retriever], lists: Sequence[list[Candidate[Any]]]
-) -> list[list[Candidate[Any]]]:
-    """Each list with the candidates that only others found, where its first stage can tell their scores."""
-    everything = {one.id: one for found in lists for one in found}
-    completed = []
-    for retriever, found in zip(retrievers, lists, strict=True):
-        missing = [id for id in everything if id not in {one.id for one in found}]
-        scores: Mapping[str, float] = {}
-        if missing and found and isinstance(retriever, ScoringRetriever):
-            scores = retriever.scores_of(query, missing)
-        more = [_rescored(everything[id], retriever.name, score) for id, score in scores.items()]
-        completed.append([*found, *more])
-    return completed
-
-
-def _rescored(found_by_another: Candidate[Any], stage: str, score: float) -> Candidate[Any]:
-    return replace(found_by_another, score=score, scale=stage, said=(Said(stage, None, score),))
 
 
 def _keys(result: RerankResult[Candidate[Any]]) -> list[float | None]:
