@@ -99,7 +99,7 @@ repository-check: $(VENV)/.demo ## is the model repository what was exported?
 
 .PHONY: demo-model
 demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes 60 …")
-	$(BIN)/triton-rerank-export demo-model $(ARGS)
+	$(BIN)/python -m tools.demo_training $(ARGS)
 
 ifeq ($(filter .cache/%,$(REPOSITORY)),)
 $(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
@@ -280,7 +280,7 @@ lint: $(VENV)/.test ## ruff
 .PHONY: types
 types: $(VENV)/.test ## mypy --strict
 	$(BIN)/mypy $(TYPED)
-	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases examples tests bench/experiments
+	MYPYPATH=tests $(BIN)/mypy --explicit-package-bases examples tests tools bench/experiments
 
 .PHONY: imports
 imports: $(VENV)/.test ## imports go one way

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,14 +28,19 @@ def main(argv: list[str] | None = None) -> int:
     """
     use_utf8()
     options = _parser().parse_args(argv)
+    return outcome("triton-rerank-export", lambda: int(options.run(options)))
+
+
+def outcome(command: str, run: Callable[[], int]) -> int:
+    """Run, and say on one line what ended it; returns the exit code of `main`."""
     try:
         _check_current_folder()
-        return int(options.run(options))
+        return run()
     except ExportError as exc:
-        print(f"triton-rerank-export: {exc}", file=sys.stderr)
+        print(f"{command}: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as exc:
-        print(f"triton-rerank-export: interrupted; {exc if exc.args else 'nothing was changed'}", file=sys.stderr)
+        print(f"{command}: interrupted; {exc if exc.args else 'nothing was changed'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         drop_output()

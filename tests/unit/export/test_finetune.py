@@ -31,7 +31,7 @@ from triton_rerank_export.checkpoint.families import FAMILIES
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune import command, meter
 from triton_rerank_export.finetune import train as finetune_module
-from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
+from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport
 from triton_rerank_export.finetune.curves import CURVES, draw
 from triton_rerank_export.finetune.data import Group
 from triton_rerank_export.finetune.train import evaluate, finetune, group_loss, ndcg_at_10, pairwise_accuracy
@@ -362,41 +362,3 @@ def test_a_long_run_has_means_and_a_run_without_matplotlib_no_picture(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert not draw(report, tmp_path / "none.png")
     assert [path.name for path in tmp_path.iterdir()] == ["one.png"]
-
-
-def _demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, better: bool) -> Path:
-    """Run the demo-model command with the corpus, the training and the measuring replaced."""
-    packaged = tmp_path / "packaged" / "delta.safetensors"
-    packaged.parent.mkdir()
-    packaged.write_bytes(b"present")
-    present, new = Quality(0.5, 0.7, 10), Quality(0.5, 0.8 if better else 0.6, 10)
-    report = FinetuneReport(1, 8, 1.0, present, new)
-    trial = command._Trial(b"new", report, present, new)
-    monkeypatch.setattr(command, "PACKAGED_DELTA", packaged)
-    monkeypatch.setattr(command, "body_path", lambda: tmp_path)
-    monkeypatch.setattr(command, "build", lambda *_: _groups())
-    monkeypatch.setattr(command, "_train_delta", lambda *_: trial)
-    options = _command().parse_args(["demo-model", "--steps", "1", *arguments])
-    assert options.run(options) == 0
-    return packaged
-
-
-def test_the_packaged_delta_is_replaced_by_one_that_is_no_worse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packaged = _demo_model(tmp_path, monkeypatch, better=True)
-    assert packaged.read_bytes() == b"new"
-    assert json.loads((packaged.parent / "training.json").read_text())["new"]["pairwise_accuracy"] == 0.8
-
-
-def test_the_packaged_delta_is_kept_when_the_new_one_is_worse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert _demo_model(tmp_path, monkeypatch, better=False).read_bytes() == b"present"
-    assert "the present delta is kept" in capsys.readouterr().out
-
-
-def test_another_output_folder_gets_the_delta_in_any_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    packaged = _demo_model(tmp_path, monkeypatch, "--output", str(tmp_path / "mine"), better=False)
-    assert packaged.read_bytes() == b"present"
-    assert (tmp_path / "mine" / "delta.safetensors").read_bytes() == b"new"

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from triton_rerank_export.demo import demo_corpus, demo_texts
-from triton_rerank_export.demo.demo_corpus import CorpusConfig, build, make_example
-from triton_rerank_export.demo.demo_texts import (
+from tools.demo_training import corpus
+from tools.demo_training import texts as sources
+from tools.demo_training.corpus import CorpusConfig, build, make_example
+from tools.demo_training.texts import (
     SourceMissingError,
     Text,
     collect,
@@ -165,7 +166,7 @@ def test_texts_are_tidied_shortened_and_deduplicated() -> None:
     first, twin = Text(" one\n title. ", LONG * 3, "term"), Text("another", LONG * 3 + "different end", "term")
     (kept,) = usable([short, first, twin])
     assert kept.title == "one title"
-    assert len(kept.body.split()) == demo_texts.MAX_WORDS
+    assert len(kept.body.split()) == sources.MAX_WORDS
 
 
 def test_every_form_of_query_is_made_and_none_is_left_in_its_document() -> None:
@@ -180,7 +181,7 @@ def test_every_form_of_query_is_made_and_none_is_left_in_its_document() -> None:
     assert any(query.count("Sentence") == 1 for query in queries)
     passages = [query for query in queries if query.count("Sentence") > 1]
     assert passages
-    assert max(len(query.split()) for query in passages) <= demo_corpus.QUERY_WORDS[1]
+    assert max(len(query.split()) for query in passages) <= corpus.QUERY_WORDS[1]
 
 
 def test_missing_sources_are_named_and_skipped_unless_all_are_missing(
@@ -190,10 +191,10 @@ def test_missing_sources_are_named_and_skipped_unless_all_are_missing(
         raise SourceMissingError("no such thing here")
 
     console = _console()
-    monkeypatch.setattr(demo_texts, "SOURCES", {"good": lambda _: iter([Text("t", LONG, "term")]), "bad": missing})
+    monkeypatch.setattr(sources, "SOURCES", {"good": lambda _: iter([Text("t", LONG, "term")]), "bad": missing})
     assert [text.title for text in collect(tmp_path, console)] == ["t"]
     assert "bad: skipped, no such thing here" in _said(console)
-    monkeypatch.setattr(demo_texts, "SOURCES", {"bad": missing})
+    monkeypatch.setattr(sources, "SOURCES", {"bad": missing})
     with pytest.raises(ExportError, match="none of the sources"):
         collect(tmp_path, console)
 
@@ -219,14 +220,14 @@ def test_a_corpus_is_built_once_and_then_read_from_the_cache(tmp_path: Path, mon
             sentences = [" ".join(rng.choice(words, 12)).capitalize() + "." for _ in range(6)]
             yield Text(f"title of text {i}", " ".join(sentences), "summary")
 
-    monkeypatch.setattr(demo_texts, "SOURCES", {"made up": texts})
-    monkeypatch.setattr(demo_corpus, "_embed", _word_vectors)
+    monkeypatch.setattr(sources, "SOURCES", {"made up": texts})
+    monkeypatch.setattr(corpus, "_embed", _word_vectors)
     config = CorpusConfig(documents=120, queries=60)
     groups = build(tmp_path, config, _console())
     assert len(groups) == 60
     assert all(group.n_positives == 1 and group.scores is not None for group in groups)
-    monkeypatch.setattr(demo_texts, "SOURCES", {})
-    monkeypatch.setattr(demo_corpus, "_embed", None)
+    monkeypatch.setattr(sources, "SOURCES", {})
+    monkeypatch.setattr(corpus, "_embed", None)
     assert build(tmp_path, config, _console()) == groups
     assert not list(tmp_path.glob("*.partial"))
     assert json.loads((tmp_path / "texts-1.jsonl").read_text().splitlines()[0])["kind"] == "summary"

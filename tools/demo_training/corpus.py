@@ -17,10 +17,11 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from tools.demo_training.mining import Candidates, groups_of, mine
+from tools.demo_training.texts import Text, collect, digest
 from triton_rerank_export.demo.demo_model import BODY_SHA256, body_path
-from triton_rerank_export.demo.demo_texts import Text, collect, digest
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.finetune.data import Candidates, FloatArray, Group, groups_of, mine
+from triton_rerank_export.finetune.data import FloatArray, Group
 from triton_rerank_export.finetune.train import fast_bf16
 from triton_rerank_server.atomic import write_file
 
