@@ -255,10 +255,12 @@ class Reference:
         import torch
 
         model = self._model
+        # Of a language model the last token's logits alone: all words' for every token are a third more work.
+        kept = {} if self._head is None else {"logits_to_keep": 1}
         with torch.no_grad(), explained(f"{self._label}: PyTorch cannot score a pair"):
             rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
             inputs = [{name: row[name] for name in self._tensors if name in row} for row in rows]
-            logits = [self._logit(model(**row, return_dict=True).logits) for row in inputs]
+            logits = [self._logit(model(**row, **kept, return_dict=True).logits) for row in inputs]
         odd = next((logit for logit in logits if not math.isfinite(logit)), None)
         if odd is not None:
             raise ExportError(
@@ -268,7 +270,7 @@ class Reference:
         return np.array(logits, dtype=np.float32)
 
     def _logit(self, output: Any) -> float:
-        """Of a classifier ``(1, 1)``, of a language model ``(1, tokens, vocabulary)``."""
+        """Of a classifier ``(1, 1)``, of a language model ``(1, 1, vocabulary)``."""
         if self._head is None:
             return float(output if self._row is None else output[0, self._row])
         last, head = output[0, -1], self._head
