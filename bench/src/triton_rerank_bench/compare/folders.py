@@ -107,8 +107,8 @@ def python_of(environments: Path, environment: str) -> Path:
 def _key(checkpoint: Path, max_length: int) -> str:
     """Of all that the files depend on."""
     digest = hashlib.sha256(EXPORTER.read_bytes() + str(max_length).encode())
-    for path in sorted(path for path in checkpoint.iterdir() if path.is_file()):
-        digest.update(path.name.encode())
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        digest.update(str(path.relative_to(checkpoint)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -117,6 +117,8 @@ def _copy(checkpoint: Path, folder: Path, max_length: int, *, weights: bool = Tr
     for path in checkpoint.iterdir():
         if path.is_file() and (weights or path.suffix in {".json", ".txt"}):
             shutil.copyfile(path, folder / path.name)
+        elif weights and (path / "config.json").is_file():  # a module of sentence-transformers
+            shutil.copytree(path, folder / path.name)
     config = folder / "tokenizer_config.json"
     texts = json.loads(config.read_text(encoding="utf-8")) | {"model_max_length": max_length}
     config.write_text(json.dumps(texts, indent=2) + "\n", encoding="utf-8")
