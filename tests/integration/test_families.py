@@ -21,6 +21,7 @@ from triton_rerank import AsyncRerankClient, InvalidRequestError, RerankClient, 
 from triton_rerank.cache.scorer import CachedScorer
 from triton_rerank.local.scorer import LocalScorer
 from triton_rerank.triton.scorer import TritonScorer
+from triton_rerank_export.checkpoint.families import FAMILIES
 from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.gate import parity
 from triton_rerank_export.gate.reference import Reference
@@ -41,6 +42,7 @@ CAUSAL = {
 TOLD = list(CAUSAL)[:2]  # the third has no place for an instruction
 REDUCED = {"int8": 0.5, "bf16": 0.1}  # how far the logits of random weights may be from fp32's
 TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVED_ELSEWHERE)]
+STANDARD_FP16 = [name.lower() for name in TINY if "fp16" in FAMILIES[name].precisions and not FAMILIES[name].fusion]
 GEMMA = "tiny-bge-reranker-v2-gemma"
 QUERY = "how to zip a file?"
 TWO_LABELS, LABEL = "two-labels", 1
@@ -69,6 +71,9 @@ def repository(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
             label = str(LABEL) if name == TWO_LABELS else None
             options = ExportOptions(precision="fp32", name=name, label=label)
             export_model(str(folder), target, options, on_step=lambda _: None)
+        for name in STANDARD_FP16:
+            options = ExportOptions(precision="fp16", name=f"{name}-fp16")
+            export_model(str(folders[name]), target, options, on_step=lambda _: None)
         patch.setattr(parity, "check", lambda *_: None)  # random weights hold documents too close for int8's bounds
         for name in CAUSAL:
             for precision in REDUCED:
@@ -85,7 +90,11 @@ def running(repository: Path) -> Iterator[TritonServer]:
 
 def test_the_repository_is_in_order(repository: Path, folders: dict[str, Path]) -> None:
     assert check_repository(repository) == sorted(
-        [*folders, *(f"{one}-{other}" for one in CAUSAL for other in REDUCED)]
+        [
+            *folders,
+            *(f"{name}-fp16" for name in STANDARD_FP16),
+            *(f"{one}-{other}" for one in CAUSAL for other in REDUCED),
+        ]
     )
 
 
@@ -97,6 +106,16 @@ def test_the_served_logits_are_those_of_transformers(
     expected = reference(folders[name]).logits(QUERY, documents)
     got = served(running, name, documents)
     assert np.max(np.abs(got - expected)) <= 1e-5 < np.ptp(expected)  # new weights of 0.02 are 7e-5 apart
+
+
+@pytest.mark.parametrize("name", STANDARD_FP16)
+def test_fp16_of_standard_operators_is_served(
+    name: str, running: TritonServer, folders: dict[str, Path], passages: list[str]
+) -> None:
+    documents = [*passages[:20], "", "長い文書 🙂", " ".join(passages)]
+    expected = reference(folders[name]).logits(QUERY, documents)
+    got = served(running, f"{name}-fp16", documents)
+    assert 0 < np.max(np.abs(got - expected)) <= 1e-2 < np.ptp(expected)
 
 
 @pytest.mark.parametrize("precision", list(REDUCED))

@@ -72,6 +72,9 @@ def test_every_family_is_exported_with_transformers_5(said: dict[str, dict[str, 
         assert (line["peer"] is None) == asked and (line["peer"] or 0) < 1e-4
     assert [line["name"] for line in said.values() if "fp16" in line] == [
         "bertforsequenceclassification",
+        "distilbertforsequenceclassification",
+        "modernbertforsequenceclassification",
+        "modernbertmodel",
         "xlmrobertaforsequenceclassification",
     ]
     assert all(line["fp16"] < 1e-2 for line in said.values() if "fp16" in line)

@@ -53,6 +53,7 @@ OTHERS = {
 }
 CASES = [(shape, precision) for shape in XLMR for precision in ("fp32", "fp16", "int8")]
 CASES += [(shape, precision) for shape in OTHERS for precision in ("fp32", "int8")]
+CASES += [(shape, "fp16") for shape, (architecture, _) in OTHERS.items() if architecture.startswith("ModernBert")]
 VOCABULARY = 250_002
 MEMORY_BOUND = 3.0  # × the fp32 weights
 RESULTS = Path(".cache") / "true-sizes.jsonl"

@@ -41,7 +41,7 @@ def main(checkpoints: Path, repository: Path) -> None:
                 str(folder), repository, ExportOptions(precision="fp32"), on_step=lambda _: None
             ).report
             said |= {"difference": report.max_logit_difference, "peer": report.peer_difference, "notes": report.notes}
-            if folder.name.startswith(("bert", "xlmr")):
+            if folder.name.startswith(("bert", "xlmr", "modernbert", "distilbert")):
                 half = export_model(
                     str(folder), repository.with_name("half"), ExportOptions(precision="fp16"), on_step=lambda _: None
                 )

@@ -168,8 +168,9 @@ def _build(
     from triton_rerank_export.graph.precision import convert
 
     on_step("tracing the graph")
-    path = trace.export_graph(checkpoint, work, cut_last_layer=not options.fused)
-    if options.fused:
+    fused = options.fused and checkpoint.family.fusion is not None
+    path = trace.export_graph(checkpoint, work, cut_last_layer=not fused)
+    if fused:
         on_step("fusing attention, layer norm and GELU")
         traced, path = path, trace.fuse(path, checkpoint, work)
         shutil.rmtree(traced.parent)  # as large as the weights

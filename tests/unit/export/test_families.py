@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from support.graphs import batches, largest_difference
-from support.tiny_families import TINY, write_tiny
+from support.graphs import batches, largest_difference, onnx_logits, tensor_types, with_weight
+from support.tiny_families import TINY, write_head, write_tiny
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from triton_rerank_export.checkpoint.families import FAMILIES
@@ -39,6 +40,9 @@ OTHERS = [(name, precision) for name in NAMES for precision in FAMILIES[name].pr
 OTHERS = [
     (name, precision) for name, precision in OTHERS if not name.startswith("Qwen2")
 ]  # as Qwen3, but for its norms
+STANDARD_FP16 = [name for name in NAMES if "fp16" in FAMILIES[name].precisions and FAMILIES[name].fusion is None]
+FULL = {"LayerNormalization", "Softmax", "Where", "Sin", "Cos", "ReduceSum", "Gemm", "Relu"}
+of_standard_fp16 = pytest.mark.parametrize("name", STANDARD_FP16)
 each_family = pytest.mark.parametrize("name", NAMES)
 of_pairs = pytest.mark.parametrize("name", [name for name in NAMES if not FAMILIES[name].prompt])
 
@@ -63,17 +67,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: write_tiny(name, folder / name.lower()) for name in NAMES}
 
 
-Exported = Callable[[str], tuple[Path, ExportResult]]
+Exported = Callable[..., tuple[Path, ExportResult]]
 
 
 @pytest.fixture(scope="module")
 def exported(made: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A family in fp32, exported once: repository, and how it compared."""
+    """A family in fp32, or another precision, exported once: repository, and how it compared."""
 
     @functools.cache
-    def export(name: str) -> tuple[Path, ExportResult]:
+    def export(name: str, precision: Any = "fp32") -> tuple[Path, ExportResult]:
         repository = tmp_path_factory.mktemp("exported") / "model_repository"
-        return repository, export_model(str(made[name]), repository, fp32(), on_step=lambda _: None)
+        options = ExportOptions(precision=precision)
+        return repository, export_model(str(made[name]), repository, options, on_step=lambda _: None)
 
     return export
 
@@ -101,7 +106,7 @@ def test_fp32_gives_the_logits_of_transformers_and_the_scores_of_sentence_transf
 
 @pytest.mark.parametrize(("name", "precision"), OTHERS)
 def test_every_precision_of_the_row_is_exported(
-    made: dict[str, Path], tmp_path: Path, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
+    exported: Exported, name: str, precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """int8 and bf16 move the logits of random weights, which lie close together: so few pairs do not tell their order.
 
@@ -109,7 +114,7 @@ def test_every_precision_of_the_row_is_exported(
     """
     if precision in ("int8", "bf16"):
         monkeypatch.setattr(parity, "check", lambda report, precision: None)
-    result = export_model(str(made[name]), tmp_path / "r", ExportOptions(precision=precision), on_step=lambda _: None)
+    result = exported(name, precision)[1]
     bound = {"fp16": 1e-2, "bf16": 0.1, "int8": 0.5}[precision]
     assert 0 < result.report.max_logit_difference < bound
     assert result.report.clear_tau > 0.9
@@ -302,8 +307,12 @@ def text(name: str) -> dict[str, Any]:
     return {"Sequence": {"id": name, "type_id": 0}}
 
 
-@each_family
-def test_a_dropped_layer_is_caught(made: dict[str, Path], exported: Exported, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fp32") for name in NAMES), *((name, "fp16") for name in STANDARD_FP16)]
+)
+def test_a_dropped_layer_is_caught(
+    made: dict[str, Path], exported: Exported, name: str, precision: Any, tmp_path: Path
+) -> None:
     """The checkpoint with one layer, and what was made of it with two."""
     one = Path(shutil.copytree(made[name], tmp_path / made[name].name))
     shorter: dict[str, Any] = {FAMILIES[name].depth: 1}
@@ -312,7 +321,76 @@ def test_a_dropped_layer_is_caught(made: dict[str, Path], exported: Exported, na
     kind = AutoModel if FAMILIES[name].modules else AutoModelForSequenceClassification
     model = kind.from_pretrained(one, **shorter)
     model.save_pretrained(one)
-    assert "the fp32 export does not agree with PyTorch" in refusal(one, exported(name)[0])
+    repository = exported(name, precision)[0]
+    assert f"the {precision} export does not agree with PyTorch" in refusal(one, repository, precision=precision)
+
+
+# --- fp16 from standard operators -----------------------------------------------------------------------------------
+
+
+@of_standard_fp16
+def test_sums_mask_angles_and_head_are_fp32_and_products_and_tables_fp16(exported: Exported, name: str) -> None:
+    path = exported(name, "fp16")[0] / f"{name.lower()}-encoder" / "1" / "model.onnx"
+    model, types = onnx.load(path), tensor_types(path)
+    nodes = [node for node in model.graph.node if types.get(node.output[0], "").startswith("float")]
+    takers = {name: [taker for taker in nodes if name in taker.input] for node in nodes for name in node.output}
+    for node in nodes:
+        kinds = {types[node.output[0]], *(types[name] for name in node.input if types.get(name, "")[:5] == "float")}
+        if node.op_type in FULL or any(taker.op_type in ("Sin", "Cos") for taker in takers[node.output[0]]):
+            assert kinds == {"float"}, node.name
+        if node.op_type == "MatMul":
+            assert kinds == ({"float"} if node.name.startswith("/head") else {"float16"}), node.name
+    assert {node.op_type for node in nodes} >= {"MatMul", "Erf", "Where", "Softmax", "LayerNormalization", "Gemm"}
+    tables = [types[node.input[0]] for node in nodes if node.op_type == "Gather" and node.input[0].endswith(".weight")]
+    assert tables and set(tables) == {"float16"}
+    assert types["logits"] == "float"
+
+
+@of_standard_fp16
+def test_the_graph_is_strongly_typed_as_tensorrt_wants_it(exported: Exported, name: str) -> None:
+    model = onnx.load(exported(name, "fp16")[0] / f"{name.lower()}-encoder" / "1" / "model.onnx")
+    assert {node.domain for node in model.graph.node} == {""}
+    onnx.checker.check_model(model, full_check=True)
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    typed = {value.name for value in inferred.graph.value_info} | {"logits"}
+    assert {output for node in model.graph.node for output in node.output} <= typed
+
+
+@of_standard_fp16
+def test_a_row_of_nothing_but_padding_is_finite_in_fp16(made: dict[str, Path], exported: Exported, name: str) -> None:
+    """A mask of -inf would give NaN, and the smallest fp32 number is -inf in fp16."""
+    path = exported(name, "fp16")[0] / f"{name.lower()}-encoder" / "1" / "model.onnx"
+    batch = batches(read_checkpoint(made[name], name="m", source="s"))[2]
+    if FAMILIES[name].modules:  # their first token is read; a mean of no token is none in PyTorch too
+        batch["attention_mask"][1] = 0
+    else:
+        batch["attention_mask"][1, 1:] = 0
+    assert np.isfinite(onnx_logits(path, [batch])[0]).all()
+
+
+@pytest.mark.parametrize("activation", [torch.nn.SiLU, torch.nn.ReLU, torch.nn.Identity])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_head_of_modules_stays_fp32_whatever_its_modules_are(tmp_path: Path, pooling: str, activation: Any) -> None:
+    folder = write_tiny("ModernBertModel", tmp_path / "m", norm_bias=True, mlp_bias=True)
+    write_head(folder, pooling=pooling, activation=activation)
+    checkpoint = read_checkpoint(folder, name="m", source="s")
+    graph = trace.export_graph(checkpoint, tmp_path, cut_last_layer=True)
+    path = convert(graph, "fp16", tmp_path, family=checkpoint.family).path
+    types, nodes = tensor_types(path), onnx.load(path).graph.node
+    assert {types[node.output[0]] for node in nodes if re.match(r"/(head|activations)\.", node.name)} == {"float"}
+    assert largest_difference(path, checkpoint) < 1e-2
+
+
+@pytest.mark.parametrize("name", ["ModernBertForSequenceClassification", "ModernBertModel"])
+def test_a_product_of_two_halves_of_an_output_may_not_pass_fp16_either(
+    made: dict[str, Path], exported: Exported, name: str, tmp_path: Path
+) -> None:
+    """No layer gives more than 65,504 here; the second matrix of the feed-forward takes more."""
+    wide = with_weight(made[name], tmp_path / "wide", "layers.1.mlp.Wi.weight", lambda weight: weight.mul_(1e3))
+    folder = tmp_path / made[name].name
+    with_weight(wide, folder, "layers.1.mlp.Wo.weight", lambda weight: weight.mul_(1e-4))
+    message = refusal(folder, exported(name, "fp16")[0], precision="fp16")
+    assert re.search(r"layers\.1\.mlp\.Wo reach \d\S* on the parity set, fp16 ends at 65504; export it in", message)
 
 
 # --- patterns and keys ----------------------------------------------------------------------------------------------

@@ -117,9 +117,8 @@ _MODERNBERT = Family(  # config.json's position_embedding_type says absolute; th
     feed_forward_out=r"/layers\.\d+/mlp/Wo/MatMul$",
     last_layer_cut=as_traced.modernbert_last_layer,
     traced_as=None,
+    in_half=r"\blayers\.\d",
     fusion=None,
-    precisions=_NO_HALF,
-    no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
 )
 
 _LIKE_ROBERTA: dict[str, Any] = {
@@ -155,9 +154,8 @@ _ROWS = (
         feed_forward_out=r"/layer\.\d+/ffn/lin2/MatMul$",
         last_layer_cut=None,
         traced_as=None,
+        in_half=r"\btransformer\.layer\.",
         fusion=None,
-        precisions=_NO_HALF,
-        no_fp16="its attention mask is chosen by an operator (Where) that the conversion does not know",
     ),
     Family(
         "AlbertForSequenceClassification",

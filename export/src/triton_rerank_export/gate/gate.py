@@ -98,7 +98,7 @@ def check_tokens(
 
 
 def check_activations(peak: ActivationPeak | None, model: str) -> None:
-    """Refuse fp16 for a model whose layers give more than fp16 can hold.
+    """Refuse fp16 for a model whose layers take or give more than fp16 can hold.
 
     On a CPU ONNX Runtime computes fp16 in fp32, so the logits would not show it.
 
@@ -107,8 +107,8 @@ def check_activations(peak: ActivationPeak | None, model: str) -> None:
     """
     if peak is not None and not peak.value <= fp16.LARGEST:  # NaN too
         raise ExportError(
-            f"{model}: {peak.module} gives {peak.value:.6g} on the parity set, fp16 ends at {fp16.LARGEST:g}; "
-            "export it in fp32"
+            f"{model}: activations of {peak.module} reach {peak.value:.6g} on the parity set, fp16 ends at "
+            f"{fp16.LARGEST:g}; export it in fp32"
         )
 
 

@@ -84,7 +84,8 @@ class ParityReport:
             than ten documents; 1.0 without such a query.
         worst: the pairs that differ most, as text for a message.
         canary: the query whose best and worst document are furthest apart, best first.
-        largest_activation: largest absolute output of a layer that is computed in fp16; None in other precisions.
+        largest_activation: largest absolute number that a layer computed in fp16 takes or gives; None in other
+            precisions.
         largest_activation_module: PyTorch's name of that layer; None in other precisions.
         peer_difference: largest difference of a score to that of sentence-transformers, where it was held against
             PyTorch's; None where sentence-transformers cannot load or score the checkpoint.

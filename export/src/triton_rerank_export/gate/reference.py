@@ -135,7 +135,10 @@ def give_segments(tokenizer: Any) -> bool:
 
 @dataclass
 class ActivationPeak:
-    """The largest absolute output of a watched layer, and PyTorch's name of that layer."""
+    """The largest absolute number that a watched layer takes or gives, and PyTorch's name of that layer.
+
+    What it takes may be larger than all that layers give: ModernBERT's feed-forward multiplies two halves of an output.
+    """
 
     value: float = 0.0
     module: str = ""
@@ -163,11 +166,16 @@ class ActivationPeak:
         for name in names:
             module = linear[name]
             if _weights_fit_fp16(module):
-                module.register_forward_hook(lambda _module, _input, output, name=name: self.look(name, output))
+                module.register_forward_hook(
+                    lambda _module, inputs, output, name=name: self.look(name, *inputs, output)
+                )
 
-    def look(self, module: str, output: Any) -> None:
-        """Take one output of a layer into account."""
-        value = float(output.detach().abs().max())
+    def look(self, module: str, *activations: Any) -> None:
+        """Take what a layer takes and gives into account."""
+        for activation in activations:
+            self._look(module, float(activation.detach().abs().max()))
+
+    def _look(self, module: str, value: float) -> None:
         if math.isnan(self.value) or value <= self.value:  # NaN counts as the largest, whatever comes after it
             return
         self.value, self.module = value, module

@@ -2,8 +2,9 @@
 
 The split is that of PyTorch's autocast. Matrix products with their bias, attention and GELU are fp16; what is summed
 over a row, and what feeds nothing but such a sum, stays fp32: the residual stream, the scaled scores and the mask,
-whose -3.4e38 is no fp16 number. Every float operator is fp16 or fp32 as a whole and casts stand between them, so the
-types of all tensors follow from the graph (TensorRT calls that strongly typed).
+whose -3.4e38 is no fp16 number. The angles of rotary positions, as large as a position, are fp32 too; the rotation
+itself is fp16. Every float operator is fp16 or fp32 as a whole and casts stand between them, so the types of all
+tensors follow from the graph (TensorRT calls that strongly typed).
 
 Neither converter at hand fits. ModelOpt AutoCast, whose rules these are (operators by type, weights beyond the range),
 cannot share an environment with us. ONNX Runtime's clips such weights without a word, rounds what passes between two
@@ -32,10 +33,13 @@ LARGEST = float(np.finfo(np.float16).max)  # 65504
 # (skip_layer_norm_impl.cu), so they get fp32.
 _LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization"}
 _SUMS = {*_LAYER_NORMS, "Softmax"}
+_OF_ANGLES = {"Cos", "Sin"}
+_FULL = {*_SUMS, *_OF_ANGLES, "Where"}  # Where writes the mask's numbers
 _PRODUCTS = {"MatMul", "Gemm", "Attention"}
-_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Cast"}
-_MOVES = {"Gather", "Slice", "Reshape", "Transpose"}
-_KNOWN = {*_SUMS, *_PRODUCTS, *_ELEMENTWISE, *_MOVES, "Erf", "Tanh", "BiasGelu", "Gelu"}
+_ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Cast"}
+_MOVES = {"Gather", "Slice", "Reshape", "Transpose", "Concat", "Expand", "Split", "Squeeze", "Unsqueeze"}
+_OF_HEADS = {"ReduceSum", "Relu", "Sigmoid"}
+_KNOWN = {*_FULL, *_PRODUCTS, *_ELEMENTWISE, *_MOVES, *_OF_HEADS, "Erf", "Tanh", "BiasGelu", "Gelu"}
 
 _MANY = 1e-4  # share of weights that become zero, from which the user is told
 _LISTED = 5
@@ -58,6 +62,7 @@ def to_fp16(graph: GraphProto, values: Values) -> tuple[str, ...]:
     """
     _inline_aliases_and_constants(graph)
     flow = _Flow(graph)
+    flow.multiply_angles()
     half = flow.half()
     unfit = _unfit(graph, flow.weights_of(half), values)
     half -= flow.computed_from({weight.name for weight in unfit})
@@ -73,7 +78,7 @@ class _Unfit:
 
 
 class _Flow:
-    """Who makes and who takes the float tensors of a graph. A float operator goes by the name of its first output."""
+    """Who makes and who takes the float tensors of a graph. A float operator goes by the names of its outputs."""
 
     def __init__(self, graph: GraphProto) -> None:
         self.weights = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
@@ -81,7 +86,7 @@ class _Flow:
         self.takers: dict[str, list[str]] = defaultdict(list)
         for node in graph.node:
             if self._makes_float(node):
-                self.nodes[node.output[0]] = node
+                self.nodes.update((name, node) for name in node.output if name)
                 for name in set(node.input):
                     self.takers[name].append(node.output[0])
 
@@ -96,24 +101,55 @@ class _Flow:
             )
         return takes_float and node.op_type != "Shape"
 
+    def multiply_angles(self) -> None:
+        """Rotary positions are a matrix product of one position and one frequency each: written as what it is.
+
+        A GPU computes fp32 matrix products in TF32, which has 11 bits for a position, unless it is told not to.
+        """
+        for name in self._angles():
+            if self.nodes[name].op_type == "MatMul":
+                self.nodes[name].op_type = "Mul"
+
     def half(self) -> set[str]:
         """Operators that are fp16 if all weights fit."""
-        full = {name for name, node in self.nodes.items() if node.op_type in _SUMS} | self._head()
-        for name, node in reversed(self.nodes.items()):
-            if node.op_type in _ELEMENTWISE and not self._adds_bias(node) and full.issuperset(self.takers[name]):
-                full.add(name)
+        full = {name for name, node in self.nodes.items() if node.op_type in _FULL} | self._head() | self._angles()
+        for node in reversed(self.nodes.values()):
+            takers = [taker for name in node.output for taker in self.takers[name]]
+            if self._follows(node) and full.issuperset(takers):
+                full.update(node.output)
         return set(self.nodes) - full
 
+    def _follows(self, node: NodeProto) -> bool:
+        """Whether it is fp32 where all that take its output are; a table is fp16 all the same."""
+        if node.op_type in _MOVES:
+            return self.weights.isdisjoint(node.input)
+        return node.op_type in _ELEMENTWISE and not self._adds_bias(node)
+
     def _head(self) -> set[str]:
-        """What follows the last layer norm."""
-        head: set[str] = set()
-        names = [LOGITS]
+        """What follows the last layer."""
+        return self._before([LOGITS], self._ends_a_layer)
+
+    def _angles(self) -> set[str]:
+        """What sines and cosines are computed from."""
+        of_angles = [node for node in self.nodes.values() if node.op_type in _OF_ANGLES]
+        return self._before([name for node in of_angles for name in node.input], lambda _: False)
+
+    def _before(self, names: list[str], ends: Callable[[NodeProto], bool]) -> set[str]:
+        """Operators from which tensors are computed, back to those that end the search."""
+        found: set[str] = set()
         while names:
             name = names.pop()
-            if name in self.nodes and self.nodes[name].op_type not in _LAYER_NORMS:
-                head.add(name)
+            if name in self.nodes and name not in found and not ends(self.nodes[name]):
+                found.update(self.nodes[name].output)
                 names.extend(self.nodes[name].input)
-        return head
+        return found
+
+    def _ends_a_layer(self, node: NodeProto) -> bool:
+        """A layer norm of what a layer adds to its input; one inside a head has a single tensor to sum."""
+        if node.op_type != "LayerNormalization":
+            return node.op_type in _LAYER_NORMS
+        added = self.nodes.get(node.input[0])
+        return added is not None and added.op_type == "Add" and self.weights.isdisjoint(added.input)
 
     def _adds_bias(self, node: NodeProto) -> bool:
         """The bias of a matrix product is added in the product's type: one kernel does both."""
