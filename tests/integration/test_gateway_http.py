@@ -33,7 +33,7 @@ from triton_rerank import (
     ServerUnavailableError,
 )
 from triton_rerank.testing import shared_words
-from triton_rerank_gateway import Settings
+from triton_rerank_gateway import Gateway, Settings
 from triton_rerank_gateway.keys import read_key
 from triton_rerank_gateway.models import Models
 
@@ -161,6 +161,29 @@ def test_a_body_over_the_bound_is_answered_though_its_connection_is_to_be_closed
             assert found.startswith(b"HTTP/1.1 400") and b"the body is larger than 100000 bytes" in found
             assert found.lower().count(b"connection: close") == 1
             sender.join(20)
+
+
+def test_who_expects_to_be_asked_for_a_body_that_is_too_large_gets_its_answer_and_the_end(gateway: Running) -> None:
+    head = request(b"", headers=f"{JSON}expect: 100-continue\r\n").replace(b"length: 0", b"length: 200000")
+    found = gateway.raw(head)
+    assert found.startswith(b"HTTP/1.1 400") and found.count(b"HTTP/1.1 4") == 1
+
+
+def test_a_chunk_that_is_none_is_answered_once(gateway: Running) -> None:
+    head = f"POST /v1/rerank HTTP/1.1\r\nhost: h\r\n{JSON}transfer-encoding: chunked\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as caller:
+        caller.sendall(head + b'5\r\n{"que')
+        time.sleep(0.3)  # near the end of the time for a body
+        caller.sendall(b"\r\nno chunk\r\n")
+        found = b""
+        while chunk := caller.recv(65536):
+            found += chunk
+    assert found.startswith(b"HTTP/1.1 400") and found.count(b"HTTP/1.1 4") == 1
+
+
+def test_a_bound_on_all_bodies_below_that_on_one_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="max_bodies_bytes is 99, less than one body may have"):
+        Gateway(replace(SMALL, max_bodies_bytes=99), Models([model(fake())]))
 
 
 def _send_what_is_taken(caller: socket.socket, content: bytes) -> None:
@@ -575,6 +598,21 @@ def test_a_caller_that_does_not_take_its_answer_is_cut_off_and_one_that_takes_it
             return size
 
         assert pool.submit(slowly).result() > 12_000_000
+
+
+@pytest.mark.parametrize("header", ["connection: close\r\n", ""])
+def test_an_answer_that_is_never_taken_ends_the_connection_whatever_its_size(header: str) -> None:
+    """What is left may be so little that nobody is asked to pause."""
+    settings = Settings(port=0, send_timeout_s=0.5, keep_alive_s=1, canary_interval_s=3600.0)
+    with running(settings, fake()) as gateway, contextlib.ExitStack() as callers:
+        connections = gateway.gateway.metrics.connections
+        for size in range(15_000, 420_000, 9_000):
+            caller = callers.enter_context(socket.socket())
+            caller.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            caller.connect(("127.0.0.1", gateway.port))
+            body = {"query": QUERY, "documents": ["w" * size] * 10, "return_documents": True}
+            caller.sendall(request(json.dumps(body).encode(), headers=f"{JSON}{header}"))
+        wait_for(lambda: connections._value.get() == 0)
 
 
 def test_metrics_and_logs_tell_of_a_request_and_not_of_its_texts(

@@ -107,8 +107,12 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self._last_words and self.cycle.response_complete and not self.transport.is_closing():
             self._write(*self._last_words)
+        elif unread and not self._refused and self.cycle.waiting_for_100_continue:
+            self.linger()  # the body will not come, and the next request must not be taken for it
         elif unread and not self._refused:
             self._start_timer()
+        if self._sending is None and self.transport.get_write_buffer_size():
+            self._watch_caller()
 
     def pause_writing(self) -> None:
         """An answer is larger than what the caller has taken so far."""
@@ -141,6 +145,9 @@ class Connection(HttpToolsProtocol):
             self._last_words = status, message
             self._stop_timer()
         else:
+            if answering:  # its request will never be whole, and this is its answer
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
             self._write(status, message)
 
     def _write(self, status: int, message: str) -> None:
@@ -159,7 +166,9 @@ class Connection(HttpToolsProtocol):
 
     def _watch_caller(self, left: float = math.inf) -> None:
         """End the connection if nothing more was taken of the answer since bytes were ``left``."""
-        waiting = self.transport.get_write_buffer_size()
+        waiting, self._sending = self.transport.get_write_buffer_size(), None
+        if waiting == 0:
+            return
         if waiting < left:
             wait_s = self.gateway.settings.send_timeout_s
             self._sending = self.loop.call_later(wait_s, self._watch_caller, waiting)

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from triton_rerank import ConfigurationError
 from triton_rerank_gateway import asking, body, record, tracing
 from triton_rerank_gateway.admission import Admission
 from triton_rerank_gateway.answered import Answered
@@ -88,6 +89,11 @@ class Gateway:
             Cost(settings.pairs_waiting, settings.tokens_waiting),
             max_wait_s=settings.max_wait_s,
         )
+        if settings.max_bodies_bytes < settings.max_body_bytes:
+            raise ConfigurationError(
+                f"max_bodies_bytes is {settings.max_bodies_bytes}, less than one body may have "
+                f"(max_body_bytes, {settings.max_body_bytes}): raise the one, or lower the other"
+            )
         self.room = body.Room(settings.max_bodies_bytes)
         self.metrics = Metrics(self.admission, self.room)
         self._rates = Rates(time.monotonic)

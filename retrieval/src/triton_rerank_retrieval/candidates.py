@@ -145,10 +145,13 @@ class Feedback:
     weight: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.documents < 1 or self.words < 1 or not 0 < self.weight < 1:
+        numbers: list[object] = [self.documents, self.words]
+        counts = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in numbers)
+        weight: object = self.weight
+        if not counts or not isinstance(weight, float) or not 0 < weight < 1:
             raise ConfigurationError(
-                f"documents is {self.documents}, words {self.words} and weight {self.weight}: the first two must be at "
-                "least 1, the weight of feedback above 0 and under 1"
+                f"documents is {self.documents!r:.80}, words {self.words!r:.80} and weight {self.weight!r:.80}: the "
+                "first two must be whole numbers from 1, the weight of feedback above 0 and under 1"
             )
 
 

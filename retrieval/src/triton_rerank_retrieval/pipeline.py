@@ -132,6 +132,9 @@ class Pipeline:
             raise ConfigurationError(f"first stages are {names}: give at least one, each with a name of its own")
         if depth < 1 or (blend is not None and not 0 <= blend <= 1):
             raise ConfigurationError(f"depth is {depth} and blend {blend}: depth must be from 1, blend from 0 to 1")
+        given: object = feedback
+        if not isinstance(given, Feedback | None):
+            raise ConfigurationError(f"feedback is of type {type(feedback).__name__}: it must be Feedback(…), or None")
         if feedback is not None and not any(isinstance(retriever, FeedbackRetriever) for retriever in retrievers):
             raise ConfigurationError(
                 f"feedback needs a first stage that takes words in, as Bm25 does: there is {names}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -103,3 +105,23 @@ def test_a_server_that_nobody_reaches(registry: CollectorRegistry) -> None:
             client.score("q", ["a"])
         assert told(registry, "servers", target=target) == 1
         assert told(registry, "servers_ready", target=target) == 0
+
+
+def test_a_fork_counts_anew_though_a_read_was_under_way(servers: list[StandIn]) -> None:
+    collector = ServersCollector()
+    collector._lock.acquire()  # as a thread of the parent may hold it when the child is made
+    try:
+        with RerankClient(f"127.0.0.1:{servers[1].port}", model=MODEL) as client:
+            client.score("q", ["a"])
+            read, write = os.pipe()
+            child = os.fork()
+            if child == 0:  # nothing but this, and no way back into pytest
+                os.write(write, str([family.samples for family in collector.collect()]).encode())
+                os._exit(0)
+            os.close(write)
+            with os.fdopen(read) as told:
+                assert select.select([told], [], [], 20)[0], "the child hangs"
+                assert told.read() == "[[], [], []]"
+            os.waitpid(child, 0)
+    finally:
+        collector._lock.release()

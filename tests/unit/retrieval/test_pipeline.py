@@ -134,7 +134,18 @@ def test_a_query_of_unknown_words_is_found_by_those_of_the_others(search: Search
 def test_feedback_that_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="as Bm25 does: there is \\['first'\\]"):
         Pipeline([stage(1)], feedback=Feedback())
-    wrongs: list[Any] = [{"documents": 0}, {"words": 0}, {"weight": 0.0}, {"weight": 1.0}]
+    given: Any = True
+    with pytest.raises(ConfigurationError, match="feedback is of type bool"):
+        Pipeline([stage(1)], feedback=given)
+    wrongs: list[Any] = [{"documents": 0}, {"documents": "3"}, {"words": 0}, {"words": 2.5}]
+    wrongs += [{"weight": weight} for weight in (0.0, 1.0, float("nan"), "0.3", 1)]
+        {"documents": 0},
+        {"documents": "3"},
+        {"words": 2.5},
+        {"weight": 0.0},
+        {"weight": 1.0},
+        {"weight": float("nan")},
+    ]
     for wrong in wrongs:
         with pytest.raises(ConfigurationError, match="above 0 and under 1"):
             Feedback(**wrong)

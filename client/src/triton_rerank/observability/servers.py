@@ -6,6 +6,7 @@ Source: gRFC A14 (channelz). grpcio-channelz, which would read the same, wants a
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,10 @@ class ServersCollector:
     """
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
         self._lock = threading.Lock()
         self._counted: dict[str, int] = {}  # by subchannel and outcome, of those that are gone too
         self._attempts: dict[tuple[str, str], int] = defaultdict(int)
@@ -46,6 +51,8 @@ class ServersCollector:
         """The metrics as they are now."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        if self._process != os.getpid():  # a fork: what its parent sent is not its own, and the lock may have been held
+            self._begin()
         known = GaugeMetricFamily(_PREFIX + "servers", "Addresses that a target stands for.", labels=["target"])
         ready = GaugeMetricFamily(_PREFIX + "servers_ready", "Of these, with a ready connection.", labels=["target"])
         sent = CounterMetricFamily(

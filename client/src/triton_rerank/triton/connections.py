@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -189,4 +190,6 @@ _made: weakref.WeakSet[Connections] = weakref.WeakSet()
 
 def in_use() -> Iterator[tuple[str, str]]:
     """Target and address of all connections that this process has."""
-    return (used for made in list(_made) if (used := made.used) is not None)
+    while True:
+        with contextlib.suppress(RuntimeError):  # one was made meanwhile; a lock would not survive a fork
+            return (used for made in list(_made) if (used := made.used) is not None)

@@ -116,6 +116,8 @@ class Plan:
             raise ConfigurationError("no system is to be measured: give at least one [[system]]")
         for system in self.systems:
             unknown = (set(system.retrievers) - retrievers) | ({system.reranker, system.light} - rerankers - {""})
+            if system.feedback:
+                Feedback(weight=system.feedback)
             if unknown or not system.retrievers:
                 raise ConfigurationError(f"system {system.name}: no such first stage or reranker: {sorted(unknown)}")
 

@@ -5,6 +5,7 @@ Where there is no terminal, a line now and then says what is being done.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -44,4 +45,5 @@ class _Lines(Progress):
         if now_s - self._printed_s >= LINE_EVERY_S:
             self._printed_s = now_s
             shown = (column(self._tasks[task_id]) for column in self.columns if isinstance(column, ProgressColumn))
-            self.console.print(" ".join(str(text) for text in shown if str(text)), markup=False, highlight=False)
+            with contextlib.suppress(OSError):  # nobody reads it any more, which must not end the work
+                self.console.print(" ".join(str(text) for text in shown if str(text)), markup=False, highlight=False)
