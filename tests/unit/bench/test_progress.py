@@ -19,8 +19,13 @@ def test_without_a_terminal_a_line_now_and_then_says_what_is_done(
         on_step("round 1 [of 3]")  # too early for another line
         now_s += LINE_EVERY_S
         on_step("round 2 [of 3]", left_s=90.0)
+        on_step("round 3 [of 3]")  # too early, but the last
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition(" ")[2].strip() for line in lines] == ["starting Triton", "round 2 [of 3] about 1:30 left"]
+    assert [line.partition(" ")[2].strip() for line in lines] == [
+        "starting Triton",
+        "round 2 [of 3] about 1:30 left",
+        "round 3 [of 3] about 1:30 left",
+    ]
 
 
 def test_steps_that_advance_are_told_too(capsys: pytest.CaptureFixture[str]) -> None:

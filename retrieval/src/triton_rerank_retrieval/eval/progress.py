@@ -26,9 +26,10 @@ def bar(*columns: ProgressColumn) -> Progress:
 
 
 class _Lines(Progress):
-    """Draws nothing; prints a task's columns when it moves, at most every `LINE_EVERY_S`."""
+    """Draws nothing; prints a task's columns when it moves, at most every `LINE_EVERY_S`, and at the end."""
 
     _printed_s = -LINE_EVERY_S
+    _untold: TaskID | None = None  # the task that moved since
 
     def update(self, task_id: TaskID, **moved: Any) -> None:
         """As rich's."""
@@ -40,10 +41,18 @@ class _Lines(Progress):
         super().advance(task_id, advance)
         self._print(task_id)
 
+    def stop(self) -> None:
+        """As rich's; the last that was done is told in any case."""
+        super().stop()
+        if self._untold is not None:
+            self._printed_s = -LINE_EVERY_S
+            self._print(self._untold)
+
     def _print(self, task_id: TaskID) -> None:
         now_s = time.monotonic()
+        self._untold = task_id
         if now_s - self._printed_s >= LINE_EVERY_S:
-            self._printed_s = now_s
+            self._printed_s, self._untold = now_s, None
             shown = (column(self._tasks[task_id]) for column in self.columns if isinstance(column, ProgressColumn))
             with contextlib.suppress(OSError):  # nobody reads it any more, which must not end the work
                 self.console.print(" ".join(str(text) for text in shown if str(text)), markup=False, highlight=False)
