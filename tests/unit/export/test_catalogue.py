@@ -29,7 +29,6 @@ HUB_MODELS = {
         f"ettin-reranker-{size}-v1": (f"cross-encoder/ettin-reranker-{size}-v1",)
         for size in ("17m", "32m", "68m", "150m", "400m", "1b")
     },
-    "zerank-2": ("zeroentropy/zerank-2-reranker", "zeroentropy/zerank-2"),
     "mxbai-rerank-xsmall-v1": ("mixedbread-ai/mxbai-rerank-xsmall-v1",),
     "mxbai-rerank-base-v1": ("mixedbread-ai/mxbai-rerank-base-v1",),
     "mxbai-rerank-large-v1": ("mixedbread-ai/mxbai-rerank-large-v1",),

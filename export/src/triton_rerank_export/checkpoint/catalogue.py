@@ -433,18 +433,6 @@ _ENTRIES = (
         description="as mxbai-rerank-base-v2, larger",
     ),
     CatalogueEntry(
-        name="zerank-2",
-        source="zeroentropy/zerank-2-reranker",
-        revision="5eae30d5ee3c6b2df2ef6d723bde45172d761c4c",
-        architecture=_QWEN3,
-        max_length=8192,
-        activation="identity",  # its card: predict gives the logit of Yes, and sigmoid(score / 5) is left to the caller
-        licence="Apache-2.0",  # until 2026 CC-BY-NC-4.0; what the card of the pinned commit says counts too
-        params="4022 M",
-        description="English, on Qwen3-4B",
-        older_ids=("zeroentropy/zerank-2",),
-    ),
-    CatalogueEntry(
         name="bge-reranker-v2-gemma",
         source="BAAI/bge-reranker-v2-gemma",
         revision="1787044f8b6fb740a9de4557c3a12377f84d9e17",
