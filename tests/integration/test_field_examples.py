@@ -93,4 +93,8 @@ def test_bands_and_a_threshold_say_how_sure_the_model_is(
         for line in shown:
             band, score, text = line.split(maxsplit=2)
             assert text in passages
-            assert band == ("high" if float(score) >= 0.85 else "medium" if float(score) >= 0.75 else "low")
+            told = float(score)  # rounded, so that one at a border may stand on either side of it
+            bands = {
+                "high" if near >= 0.85 else "medium" if near >= 0.75 else "low" for near in (told - 5e-4, told + 5e-4)
+            }
+            assert band in bands
