@@ -125,3 +125,8 @@ def test_a_fork_counts_anew_though_a_read_was_under_way(servers: list[StandIn]) 
             os.waitpid(child, 0)
     finally:
         collector._lock.release()
+
+
+def test_a_grpc_that_does_not_tell_leaves_them_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("grpc._cython.cygrpc.channelz_get_top_channels")
+    assert list(ServersCollector().collect()) == []

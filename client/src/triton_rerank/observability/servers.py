@@ -29,7 +29,8 @@ class ServersCollector:
     ``triton_rerank_client_servers`` is how many addresses the target stands for, ``…_servers_ready`` how many of them
     have a connection that is ready, by ``target``. ``…_attempts_total`` counts what was sent to servers by ``target``
     and ``outcome``, ``ok`` or ``failed``: what gRPC tried again counts each time, so a failure is seen here though the
-    caller got its answer. gRPC tells no codes of what it tries again. It is asked when the metrics are read.
+    caller got its answer. gRPC tells no codes of what it tries again. It is asked when the metrics are read; a gRPC
+    that does not tell leaves them out.
 
     `MeteredScorer` registers one; ``registry.register(ServersCollector())`` does where there is no such scorer.
     """
@@ -53,6 +54,8 @@ class ServersCollector:
 
         if self._process != os.getpid():  # a fork: what its parent sent is not its own, and the lock may have been held
             self._begin()
+        if not hasattr(cygrpc, "channelz_get_top_channels"):  # it is not public, so a later gRPC may lack it
+            return
         known = GaugeMetricFamily(_PREFIX + "servers", "Addresses that a target stands for.", labels=["target"])
         ready = GaugeMetricFamily(_PREFIX + "servers_ready", "Of these, with a ready connection.", labels=["target"])
         sent = CounterMetricFamily(
