@@ -247,9 +247,14 @@ def test_what_cannot_be_measured_is_told_in_one_message(
     assert message in capsys.readouterr().err
 
 
+ONE_RUN = "[[retriever]]\nname='d'\nkind='run'\n[[system]]\nname='s'\nretrievers=['d']\n"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (f"{ONE_RUN}feedback=0.3", "system s: feedback needs a first stage of kind bm25"),
+        (f"{ONE_RUN.replace('run', 'bm25')}feedback=1.5", "system s: documents is 10, words 20 and weight 1.5"),
         ("[[system]]\nname='s'\nretrievers=['nobody']", "no such first stage"),
         ("[[retriever]]\nname='s'\nkind='bm25'\nsize=3", "'size'"),
         ("[[retriver]]\nname='s'", "'retriver'"),

@@ -116,10 +116,20 @@ class Plan:
             raise ConfigurationError("no system is to be measured: give at least one [[system]]")
         for system in self.systems:
             unknown = (set(system.retrievers) - retrievers) | ({system.reranker, system.light} - rerankers - {""})
-            if system.feedback:
-                Feedback(weight=system.feedback)
             if unknown or not system.retrievers:
                 raise ConfigurationError(f"system {system.name}: no such first stage or reranker: {sorted(unknown)}")
+            self._check_feedback(system)
+
+    def _check_feedback(self, system: SystemSpec) -> None:
+        if not system.feedback:
+            return
+        lexical = {one.name for one in self.retrievers if one.kind == "bm25"}
+        if not lexical & set(system.retrievers):
+            raise ConfigurationError(f"system {system.name}: feedback needs a first stage of kind bm25 among its own")
+        try:
+            Feedback(weight=system.feedback)
+        except ConfigurationError as exc:
+            raise ConfigurationError(f"system {system.name}: {exc}") from exc
 
 
 def read_plan(path: Path) -> Plan:
