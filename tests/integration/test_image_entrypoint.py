@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +22,10 @@ import psutil
 import pytest
 import tritonclient.grpc as triton
 from support import chart, image
+from support.tls import Authority
 from support.tritons import wait_until
 
-from triton_rerank import RerankClient
+from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank_server.child import Child
 from triton_rerank_server.ports import resolve_port
 
@@ -49,6 +50,7 @@ class Running:
     how: str
     child: Child
     grpc_port: int
+    http_port: int
     metrics_port: int
     log: Path
 
@@ -57,11 +59,11 @@ class Running:
         return f"localhost:{self.grpc_port}"
 
     def healthcheck(self) -> subprocess.CompletedProcess[str]:
-        """Run the image's healthcheck; only where its file and the port are differs."""
-        python, script, target = image.healthcheck(image.SERVING)
-        assert (python, Path(script).name, target) == ("python3", "ready.py", "localhost:8001")
-        arguments = [sys.executable, str(image.DOCKER / "ready.py"), self.target]
-        return subprocess.run(arguments, capture_output=True, text=True, timeout=30, check=False)
+        """Run the image's healthcheck; only the port differs."""
+        python, *arguments = image.healthcheck(image.SERVING)
+        assert python == "python3" and ":8000/" in arguments[-1]
+        ours = [argument.replace(":8000/", f":{self.http_port}/") for argument in arguments]
+        return subprocess.run([sys.executable, *ours], capture_output=True, text=True, timeout=30, check=False)
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://localhost:{self.metrics_port}/metrics", timeout=10) as answer:
@@ -75,8 +77,20 @@ class Running:
             time.sleep(0.1)
 
 
-def start(how: str, repository: Path, folder: Path) -> Running:
-    """Start the image's command line; only the repository, the ports and the log's place are others."""
+# Everything is read-only but /tmp and shared memory: what compose.yaml's read_only and tmpfs leave to the image's user.
+READ_ONLY = 'mount --make-rprivate / && mount --bind /tmp /tmp && mount -o remount,bind,ro / && exec "$@"'
+
+
+def read_only() -> list[str]:
+    """What runs a command so; skipped where nobody may mount."""
+    prefix = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+    if (done := subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)).returncode:
+        pytest.skip(f"{' '.join(prefix)}: {done.stderr.strip()}")
+    return [*prefix, "sh", "-c", READ_ONLY, "sh"]
+
+
+def start(how: str, command: Sequence[str], repository: Path, folder: Path, *, prefix: Sequence[str] = ()) -> Running:
+    """Start the image's entry point with a command; only the repository, the ports and the log's place are others."""
     taken: list[int] = []
     for service in ("grpc", "http", "metrics"):
         taken.append(resolve_port(service, "127.0.0.1", 0, taken=taken))
@@ -85,10 +99,10 @@ def start(how: str, repository: Path, folder: Path) -> Running:
     flags = image.serve_flags()
     assert elsewhere.keys() <= set(flags)
     ports = [f"--grpc-port={grpc_port}", f"--http-port={http_port}", f"--metrics-port={metrics_port}"]
-    flags = [*(elsewhere.get(flag, flag) for flag in flags), *ports, "--", *COMMANDS[how]()]
+    flags = [*(elsewhere.get(flag, flag) for flag in flags), *ports, "--", *command]
     log = folder / "output.log"
-    child = Child([sys.executable, *image.SERVE[1:], *flags], environment=dict(os.environ), log_file=log)
-    return Running(how, child, grpc_port, metrics_port, log)
+    child = Child([*prefix, sys.executable, *image.SERVE[1:], *flags], environment=dict(os.environ), log_file=log)
+    return Running(how, child, grpc_port, http_port, metrics_port, log)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +117,9 @@ def repository(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
 def running(
     request: pytest.FixtureRequest, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    started = start(request.param, repository, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param)
+    prefix = read_only() if request.param == "compose" else []
+    started = start(request.param, COMMANDS[request.param](), repository, folder, prefix=prefix)
     try:
         started.wait_until_ready()
         yield started
@@ -153,6 +169,14 @@ def test_the_response_cache_answers_where_there_is_one(running: Running) -> None
     assert (hits is not None and int(hits[1]) > 0) == (running.how == "compose")
 
 
+def test_under_compose_nothing_is_written_but_in_memory_and_in_tmp(running: Running) -> None:
+    """As `read_only: true` has it; the other command lines run where everything may be written."""
+    (triton_process,) = psutil.Process(running.child.pid).children()
+    mounts = [line.split() for line in Path(f"/proc/{triton_process.pid}/mountinfo").read_text().splitlines()]
+    ((options, *_),) = {tuple(mount[5].split(",")) for mount in mounts if mount[4] == "/"}
+    assert options == ("ro" if running.how == "compose" else "rw")
+
+
 # The last one: it ends the server.
 def test_sigterm_ends_it_within_the_grace_and_the_healthcheck_says_so(running: Running) -> None:
     stubs = psutil.Process(running.child.pid).children(recursive=True)
@@ -164,11 +188,11 @@ def test_sigterm_ends_it_within_the_grace_and_the_healthcheck_says_so(running: R
     assert not psutil.wait_procs(stubs, timeout=10)[1]
     after = running.healthcheck()
     assert after.returncode == 1
-    assert after.stderr.startswith(f"{running.target}: UNAVAILABLE: ")
+    assert "Connection refused" in after.stderr
 
 
 def test_a_backend_that_dies_ends_the_container_and_fails_the_healthcheck(repository: Path, tmp_path: Path) -> None:
-    started = start("image", repository, tmp_path)
+    started = start("image", image.command(image.SERVING), repository, tmp_path)
     try:
         started.wait_until_ready()
         stub = next(
@@ -179,5 +203,34 @@ def test_a_backend_that_dies_ends_the_container_and_fails_the_healthcheck(reposi
         stub.kill()
         assert wait_until(lambda: started.healthcheck().returncode == 1, 60)
         assert started.child.wait(image.stop_grace_s()) == 1, started.log.read_text()
+    finally:
+        started.child.stop(image.stop_grace_s(), kill=False)
+
+
+def test_with_tls_models_are_loaded_by_those_who_know_the_secret_alone(repository: Path, tmp_path: Path) -> None:
+    """docker/tls.yaml: its command as it stands, with the two variables that it asks for."""
+    authority = Authority.write(tmp_path / "certificates", "localhost")
+    shutil.copy(authority.server_chain, tmp_path / "certificates" / "server.crt")
+    shutil.copy(authority.server_key, tmp_path / "certificates" / "server.key")
+    service = image.compose(image.TLS)["services"]["triton-cpu"]
+    assert service["volumes"] == ["${CERTIFICATES:?the folder of server.crt and server.key}:/certificates:ro"]
+    given = {r"/certificates": str(tmp_path / "certificates"), r"\$\{ADMIN_SECRET:\?[^}]*\}": "open sesame"}
+    command = service["command"]
+    for what, value in given.items():
+        command = [re.sub(what, value, flag) for flag in command]
+    started = start("tls", command, repository, tmp_path)
+    try:
+        started.wait_until_ready()
+        options, secret = TritonOptions(tls=authority.tls(mutual=False)), {"triton-grpc-protocol-admin": "open sesame"}
+        with RerankClient(started.target, model="tiny-bert", options=options, timeout_s=60.0) as client:
+            assert len(client.rerank("a query", ["one document", "another"])) == 2
+        with pytest.raises(RerankError), RerankClient(started.target, model="tiny-bert", timeout_s=5.0) as client:
+            client.rerank("a query", ["one document"])
+        with triton.InferenceServerClient(started.target, ssl=True, root_certificates=str(authority.root)) as client:
+            with pytest.raises(triton.InferenceServerException, match="restricted"):
+                client.unload_model("tiny-xlmr")
+            assert client.is_model_ready("tiny-xlmr")
+            client.unload_model("tiny-xlmr", headers=secret)
+            assert not client.is_model_ready("tiny-xlmr")
     finally:
         started.child.stop(image.stop_grace_s(), kill=False)

@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 
 DOCKER = Path(__file__).parents[2] / "docker"
 SERVING, EXPORT, COMPOSE = DOCKER / "Dockerfile", DOCKER / "export.Dockerfile", DOCKER / "compose.yaml"
-GATEWAY, STACK = DOCKER / "gateway.Dockerfile", DOCKER / "stack.yaml"
+GATEWAY, STACK, TLS = DOCKER / "gateway.Dockerfile", DOCKER / "stack.yaml", DOCKER / "tls.yaml"
 
 SERVE = ["python3", "-m", "triton_rerank_server.cli"]  # what the serving image's entry point runs
 NVIDIAS_ENTRYPOINT = "/opt/nvidia/nvidia_entrypoint.sh"  # checks the driver, then becomes its arguments
@@ -65,10 +65,9 @@ def compose(path: Path = COMPOSE) -> dict[str, Any]:
     return data
 
 
-def service() -> dict[str, Any]:
-    """The one service of compose.yaml."""
-    (only,) = compose()["services"].values()
-    return dict(only)
+def service(profile: str = "cpu") -> dict[str, Any]:
+    """The server of compose.yaml under a profile."""
+    return dict(compose()["services"][f"triton-{profile}"])
 
 
 def stop_grace_s() -> float:

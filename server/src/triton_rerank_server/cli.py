@@ -10,9 +10,11 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from triton_rerank import ConfigurationError
 from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
+from triton_rerank_server.models import check_repository, idle_gpu, model_names
 from triton_rerank_server.process import ServerConfig, TritonServer
 
 _log = logging.getLogger(__name__)
@@ -22,11 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command.
 
     Returns:
-        0 after SIGTERM or SIGINT and a clean drain, 1 if Triton did not start, died, or no longer scored.
+        0 after SIGTERM or SIGINT and a clean drain, 1 if Triton did not start, died, or no longer scored. With
+        ``--check`` 0 if there is something to serve, else 1.
     """
     use_utf8()
     options = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="triton-rerank-serve: %(message)s", stream=sys.stderr)
+    if options.check:
+        return _check(_config(options))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _raise_stop)
     server = TritonServer(_config(options), on_progress=_progress)
@@ -48,6 +53,19 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         _ignore_further_terms()
         server.stop()
+
+
+def _check(config: ServerConfig) -> int:
+    try:
+        check_repository(config.model_repository, config.extra_args)
+        idle = idle_gpu(config.model_repository)
+    except (ServerStartError, ConfigurationError) as exc:
+        print(f"triton-rerank-serve: {exc}", file=sys.stderr)
+        return 1
+    print(
+        *filter(None, [f"{config.model_repository}: {', '.join(model_names(config.model_repository))}", idle]), sep="\n"
+    )
+    return 0
 
 
 class _Stop(BaseException):
@@ -165,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="how often to start Triton again after it died or failed (default 0)",
     )
+    parser.add_argument("--check", action="store_true", help="start nothing; say whether there is something to serve")
     parser.add_argument("--log-file", type=Path, help="Triton's output; - for this one; else a temporary file")
     parser.add_argument("extra_args", nargs="*", help="after --, passed to tritonserver as they are; absolute paths")
     return parser

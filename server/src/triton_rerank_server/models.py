@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from triton_rerank.contract import CONFIG_FILE
+from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, TOKENIZER_SUFFIX
+from triton_rerank.repository import read_config, version_folders
 from triton_rerank_server.errors import ServerStartError
 
 _CONTROL, _LOAD, _EXPLICIT, POLL = "--model-control-mode", "--load-model", "explicit", "poll"
 MODES = (_EXPLICIT, POLL, "none")
 _SHOWN = 80  # characters of a list of names
+_DEVICES = Path("/dev")
 
 
 def model_names(model_repository: Path) -> list[str]:
@@ -32,7 +34,8 @@ def check_repository(model_repository: Path, extra_args: Sequence[str]) -> None:
     """Refuse to serve nothing, unless the caller states how models come to be loaded.
 
     Raises:
-        ServerStartError: no such folder, or no model in it; names what lies there instead.
+        ServerStartError: no such folder, no model in it (names what lies there instead), or a model that was never
+            built, as in a fresh clone.
     """
     if not model_repository.is_dir():
         raise ServerStartError(f"{model_repository}: no such model repository; `make export` builds one")
@@ -42,6 +45,33 @@ def check_repository(model_repository: Path, extra_args: Sequence[str]) -> None:
             f"{model_repository}: no model in it (a folder with {CONFIG_FILE}); it holds {found}; `make export` builds "
             f"one, and -- {_CONTROL}={_EXPLICIT} starts without"
         )
+    if control_mode(extra_args) == POLL or "false" in flag_values(extra_args, "--exit-on-error"):
+        return  # Triton goes on without a model that does not load
+    listed = [name for name in _loaded(model_repository, extra_args) if _is_model(model_repository / name)]
+    if bare := [name for name in listed if not version_folders(model_repository, name)]:
+        models = {name.removesuffix(TOKENIZER_SUFFIX).removesuffix(ENCODER_SUFFIX) for name in bare}
+        raise ServerStartError(
+            f"{model_repository}: {', '.join(sorted(models))[:_SHOWN]}: not built, only {CONFIG_FILE} is there; "
+            "`make demo` builds the demo model, `make export MODEL=…` any other"
+        )
+
+
+def idle_gpu(model_repository: Path) -> str | None:
+    """What to say where a GPU is there and every encoder is computed on the CPU; else None.
+
+    Raises:
+        ConfigurationError: a config cannot be read.
+    """
+    encoders = [name for name in model_names(model_repository) if name.endswith(ENCODER_SUFFIX)]
+    if not encoders or not any(_DEVICES.glob("nvidia[0-9]*")):
+        return None
+    groups = [group for name in encoders for group in read_config(model_repository, name).instance_group]
+    if not groups or any(group.kind != group.KIND_CPU for group in groups):
+        return None
+    return (
+        f"a GPU is here and nothing uses it: every model of {model_repository} was exported for CPUs; "
+        "`make export MODEL=… PRECISION=fp16` makes one for the GPU"
+    )
 
 
 def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str]:
@@ -56,7 +86,6 @@ def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str
         extra_args: what the caller passes to tritonserver.
     """
     mode = control_mode(extra_args)
-    loaded = list(flag_values(extra_args, _LOAD))
     rest = _without(_without(extra_args, _LOAD), _CONTROL)
     if mode == POLL:
         tolerant = (
@@ -64,9 +93,14 @@ def control_flags(model_repository: Path, extra_args: Sequence[str]) -> list[str
             if any((model_repository / x).is_dir() for x in foreign_entries(model_repository))
             else []
         )
-        return [f"{_CONTROL}={POLL}", *(f"{_LOAD}={name}" for name in loaded), *tolerant, *rest]
-    names = loaded if mode == _EXPLICIT and "*" not in loaded else model_names(model_repository)
-    return [f"{_CONTROL}={_EXPLICIT}", *(f"{_LOAD}={name}" for name in names), *rest]
+        return [f"{_CONTROL}={POLL}", *(f"{_LOAD}={name}" for name in flag_values(extra_args, _LOAD)), *tolerant, *rest]
+    return [f"{_CONTROL}={_EXPLICIT}", *(f"{_LOAD}={name}" for name in _loaded(model_repository, extra_args)), *rest]
+
+
+def _loaded(model_repository: Path, extra_args: Sequence[str]) -> list[str]:
+    """What is loaded at the start by a Triton that does not poll."""
+    named = list(flag_values(extra_args, _LOAD))
+    return named if control_mode(extra_args) == _EXPLICIT and "*" not in named else model_names(model_repository)
 
 
 def control_mode(extra_args: Sequence[str]) -> str | None:

@@ -21,7 +21,7 @@ from triton_rerank_server.drain import TakeAway, by_hiding, by_unloading, drain
 from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.installation import find_installation, lay_out_backends
-from triton_rerank_server.models import POLL, check_repository, control_flags, control_mode, flag_values
+from triton_rerank_server.models import POLL, check_repository, control_flags, control_mode, flag_values, idle_gpu
 from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
 from triton_rerank_server.restriction import headers, restrictions
 from triton_rerank_server.runtime import link_repository, make_runtime
@@ -281,6 +281,8 @@ class TritonServer:
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.config.start_timeout_s
         self._canaries = read_canaries(self.config.model_repository)
+        if idle := idle_gpu(self.config.model_repository):
+            _log.warning("%s", idle)
         while not self._control.is_ready():
             self._check_alive(deadline)
             self._check_loaded()

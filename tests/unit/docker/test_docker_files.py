@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 import yaml  # type: ignore[import-untyped]
 from support import image
@@ -26,6 +24,7 @@ from triton_rerank_server.installation import OUR_BACKENDS, find_installation
 from triton_rerank_server.process import ENDING_S
 
 ROOT = image.DOCKER.parent
+PROFILES = pytest.mark.parametrize("profile", ["cpu", "gpu"])
 DOCKERFILES = pytest.mark.parametrize("dockerfile", [image.SERVING, image.EXPORT], ids=lambda path: path.name)
 
 
@@ -50,7 +49,7 @@ def test_the_linter_would_find_something() -> None:
     assert "DL3007" in done.stdout
 
 
-@pytest.mark.parametrize("path", [image.COMPOSE, image.STACK], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [image.COMPOSE, image.STACK, image.TLS], ids=lambda path: path.name)
 def test_a_compose_file_is_valid(path: Path) -> None:
     done = run_tool("check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(path))
     assert done.returncode == 0, done.stdout
@@ -100,7 +99,8 @@ def test_on_gpus_the_image_has_the_onnxruntime_that_is_measured_there() -> None:
     (engine,) = re.findall(
         r"^onnxruntime-gpu(?:\[.*\])?(==\S+)", (ROOT / "requirements/gpu.in").read_text(), re.MULTILINE
     )
-    assert image.service()["build"]["args"] == {"ENGINES": f"onnxruntime-gpu{engine}"}
+    assert "args" not in image.service("cpu")["build"]
+    assert image.service("gpu")["build"]["args"] == {"ENGINES": f"onnxruntime-gpu{engine}"}
     for text in (image.SERVING.read_text(encoding="utf-8"), (image.DOCKER / "README.md").read_text(encoding="utf-8")):
         assert f"--build-arg ENGINES=onnxruntime-gpu{engine}" in text
 
@@ -187,7 +187,8 @@ def test_the_tritonserver_of_the_wheel_knows_every_flag() -> None:
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60, check=False)
     known = set(re.findall(r"^  (--[\w-]+)", done.stdout + done.stderr, flags=re.MULTILINE))
     assert "--model-repository" in known
-    used = [*image.command(image.SERVING), *image.service()["command"]]
+    tls = image.compose(image.TLS)["services"]["triton-cpu"]["command"]
+    used = [*image.command(image.SERVING), *image.service()["command"], *tls]
     assert {flag.split("=", 1)[0] for flag in used} <= known
 
 
@@ -198,8 +199,73 @@ def test_the_serve_command_knows_every_flag_of_the_entry_point(capsys: pytest.Ca
     assert "unrecognized arguments: --no-such-flag" in capsys.readouterr().err
 
 
-def test_compose_adds_to_the_images_command() -> None:
-    assert image.service()["command"][:2] == image.command(image.SERVING)
+@PROFILES
+def test_compose_adds_to_the_images_command(profile: str) -> None:
+    assert image.service(profile)["command"][:2] == image.command(image.SERVING)
+
+
+def test_tls_adds_to_composes_command_for_both_profiles() -> None:
+    services = image.compose(image.TLS)["services"]
+    assert set(services) == {"triton-cpu", "triton-gpu"}
+    for name, each in services.items():
+        command = image.service(name.removeprefix("triton-"))["command"]
+        assert each["command"][: len(command)] == command
+
+
+def test_without_a_profile_compose_serves_on_the_cpu() -> None:
+    """Compose reads .env beside the compose file; `docker compose --profile gpu` overrules it."""
+    settings = (image.DOCKER / ".env").read_text(encoding="utf-8").splitlines()
+    assert [line for line in settings if not line.startswith("#")] == ["COMPOSE_PROFILES=cpu"]
+    services = image.compose()["services"]
+    assert {name: each["profiles"] for name, each in services.items()} == {
+        name: [name.split("-")[1]] for name in ("check-cpu", "check-gpu", "triton-cpu", "triton-gpu")
+    }
+
+
+def checked(path: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each server of a compose file, with the service that must have succeeded before it starts."""
+    services = image.compose(path)["services"]
+    found = []
+    for name, each in services.items():
+        if name.startswith("triton-"):
+            ((check, state),) = each["depends_on"].items()
+            assert state == {"condition": "service_completed_successfully"}
+            found.append((each, services[check]))
+    return found
+
+
+@pytest.mark.parametrize(("path", "n_servers"), [(image.COMPOSE, 2), (image.STACK, 3)], ids=["compose", "stack"])
+def test_a_server_is_never_started_again_and_again_for_a_repository_that_cannot_be_served(
+    path: Path, n_servers: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A clean clone has config.pbtxt and nothing else: one line, and a code that keeps the servers from starting."""
+    clone = tmp_path / "model_repository"
+    for config in (ROOT / "model_repository").glob("*/config.pbtxt"):
+        shutil.copytree(config.parent, clone / config.parent.name, ignore=lambda _, names: {*names} - {"config.pbtxt"})
+    pairs = checked(path)
+    assert len(pairs) == n_servers
+    for server, check in pairs:
+        assert (check["image"], check["volumes"], "restart" in check) == (server["image"], server["volumes"], False)
+        assert check["entrypoint"][: len(image.SERVE)] == image.SERVE
+        flags = [re.sub("/models$", str(clone), flag) for flag in check["entrypoint"][len(image.SERVE) :]]
+        assert main(flags) == 1
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1 and not said.out
+        assert f"{clone}: minilm-l6-demo: not built" in said.err and "make demo" in said.err
+        for config in clone.glob("*/config.pbtxt"):
+            (config.parent / "1").mkdir()
+        assert main(flags) == 0
+        assert "minilm-l6-demo" in capsys.readouterr().out
+        for version in clone.glob("*/1"):
+            version.rmdir()
+
+
+@pytest.mark.parametrize("path", [image.COMPOSE, image.STACK], ids=["compose", "stack"])
+def test_servers_write_in_memory_and_volumes_only_and_have_no_rights(path: Path) -> None:
+    for pair in checked(path):
+        for each in pair:
+            assert (each["read_only"], each["tmpfs"], each["cap_drop"]) == (True, ["/tmp"], ["ALL"])
+            assert each["security_opt"] == ["no-new-privileges:true"]
 
 
 def test_running_requests_finish_within_the_stop_grace() -> None:
@@ -207,8 +273,9 @@ def test_running_requests_finish_within_the_stop_grace() -> None:
     assert image.stop_grace_s() > float(exit_timeout.split("=")[1]) + ENDING_S
 
 
-def test_compose_mounts_what_the_image_and_the_configs_name() -> None:
-    assert image.service()["volumes"] == [
+@PROFILES
+def test_compose_mounts_what_the_image_and_the_configs_name(profile: str) -> None:
+    assert image.service(profile)["volumes"] == [
         "${MODEL_REPOSITORY:-../model_repository}:/models:ro",
         f"engines:{CACHE_FOLDER}",
     ]
@@ -216,10 +283,13 @@ def test_compose_mounts_what_the_image_and_the_configs_name() -> None:
     assert any(run.endswith(CACHE_FOLDER) for run in image.of(image.SERVING, "RUN"))
 
 
-def test_compose_asks_for_one_gpu_and_opens_ports_to_this_machine_only() -> None:
-    service = image.service()
-    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+@PROFILES
+def test_compose_asks_for_a_gpu_where_it_is_told_and_opens_ports_to_this_machine_only(profile: str) -> None:
+    service = image.service(profile)
+    assert ("deploy" in service) == (profile == "gpu")
+    if profile == "gpu":
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     assert service["ports"] == ["127.0.0.1:8001:8001", "127.0.0.1:8002:8002"]
     assert image.of(image.SERVING, "EXPOSE") == ["8001 8002"]
 
@@ -285,37 +355,3 @@ def test_prometheus_finds_every_server_of_the_stack_and_reads_both_rule_files() 
     (folder,) = {str(Path(pattern).parent) for pattern in config["rule_files"]}
     rules = [entry for entry in services["prometheus"]["volumes"] if f":{folder}/" in entry]
     assert len(rules) == 2
-
-
-# --- the healthcheck -----------------------------------------------------------------------------------------------
-
-
-class Health(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """A server that gives one answer to gRPC's health check, for the states that a real Triton passes too quickly."""
-
-    def __init__(self, answer: bytes) -> None:
-        self._answer = answer
-
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
-        if details.method != "/grpc.health.v1.Health/Check":
-            return None
-        return grpc.unary_unary_rpc_method_handler(lambda request, context: self._answer)
-
-
-@pytest.fixture
-def answering(request: pytest.FixtureRequest) -> Iterator[str]:
-    server = grpc.server(ThreadPoolExecutor(max_workers=1), handlers=[Health(request.param)])
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    yield f"127.0.0.1:{port}"
-    server.stop(grace=None)
-
-
-@pytest.mark.parametrize(
-    ("answering", "status"), [(b"\x08\x01", 0), (b"\x08\x02", 1), (b"", 1)], indirect=["answering"],
-    ids=["serving", "not serving", "unknown"],
-)  # fmt: skip
-def test_the_healthcheck_tells_serving_from_not_serving(answering: str, status: int) -> None:
-    done = run_tool(Path(sys.executable).name, str(image.DOCKER / "ready.py"), answering)
-    assert done.returncode == status
-    assert done.stderr == ("" if status == 0 else f"{answering}: not ready\n")

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from triton_rerank_server.models import control_flags, foreign_entries, model_names
+from triton_rerank_server import ServerStartError, models
+from triton_rerank_server.models import check_repository, control_flags, foreign_entries, idle_gpu, model_names
 
 
 @pytest.fixture
@@ -49,3 +50,48 @@ def test_triton_is_told_to_read_models_only(repository: Path, given: list[str], 
 
 def test_without_foreign_folders_a_model_that_fails_ends_a_polling_server(tmp_path: Path) -> None:
     assert control_flags(tmp_path, ["--model-control-mode=poll"]) == ["--model-control-mode=poll"]
+
+
+def test_a_model_that_was_never_built_is_told_before_triton_is_started(repository: Path) -> None:
+    with pytest.raises(ServerStartError, match="m: not built, only config.pbtxt is there; `make demo` builds"):
+        check_repository(repository, [])
+    (repository / "m" / "1").mkdir()
+    with pytest.raises(ServerStartError, match="m: not built"):  # its encoder is not
+        check_repository(repository, ["--model-control-mode=explicit", "--load-model=*"])
+    (repository / "m-encoder" / "3").mkdir()
+    check_repository(repository, [])
+
+
+@pytest.mark.parametrize(
+    "flags", [["--model-control-mode=explicit"], ["--model-control-mode=poll"], ["--exit-on-error=false"]]
+)
+def test_a_triton_that_goes_on_without_it_is_started(repository: Path, flags: list[str]) -> None:
+    check_repository(repository, flags)
+
+
+GPU = "instance_group { kind: KIND_GPU }"
+
+
+@pytest.mark.parametrize(
+    ("devices", "configs", "is_said"),
+    [
+        (["nvidia0"], ["instance_group { kind: KIND_CPU }"] * 2, True),
+        (["nvidia0"], ["instance_group { kind: KIND_CPU }", GPU], False),
+        (["nvidia0"], ["", ""], False),  # Triton chooses, and takes the GPU
+        (["nvidiactl", "null"], ["instance_group { kind: KIND_CPU }"] * 2, False),
+    ],
+)
+def test_a_gpu_that_nothing_uses_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: list[str], configs: list[str], is_said: bool
+) -> None:
+    monkeypatch.setattr(models, "_DEVICES", tmp_path / "dev")
+    for device in devices:
+        (tmp_path / "dev").mkdir(exist_ok=True)
+        (tmp_path / "dev" / device).touch()
+    for number, config in enumerate(configs):
+        folder = tmp_path / "repository" / f"m{number}-encoder"
+        folder.mkdir(parents=True)
+        (folder / "config.pbtxt").write_text(config)
+    said = idle_gpu(tmp_path / "repository")
+    assert (said is not None) == is_said
+    assert said is None or "PRECISION=fp16" in said
