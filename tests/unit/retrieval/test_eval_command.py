@@ -101,7 +101,9 @@ def test_systems_are_measured_and_reported_in_every_form(
     assert set(found["tuned_minus"]) == {"first", "levels", "whole", plain}
     means = {name: one["means"]["nDCG@10"] for name, one in found["systems"].items()}
     assert found["tuned_minus"]["first"]["mean"] == pytest.approx(means["whole, tuned"] - means["first"])
-    printed = capsys.readouterr().out
+    printed, progress = capsys.readouterr()
+    steps = [line.split("tuned ")[1].split()[0].split("/") for line in progress.splitlines() if "tuned " in line]
+    assert steps and steps[-1][0] == steps[-1][1]  # as many as were foretold
     assert "whole, tuned against each other system" in printed
     assert json.loads(printed.splitlines()[-1])["toy"]["first"] == round(means["first"], 4)
     page = (tmp_path / "out" / "report.html").read_text()

