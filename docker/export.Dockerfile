@@ -1,9 +1,8 @@
 # Export with TensorRT: the serving image's own TensorRT, and PyTorch beside it.
 # Build from the project's root: docker build -f docker/export.Dockerfile -t triton-rerank-export .
-# Both defaults are the constants of export/src/triton_rerank_export/tensorrt/plans.py.
+# The tag is TRITON_IMAGE in export/src/triton_rerank_export/tensorrt/plans.py.
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.08-py3
 FROM ${TRITON_IMAGE}
-ARG TENSORRT_VERSION=11.2.1.2
 
 COPY requirements/constraints-3.12.txt /src/
 COPY client /src/client
@@ -11,10 +10,11 @@ COPY server /src/server
 COPY export /src/export
 
 # An environment of its own, made without ensurepip, which Ubuntu packs apart. Of TensorRT the bindings alone: they load
-# the libraries of the image, so a plan is built by what will run it.
-RUN python3 -m venv --without-pip /opt/export \
+# the libraries of the image, so a plan is built by what will run it. Their version is the image's own word.
+RUN : "${TRT_VERSION:?the image does not say which TensorRT it has}" \
+    && python3 -m venv --without-pip /opt/export \
     && python3 -m pip --python /opt/export/bin/python install --no-cache-dir --constraint /src/constraints-3.12.txt \
-        /src/client /src/server "/src/export[demo]" "tensorrt-cu13-bindings==${TENSORRT_VERSION}" \
+        /src/client /src/server "/src/export[demo]" "tensorrt-cu13-bindings==${TRT_VERSION%%[+-]*}" \
     && rm -r /src
 ENV PATH=/opt/export/bin:${PATH}
 

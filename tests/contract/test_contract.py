@@ -185,10 +185,12 @@ def test_a_native_config_keeps_to_what_the_native_backend_takes(precision: Any) 
     assert config.default_model_filename == "model.onnx"
 
 
-def test_tensorrt_lists_a_profile_for_each_length() -> None:
+def test_tensorrt_lists_both_profiles_of_each_length_and_has_memory_for_one() -> None:
     model = ServedModel(**{**MODEL, "precision": "fp16", "engine": "tensorrt"})
-    (group,) = model.configs()["m-encoder"].instance_group
-    assert list(group.profile) == [str(index) for index in range(len(model.ladder))]
+    config = model.configs()["m-encoder"]
+    (group,) = config.instance_group
+    assert list(group.profile) == [str(index) for index in range(2 * len(model.ladder))]
+    assert config.parameters["execution_context_allocation_strategy"].string_value == "ON_PROFILE_CHANGE"
 
 
 def test_the_accelerator_stands_in_the_config_with_explicit_shapes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from support import image
 
 from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
-from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, TENSORRT_VERSION, TRITON_IMAGE
+from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, SERVED_VERSION, TRITON_IMAGE
 from triton_rerank_gateway.cli import main as gateway_main
 from triton_rerank_server.cli import main
 from triton_rerank_server.environment import triton_environment
@@ -74,9 +75,17 @@ def test_the_default_image_is_the_one_that_plans_are_built_for(dockerfile: Path)
     assert image.of(dockerfile, "FROM") == ["${TRITON_IMAGE}"]
 
 
-def test_the_export_image_has_the_serving_images_tensorrt() -> None:
-    assert image.default(image.EXPORT, "TENSORRT_VERSION") == TENSORRT_VERSION
-    assert any("tensorrt-cu13-bindings==${TENSORRT_VERSION}" in run for run in image.of(image.EXPORT, "RUN"))
+@pytest.mark.parametrize("served", ["11.2.1.2", "11.2.1.2+cuda13.0", "11.2.1.2-1+cuda13.0"])
+def test_the_export_image_takes_tensorrts_version_from_the_image(served: str) -> None:
+    (run,) = [run for run in image.of(image.EXPORT, "RUN") if "tensorrt-cu13-bindings" in run]
+    (wanted,) = re.findall(r'"(tensorrt-cu13-bindings==\S+)"', run)
+    guard = run.split(" && ", 1)[0].strip()
+    for environment, code, said in (({SERVED_VERSION: served}, 0, "tensorrt-cu13-bindings==11.2.1.2\n"), ({}, 1, "")):
+        command = ["sh", "-c", f'{guard} && echo "{wanted}"']
+        done = subprocess.run(
+            command, env={"PATH": os.defpath, **environment}, capture_output=True, text=True, check=False
+        )
+        assert (bool(done.returncode), done.stdout) == (bool(code), said)
 
 
 @DOCKERFILES

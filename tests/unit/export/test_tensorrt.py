@@ -23,7 +23,7 @@ from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import accelerator_parameters, name_graph
 from triton_rerank_export.tensorrt.plans import (
     CONTAINER_COMMAND,
-    TENSORRT_VERSION,
+    SERVED_VERSION,
     PlanEngine,
     build_plan,
     check_available,
@@ -84,20 +84,31 @@ def test_without_a_gpu_the_refusal_is_one_line_with_the_docker_command() -> None
 
 def test_without_the_package_it_is_named(no_package: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
-    with pytest.raises(ExportError, match=f"the Python package tensorrt {TENSORRT_VERSION} is not installed; in"):
+    with pytest.raises(ExportError, match="the Python package tensorrt is not installed; in"):
         check_available()
 
 
-def test_another_version_of_tensorrt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("served", ["11.2.1.2", "11.2.1.2+cuda13.0", "11.2.1.2-1+cuda13.0"])
+def test_another_version_than_the_serving_one_is_refused(monkeypatch: pytest.MonkeyPatch, served: str) -> None:
     monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
     monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__="10.16.11"))
-    with pytest.raises(ExportError, match=r"TensorRT is 10\.16\.11, but nvcr\.io/nvidia/tritonserver:.* 11\.2\.1\.2"):
+    monkeypatch.setenv(SERVED_VERSION, served)
+    with pytest.raises(ExportError, match=r"TensorRT is 10\.16\.11, but TRT_VERSION says that 11\.2\.1\.2 will serve"):
+        check_available()
+
+
+def test_outside_the_image_nobody_says_which_version_will_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
+    monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__="11.2.1.2"))
+    monkeypatch.delenv(SERVED_VERSION, raising=False)
+    with pytest.raises(ExportError, match="which TensorRT will serve is not known: TRT_VERSION is not set"):
         check_available()
 
 
 def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plans, "_gpu_fault", lambda: None)
-    monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__=TENSORRT_VERSION))
+    monkeypatch.setattr(tensorrt_package, "load", lambda: SimpleNamespace(__version__="11.2.1.2.post1"))
+    monkeypatch.setenv(SERVED_VERSION, "11.2.1.2+cuda13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ExportError, match=f"PyTorch {torch.__version__} cannot use the GPU".replace("+", r"\+")):
         check_available()
@@ -106,21 +117,27 @@ def test_the_package_needs_a_pytorch_that_can_use_the_gpu(monkeypatch: pytest.Mo
 # --- profiles ------------------------------------------------------------------------------------------------------
 
 
-def test_a_profile_a_rung() -> None:
-    assert profiles(LADDER, 8) == (
-        Profile((1, 1), (8, 32), (8, 32)),
-        Profile((1, 33), (8, 64), (8, 64)),
-        Profile((1, 65), (8, 512), (8, 512)),
+def test_two_profiles_a_rung() -> None:
+    assert profiles(LADDER, 256) == (
+        Profile((1, 1), (1, 32), (8, 32)),
+        Profile((1, 1), (256, 32), (256, 32)),
+        Profile((1, 33), (1, 64), (8, 64)),
+        Profile((1, 33), (256, 64), (256, 64)),
+        Profile((1, 65), (1, 512), (8, 512)),
+        Profile((1, 65), (256, 512), (256, 512)),
     )
+    assert [profile.maximum for profile in profiles(LADDER, 8)] == [(8, 32), (8, 64), (8, 512)]
 
 
 @pytest.mark.parametrize("max_length", [16, 32, 100, 512, 1024])
-def test_every_length_has_one_profile_and_every_rung_is_its_optimum(max_length: int) -> None:
+def test_every_length_has_two_profiles_and_every_rung_is_their_optimum(max_length: int) -> None:
     ladder = length_ladder(max_length)
     found = profiles(ladder, 256)
     holding = [sum(p.minimum[1] <= n <= p.maximum[1] for p in found) for n in range(1, max_length + 1)]
-    assert holding == [1] * max_length
-    assert [found[profile_index(found, rung)].optimum for rung in ladder] == [(256, rung) for rung in ladder]
+    assert holding == [2] * max_length
+    for pairs, optimum in ((1, 1), (8, 1), (9, 256), (256, 256), (300, 256)):
+        chosen = [found[profile_index(found, pairs, rung)] for rung in ladder]
+        assert [profile.optimum for profile in chosen] == [(optimum, rung) for rung in ladder]
     span = whole_range(ladder, 256)
     assert (span.minimum, span.maximum) == ((1, 1), (256, max_length))
     assert span.optimum[1] in ladder
@@ -128,7 +145,7 @@ def test_every_length_has_one_profile_and_every_rung_is_its_optimum(max_length: 
 
 def test_a_length_beyond_the_ladder_is_refused() -> None:
     with pytest.raises(ExportError, match="513 tokens long: the plan takes 1 to 512"):
-        profile_index(profiles(LADDER, 8), 513)
+        profile_index(profiles(LADDER, 8), 1, 513)
 
 
 # --- ONNX Runtime's accelerator ------------------------------------------------------------------------------------
@@ -231,7 +248,7 @@ class FakeTensorRT:
     It proves what is made of TensorRT's answers, not that TensorRT gives them.
     """
 
-    __version__ = TENSORRT_VERSION
+    __version__ = "11.2.1.2"
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
 
     class ILogger:

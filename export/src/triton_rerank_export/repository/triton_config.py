@@ -13,6 +13,7 @@ from triton_rerank import contract
 from triton_rerank.types import Activation
 from triton_rerank_export.repository.warmup import Warmup, warmups
 from triton_rerank_export.tensorrt import accelerator
+from triton_rerank_export.tensorrt.profiles import profiles
 
 Precision = Literal["fp32", "fp16", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -153,6 +154,8 @@ class ServedModel:
         named: dict[str, str] = {contract.ENGINE: self.engine} if self.backend == contract.ENCODER_BACKEND else {}
         if self.scheduling == "continuous" and self.backend == contract.ENCODER_BACKEND:
             named[contract.SCHEDULING] = self.scheduling
+        if self.engine == "tensorrt":  # else each profile keeps memory of its own for its largest shape
+            named["execution_context_allocation_strategy"] = "ON_PROFILE_CHANGE"
         if self.engine == "openvino":
             named |= {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
             named |= {"HINT_BF16": "YES"} if self.precision == "bf16" else {}
@@ -268,7 +271,8 @@ def _encoder_instances(model: ServedModel) -> Any:
     """A GPU where there is one, else the CPU; int8 and bf16 are for CPUs, TensorRT for GPUs."""
     group, count = pb.ModelInstanceGroup, model.instances
     if model.engine == "tensorrt":  # without the list only the first profile is used
-        return group(count=count, kind=group.KIND_GPU, profile=[str(index) for index in range(len(model.ladder))])
+        n_profiles = len(profiles(model.ladder, model.max_batch_size))
+        return group(count=count, kind=group.KIND_GPU, profile=[str(index) for index in range(n_profiles)])
     if model.accelerator == "tensorrt":
         return group(count=count, kind=group.KIND_GPU)
     return group(count=count, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +24,13 @@ from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles
 from triton_rerank_server import atomic
 
-# ONNX Runtime 1.28.0 and Python 3.12 by triton-inference-server/server, docs/introduction/compatibility.md. That table
-# leaves TensorRT out: 11.2.1 is what the image's trtexec is reported to print (v110201), and PyPI has one 11.2.1. For
-# another tag see docs.nvidia.com/deeplearning/frameworks/support-matrix. docker/ has both as defaults; a test compares.
+# ONNX Runtime 1.28.0 and Python 3.12 by triton-inference-server/server, docs/introduction/compatibility.md. It is the
+# default of docker/ too; a test compares.
 TRITON_IMAGE: Final = "nvcr.io/nvidia/tritonserver:26.08-py3"
-TENSORRT_VERSION: Final = "11.2.1.2"
+
+SERVED_VERSION: Final = (
+    "TRT_VERSION"  # environment variable of NVIDIA's images, such as 10.3.0.26 or 10.3.0.26+cuda12.6
+)
 
 CONTAINER_COMMAND: Final = (
     f'docker run --rm --gpus all -v "$PWD/model_repository:/models" -v triton-rerank-cache:{CACHE_FOLDER} '
@@ -76,7 +80,7 @@ def build_plan(
     timing_cache: Path,
     on_step: Progress,
 ) -> None:
-    """Build a plan with one profile for each padded length; precision is the graph's.
+    """Build a plan with two profiles for each padded length; precision is the graph's.
 
     Args:
         graph: fp16 ONNX file of standard operators; its external data lie beside it.
@@ -128,7 +132,7 @@ class PlanEngine:
 
     def _score(self, request: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
         n, length = next(iter(request.values())).shape
-        index = profile_index(self._profiles, length)
+        index = profile_index(self._profiles, n, length)
         most = self._profiles[index].maximum[0]
         parts = []
         for start in range(0, n, most):
@@ -150,10 +154,14 @@ def _gpu_fault() -> str | None:
 def _tool_fault() -> str | None:
     package = tensorrt_package.load()
     if package is None:
-        return f"the Python package tensorrt {TENSORRT_VERSION} is not installed"
-    version = str(package.__version__)
-    if version.split(".")[:3] != TENSORRT_VERSION.split(".")[:3]:
-        return f"TensorRT is {version}, but {TRITON_IMAGE} serves plans of {TENSORRT_VERSION} only"
+        return "the Python package tensorrt is not installed"
+    version, serving = str(package.__version__), re.split("[+-]", os.environ.get(SERVED_VERSION, ""))[0]
+    if not serving:
+        return f"which TensorRT will serve is not known: {SERVED_VERSION} is not set, as NVIDIA's images have it"
+    if version.split(".")[:3] != serving.split(".")[:3]:
+        return (
+            f"TensorRT is {version}, but {SERVED_VERSION} says that {serving} will serve, which runs its own plans only"
+        )
     return _torch_fault()
 
 
