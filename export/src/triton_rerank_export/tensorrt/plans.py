@@ -159,9 +159,7 @@ def _tool_fault() -> str | None:
     if not serving:
         return f"which TensorRT will serve is not known: {SERVED_VERSION} is not set, as NVIDIA's images have it"
     if version.split(".")[:3] != serving.split(".")[:3]:
-        return (
-            f"TensorRT is {version}, but {SERVED_VERSION} says that {serving} will serve; plans run on their own"
-        )
+        return f"TensorRT is {version}, but {SERVED_VERSION} says that {serving} will serve; plans run on their own"
     return _torch_fault()
 
 
