@@ -14,9 +14,9 @@ from triton_rerank_export.checkpoint.causal import PROMPTS, Answers, Asked, find
 from triton_rerank_export.checkpoint.families import BY_CLASS, FAMILIES, Family
 from triton_rerank_export.checkpoint.json_files import read_object, read_object_if_there
 from triton_rerank_export.checkpoint.labels import Label
-from triton_rerank_export.checkpoint.logit_score import asked_of_template, read_logit_score
-from triton_rerank_export.checkpoint.modules import MODULES, Head
-from triton_rerank_export.checkpoint.saved_settings import SavedSettings, read_modules, read_settings
+from triton_rerank_export.checkpoint.saved.logit_score import asked_of_template, read_logit_score
+from triton_rerank_export.checkpoint.saved.modules import MODULES, Head
+from triton_rerank_export.checkpoint.saved.settings import SavedSettings, read_modules, read_settings
 from triton_rerank_export.errors import ExportError
 
 CONFIG = "config.json"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from triton_rerank_export.checkpoint.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, is_adapter
 from triton_rerank_export.checkpoint.licence import CARD
-from triton_rerank_export.checkpoint.modules import MODULES
-from triton_rerank_export.checkpoint.saved_settings import FILES, SETTINGS, module_files
+from triton_rerank_export.checkpoint.saved.modules import MODULES
+from triton_rerank_export.checkpoint.saved.settings import FILES, SETTINGS, module_files
 from triton_rerank_export.checkpoint.vocabulary import VOCABULARY
 from triton_rerank_export.checkpoint.weights import list_names, parts, pick_weights
 from triton_rerank_export.errors import ExportError

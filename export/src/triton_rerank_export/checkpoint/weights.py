@@ -8,8 +8,8 @@ from pathlib import Path
 
 from triton_rerank_export.checkpoint.facts import Facts
 from triton_rerank_export.checkpoint.json_files import check_no_pointer, read_object
-from triton_rerank_export.checkpoint.modules import MODULES, HeadLayer
-from triton_rerank_export.checkpoint.modules import WEIGHTS as MODULE_WEIGHTS
+from triton_rerank_export.checkpoint.saved.modules import MODULES, HeadLayer
+from triton_rerank_export.checkpoint.saved.modules import WEIGHTS as MODULE_WEIGHTS
 from triton_rerank_export.errors import ExportError, cause
 
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")  # the order in which transformers looks

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from triton_rerank_export.checkpoint.modules import WEIGHTS, Head, HeadLayer
+from triton_rerank_export.checkpoint.saved.modules import WEIGHTS, Head, HeadLayer
 
 
 class WithHead(nn.Module):

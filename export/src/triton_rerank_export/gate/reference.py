@@ -17,7 +17,7 @@ from triton_rerank_export.checkpoint.causal import Answers
 from triton_rerank_export.checkpoint.facts import CONFIG
 from triton_rerank_export.checkpoint.families import matches
 from triton_rerank_export.checkpoint.json_files import read_object
-from triton_rerank_export.checkpoint.saved_settings import read_modules
+from triton_rerank_export.checkpoint.saved.settings import read_modules
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.gate.for_transformers import restated
 from triton_rerank_export.graph import fp16

@@ -14,7 +14,7 @@ from typing import Any
 from triton_rerank.types import Activation
 from triton_rerank_export.checkpoint import labels
 from triton_rerank_export.checkpoint.json_files import read_object_if_there
-from triton_rerank_export.checkpoint.modules import MODULES, Head, list_files, read_head
+from triton_rerank_export.checkpoint.saved.modules import MODULES, Head, list_files, read_head
 from triton_rerank_export.errors import ExportError
 
 SETTINGS = "config_sentence_transformers.json"
