@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 import torch
 import transformers
-from support.tiny_families import TINY, write_tiny
+from sentence_transformers import CrossEncoder
+from support.tiny_families import SAVED, TINY, write_tiny
 
 from triton_rerank import AsyncRerankClient, InvalidRequestError, RerankClient, RerankError, RerankResult
 from triton_rerank.cache.scorer import CachedScorer
@@ -39,7 +40,7 @@ CAUSAL = {
     "mxbai-rerank-tiny-v2": "Qwen2ForCausalLM",
     "tiny-bge-reranker-v2-gemma": "GemmaForCausalLM",
 }
-TOLD = list(CAUSAL)[:2]  # the third has no place for an instruction
+TOLD = [*list(CAUSAL)[:2], *SAVED]  # the third has no place for an instruction
 REDUCED = {"int8": 0.5, "bf16": 0.1}  # how far the logits of random weights may be from fp32's
 TINY_NAMES = [name.lower() for name in TINY if not name.lower().startswith(SERVED_ELSEWHERE)]
 STANDARD_FP16 = [name.lower() for name in TINY if "fp16" in FAMILIES[name].precisions and not FAMILIES[name].fusion]
@@ -57,6 +58,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = tmp_path_factory.mktemp("families")
     tiny = {name.lower(): write_tiny(name, made / name.lower()) for name in TINY if name.lower() in TINY_NAMES}
     tiny |= {name: write_tiny(architecture, made / name) for name, architecture in CAUSAL.items()}
+    tiny |= {name: write(made / name) for name, write in SAVED.items()}
     tiny[TWO_LABELS] = write_tiny("BertForSequenceClassification", made / TWO_LABELS, labels=2)
     return tiny | {f"handed-{name}": CASES / name for name in HANDED}
 
@@ -98,7 +100,7 @@ def test_the_repository_is_in_order(repository: Path, folders: dict[str, Path]) 
     )
 
 
-@pytest.mark.parametrize("name", [*TINY_NAMES, *CAUSAL, *(f"handed-{name}" for name in HANDED)])
+@pytest.mark.parametrize("name", [*TINY_NAMES, *CAUSAL, *SAVED, *(f"handed-{name}" for name in HANDED)])
 def test_the_served_logits_are_those_of_transformers(
     name: str, running: TritonServer, folders: dict[str, Path], passages: list[str]
 ) -> None:
@@ -106,6 +108,18 @@ def test_the_served_logits_are_those_of_transformers(
     expected = reference(folders[name]).logits(QUERY, documents)
     got = served(running, name, documents)
     assert np.max(np.abs(got - expected)) <= 1e-5 < np.ptp(expected)  # new weights of 0.02 are 7e-5 apart
+
+
+@pytest.mark.parametrize("name", list(SAVED))
+def test_the_served_scores_are_those_of_sentence_transformers(
+    name: str, running: TritonServer, folders: dict[str, Path], passages: list[str]
+) -> None:
+    documents = [*passages[:20], "", "長い文書 🙂"]
+    model = CrossEncoder(str(folders[name]), device="cpu", local_files_only=True)
+    expected = model.predict([(QUERY, document) for document in documents])
+    with RerankClient(running.grpc_target, model=name, timeout_s=60.0) as client:
+        got = np.array(client.score(QUERY, documents))
+    assert np.max(np.abs(got - expected)) <= 1e-4 < np.ptp(expected)
 
 
 @pytest.mark.parametrize("name", STANDARD_FP16)

@@ -324,3 +324,46 @@ def write_head(
                 weight.add_(torch.randn_like(weight) * 0.3)
     model.save_pretrained(str(folder))
     return folder
+
+
+_ZERANK_TEMPLATE = """
+{%- set query, document = (messages | selectattr("role", "in", ["query", "document"]) | map(attribute="content")) -%}
+{{- "<|im_start|>system\\n" + query + "<|im_end|>\\n<|im_start|>user\\n" + document + "<|im_end|>\\n" -}}
+{%- if add_generation_prompt -%}{{- "<|im_start|>assistant\\n" -}}{%- endif -%}
+"""  # what the pinned commit's makes of a pair
+_LOGITS = {"method": "forward", "method_output_name": "logits"}
+
+
+def write_zerank_2(folder: Path) -> Path:
+    """A tiny zerank-2 with the files of its pinned commit: Qwen3 with LogitScore, which reads Yes alone."""
+    write_tiny("Qwen3ForCausalLM", folder, max_position_embeddings=40960)
+    kinds = {"": "base.modules.transformer.Transformer", "1_LogitScore": "cross_encoder.modules.logit_score.LogitScore"}
+    for name, content in {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{kind}"}
+            for index, (path, kind) in enumerate(kinds.items())
+        ],
+        "1_LogitScore/config.json": {"true_token_id": qwen_words().token_to_id("Yes"), "false_token_id": None},
+        "config_sentence_transformers.json": {
+            "__version__": {"sentence_transformers": "5.4.0"},
+            "activation_fn": "torch.nn.modules.linear.Identity",
+            "default_prompt_name": None,
+            "model_type": "CrossEncoder",
+            "prompts": {},
+        },
+        "sentence_bert_config.json": {
+            "transformer_task": "text-generation",
+            "modality_config": {"text": _LOGITS, "message": {**_LOGITS, "format": "flat"}},
+            "module_output_name": "causal_logits",
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+        },
+        "tokenizer_config.json": json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        | {"model_max_length": 131072},
+    }.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(_ZERANK_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+SAVED = {"zerank-2": write_zerank_2}  # what the catalogue names and sentence-transformers saved with LogitScore

@@ -43,6 +43,7 @@ HUB_MODELS = {
     "qwen3-reranker-8b": ("Qwen/Qwen3-Reranker-8B",),
     "mxbai-rerank-base-v2": ("mixedbread-ai/mxbai-rerank-base-v2",),
     "mxbai-rerank-large-v2": ("mixedbread-ai/mxbai-rerank-large-v2",),
+    "zerank-2": ("zeroentropy/zerank-2-reranker", "zeroentropy/zerank-2"),
     "bge-reranker-v2-gemma": ("BAAI/bge-reranker-v2-gemma",),
 }
 ENTRIES = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=list(CATALOGUE))

@@ -17,10 +17,10 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from support.checkpoints import read, refusal
-from support.tiny_families import write_tiny
+from support.tiny_families import write_tiny, write_zerank_2
 from transformers import GemmaForCausalLM
 
-from triton_rerank_export.checkpoint import families
+from triton_rerank_export.checkpoint import families, resolve
 from triton_rerank_export.checkpoint.catalogue import CATALOGUE
 from triton_rerank_export.checkpoint.causal import PROMPTS, Answers, find
 from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
@@ -311,6 +311,59 @@ def test_a_template_that_holds_no_pair_is_refused(
     if template is not None:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     assert words in refusal(folder)
+
+
+@pytest.fixture(scope="module")
+def zerank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the cache of the hub has it: in a folder that is named after its commit."""
+    return write_zerank_2(tmp_path_factory.mktemp("hub") / CATALOGUE["zerank-2"].revision)
+
+
+@pytest.fixture
+def cached(zerank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy that a test may change, which is what the hub gives."""
+    folder = Path(shutil.copytree(zerank, tmp_path / zerank.name))
+    monkeypatch.setattr(resolve, "fetch", lambda model, *, check, on_step: check(folder) or folder)
+    return folder
+
+
+def test_zerank_2_by_name_gives_the_logit_of_yes_as_sentence_transformers_does(cached: Path, tmp_path: Path) -> None:
+    """Its prompt is what its template says, with the place for an instruction that its authors name."""
+    result = export_model("zerank-2", tmp_path / "r", FP32, on_step=lambda _: None)
+    assert result.report.max_logit_difference < 1e-4
+    assert result.report.peer_difference is not None and result.report.peer_difference < 1e-4
+    assert result.report.notes == ()
+    model = result.manifest.model
+    assert (model.activation, model.licence, model.revision) == ("identity", "Apache-2.0", cached.name)
+    assert model.prompt == PROMPTS["zerank-2"].prompt.parameters
+    head = read(cached).head
+    assert head is not None
+    table = reference.load_language_model(cached).get_input_embeddings().weight
+    score = reference.load_model(cached, head=head).score.weight.detach()[0]
+    assert torch.equal(score, table[head.positive].detach())
+
+
+def test_the_score_between_0_and_1_that_zerank_2_gave_before_comes_with_its_prompt_by_name(
+    cached: Path, tmp_path: Path
+) -> None:
+    checkpoint = resolve.resolve("zerank-2", tmp_path, prompt="zerank-2")
+    assert checkpoint.head is not None
+    assert (checkpoint.activation, checkpoint.head.scale, checkpoint.templated) == ("sigmoid", 5.0, False)
+
+
+def test_an_older_commit_of_zerank_2_must_be_accepted_with_its_licence(cached: Path, tmp_path: Path) -> None:
+    (cached / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n", encoding="utf-8")
+    older = f"zeroentropy/zerank-2@{'0' * 40}"
+    with pytest.raises(ExportError, match="its licence is cc-by-nc-4.0, .* pass --accept-licence cc-by-nc-4.0"):
+        resolve.resolve(older, tmp_path)
+    assert resolve.resolve(older, tmp_path, accepted_licence="CC-BY-NC-4.0").licence == "cc-by-nc-4.0"
+
+
+def test_where_the_template_ends_is_what_its_author_saved(cached: Path) -> None:
+    edit(cached, "sentence_bert_config.json", processing_kwargs={"chat_template": {"add_generation_prompt": False}})
+    asked = read(cached).asked
+    assert asked is not None
+    assert asked.prompt.suffix == "<|im_end|>\n"
 
 
 def test_logit_score_behind_a_classifier_is_refused(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -183,6 +183,8 @@ def test_the_saved_length_of_the_longest_pair_counts(
         ),
         ({"processing_kwargs": {"text": {"truncation": "only_first"}}}, "processing_kwargs in sentence_bert_config"),
         ({"processing_kwargs": {"chat_template": {"x": 1}}}, "processing_kwargs in sentence_bert_config.json is"),
+        ({"processing_kwargs": {"chat_template": {"add_generation_prompt": 1}}}, "processing_kwargs in sentence_bert"),
+        ({"processing_kwargs": {"chat_template": True}}, "processing_kwargs in sentence_bert_config.json is"),
         ({"config_kwargs": {"num_labels": 3}}, "config_kwargs in sentence_bert_config.json is {'num_labels': 3}, wh"),
         ({"tokenizer_name_or_path": "other"}, "tokenizer_name_or_path in sentence_bert_config.json is 'other', wh"),
         ({"max_seq_length": "64"}, "the longest pair in sentence_bert_config.json is '64'; a number from 1 was"),

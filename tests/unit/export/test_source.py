@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support.hub import RESOLVE, Fault, Hub, Machine, serve_hub
-from support.tiny_families import write_tiny
+from support.tiny_families import SAVED, write_tiny
 from support.tiny_models import resize_positions, write_settings
 
 from triton_rerank_export.checkpoint.catalogue import CATALOGUE, find
@@ -327,7 +327,8 @@ def test_each_kind_of_the_catalogue_is_fetched_at_its_revision(
 ) -> None:
     entry = find(name)
     assert entry is not None
-    hub.folder = write_tiny(entry.architecture, folder.with_name("catalogued"))
+    catalogued = folder.with_name("catalogued")
+    hub.folder = SAVED[name](catalogued) if name in SAVED else write_tiny(entry.architecture, catalogued)
     hub.hub_id, hub.commit = entry.source, entry.revision
     fields = (
         {}

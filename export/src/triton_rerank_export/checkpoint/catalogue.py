@@ -433,6 +433,18 @@ _ENTRIES = (
         description="as mxbai-rerank-base-v2, larger",
     ),
     CatalogueEntry(
+        name="zerank-2",
+        source="zeroentropy/zerank-2-reranker",
+        revision="5eae30d5ee3c6b2df2ef6d723bde45172d761c4c",
+        architecture=_QWEN3,  # and LogitScore
+        max_length=8192,
+        activation="identity",  # the logit of Yes; until May 2026 its authors gave the sigmoid of a fifth of it
+        licence="Apache-2.0",  # since 24 July 2026; the cards of older commits say CC-BY-NC-4.0
+        params="4022 M",
+        description="on Qwen3-4B; its score is a logit; may be told what to look for",
+        older_ids=("zeroentropy/zerank-2",),
+    ),
+    CatalogueEntry(
         name="bge-reranker-v2-gemma",
         source="BAAI/bge-reranker-v2-gemma",
         revision="1787044f8b6fb740a9de4557c3a12377f84d9e17",

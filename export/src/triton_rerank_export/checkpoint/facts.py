@@ -14,7 +14,11 @@ from triton_rerank_export.checkpoint.causal import PROMPTS, Answers, Asked, find
 from triton_rerank_export.checkpoint.families import BY_CLASS, FAMILIES, Family
 from triton_rerank_export.checkpoint.json_files import read_object, read_object_if_there
 from triton_rerank_export.checkpoint.labels import Label
-from triton_rerank_export.checkpoint.saved.logit_score import asked_of_template, read_logit_score
+from triton_rerank_export.checkpoint.saved.logit_score import (
+    asked_of_template,
+    read_logit_score,
+    with_place_for_instruction,
+)
 from triton_rerank_export.checkpoint.saved.modules import MODULES, Head
 from triton_rerank_export.checkpoint.saved.settings import SavedSettings, read_modules, read_settings
 from triton_rerank_export.errors import ExportError
@@ -101,7 +105,7 @@ class Facts:
         n_positions: rows of the table of positions, or the longest text where there is none.
         asked: the prompt around its pairs, and the tokens that answer; None for a model without.
         asked_by_name: its id or its folder's name says so, its files, or the user; else its class.
-        answers: tokens that its own modules name; None where the prompt's row says it.
+        answers: tokens that its own modules name; None where the prompt's row says it, or the user's prompt.
     """
 
     architecture: str
@@ -171,7 +175,7 @@ def read_facts(
     question = _asked(family, named, prompt, label)
     if modules is not None and prompt is None:
         stated = read_object_if_there(folder / TOKENIZER_CONFIG, label)
-        question = asked_of_template(folder, stated, saved.activation, saved.query_prompt, label)
+        question = with_place_for_instruction(asked_of_template(folder, stated, saved, label), named)
     pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
@@ -204,7 +208,7 @@ def read_facts(
         n_positions=positions,
         asked=question,
         asked_by_name=named is not None or modules is not None,
-        answers=None if modules is None else modules.head,
+        answers=None if modules is None or prompt is not None else modules.head,
     )
 
 

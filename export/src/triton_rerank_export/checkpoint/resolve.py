@@ -141,7 +141,7 @@ def resolve(
         _, facts = _read_files(folder, origin.source, precision, asked_label, origin.source, prompt, work)
         licences.check_accepted(licences.of_card(folder, origin.source), accepted_licence, origin.source)
         _served_length(facts, max_length, origin.source)
-        if origin.entry is not None and origin.revision == origin.entry.revision:
+        if origin.entry is not None and origin.revision == origin.entry.revision and prompt is None:
             _check_entry(origin.entry, facts)
 
     folder, revision = _local_folder(origin, work), ""
@@ -229,7 +229,7 @@ def read_checkpoint(
         asked_by_name=facts.asked_by_name,
         head=facts.answers
         or (head_of(load(folder, label), facts.asked, label) if facts.asked and facts.causal else None),
-        templated=facts.answers is not None and prompt is None,
+        templated=facts.answers is not None,
         label=label,
     )
 

@@ -6,21 +6,23 @@ the scores against sentence-transformers, which renders it for each pair: one th
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triton_rerank.types import Activation
 from triton_rerank_export.checkpoint.causal import Answers, Asked
 from triton_rerank_export.checkpoint.json_files import read_array, read_object
+from triton_rerank_export.checkpoint.saved.settings import SavedSettings
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_server.backends.tokenizer.prompt import DOCUMENT, INSTRUCTION, QUERY, Prompt
 
 TEMPLATE = "chat_template.jinja"
 _KINDS = ["Transformer", "LogitScore"]
 _MARKS = {"system": "\ue000instruction\ue001", "query": "\ue000query\ue001", "document": "\ue000document\ue001"}
+_PAIR = ("query", "document")
 _SPECIAL = re.compile(r"<\|\w+\|>")
 
 
@@ -68,16 +70,13 @@ def read_logit_score(folder: Path, modules: str, label: str) -> LogitScore | Non
     return LogitScore(Answers(ids[0], ids[1], 1.0), path)
 
 
-def asked_of_template(
-    folder: Path, config: Mapping[str, Any], activation: Activation, instruction: str, label: str
-) -> Asked:
+def asked_of_template(folder: Path, config: Mapping[str, Any], saved: SavedSettings, label: str) -> Asked:
     """The prompt of a checkpoint's own chat template.
 
     Args:
         folder: checkpoint folder.
         config: content of tokenizer_config.json.
-        activation: how the logit becomes a score.
-        instruction: that was saved with the model; "": what the template says without one.
+        saved: what else sentence-transformers saved; its prompt is the instruction, "": what the template says without.
         label: what the checkpoint is called in a message.
 
     Raises:
@@ -90,19 +89,30 @@ def asked_of_template(
             f"{label}: it has no chat template ({TEMPLATE}), which holds the prompt of its query and document"
         )
     with explained(f"{label}: its chat template cannot be rendered"):
-        bare, told = _render(source, ("query", "document")), _render(source, ("system", "query", "document"))
+        bare, told = (_render(source, roles, opens_answer=saved.opens_answer) for roles in (_PAIR, ("system", *_PAIR)))
     before, between, after = _split(bare, label)
     return Asked(
         "of its chat template",
         "",
-        _pieces(before, between, after, told, instruction, label),
+        _pieces(before, between, after, told, saved.query_prompt, label),
         "",
         "",
-        activation=activation,
+        activation=saved.activation,
     )
 
 
-def _render(source: str, roles: tuple[str, ...]) -> str:
+def with_place_for_instruction(asked: Asked, named: Asked | None) -> Asked:
+    """With the prompt that its name tells, if that differs by nothing but a place for an instruction."""
+    if named is None or INSTRUCTION in asked.prompt.query or _bare(named.prompt) != _bare(asked.prompt):
+        return asked
+    return dataclasses.replace(asked, prompt=named.prompt)
+
+
+def _bare(prompt: Prompt) -> str:
+    return "".join((prompt.prefix, prompt.bare_query or prompt.query, prompt.middle, prompt.document, prompt.suffix))
+
+
+def _render(source: str, roles: tuple[str, ...], *, opens_answer: bool) -> str:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def refuse(message: str) -> None:
@@ -111,7 +121,7 @@ def _render(source: str, roles: tuple[str, ...]) -> str:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
     messages = [{"role": role, "content": _MARKS[role]} for role in roles]
-    return environment.from_string(source).render(messages=messages, add_generation_prompt=False)
+    return environment.from_string(source).render(messages=messages, add_generation_prompt=opens_answer)
 
 
 def _split(text: str, label: str) -> tuple[str, str, str]:

@@ -46,6 +46,7 @@ _BEFORE_MODULES = {
     "module_output_name": "token_embeddings",
 }
 _CAUSAL = {"transformer_task": "text-generation", "module_output_name": "causal_logits"}
+_OPENS_ANSWER = "add_generation_prompt"
 _READ = ("max_seq_length", "do_lower_case", "unpad_inputs")  # the last one is for embeddings only
 _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs", "config_args", "config_kwargs")
 _HARMLESS = ("trust_remote_code", "torch_dtype", "dtype", "attn_implementation", "use_fast", "cache_dir", "device_map")
@@ -60,12 +61,14 @@ class SavedSettings:
         query_prompt: text that stands before every query; "" where there is none.
         max_length: tokens of the longest pair; None where nothing is said of it.
         lower_case: texts are lowered before anything else.
+        opens_answer: a chat template is rendered up to where the answer begins.
     """
 
     activation: Activation
     query_prompt: str = ""
     max_length: int | None = None
     lower_case: bool = False
+    opens_answer: bool = False
 
 
 def read_settings(
@@ -96,6 +99,7 @@ def read_settings(
         query_prompt=_default_prompt(saved, label),
         max_length=_longest(file, transformer, label),
         lower_case=bool(transformer.get("do_lower_case")),
+        opens_answer=bool(_processing(transformer, "chat_template").get(_OPENS_ANSWER)),
     )
 
 
@@ -233,26 +237,36 @@ def _known(key: str, value: object, expected: Mapping[str, object]) -> bool:
     if key in _ARGUMENTS:
         return isinstance(value, dict) and set(value) <= {"model_max_length", *_HARMLESS}
     if key == "processing_kwargs":
-        return _only_length(value)
+        return _only_known(value)
     return key in _READ or (key in expected and value == expected[key])
 
 
-def _only_length(processing: object) -> bool:
-    """Nothing but how pairs are cut, and that as sentence-transformers does it anyway."""
-    if not isinstance(processing, dict) or set(processing) - {"text"}:
+def _only_known(processing: object) -> bool:
+    """Nothing but how pairs are cut, and that as sentence-transformers does it anyway, and where a template ends."""
+    if not isinstance(processing, dict) or set(processing) - {"text", "chat_template"}:
         return processing in ({}, None)
-    text = processing.get("text") or {}
+    text, template = (processing.get(key) or {} for key in ("text", "chat_template"))
     usual = {"padding": (True,), "truncation": (True, "longest_first")}
-    return isinstance(text, dict) and all(
-        key == "max_length" or value in usual.get(key, ()) for key, value in text.items()
+    return (
+        isinstance(text, dict)
+        and all(key == "max_length" or value in usual.get(key, ()) for key, value in text.items())
+        and isinstance(template, dict)
+        and all(key == _OPENS_ANSWER and isinstance(value, bool) for key, value in template.items())
     )
+
+
+def _processing(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    return (settings.get("processing_kwargs") or {}).get(part) or {}
 
 
 def _longest(file: str, settings: Mapping[str, Any], label: str) -> int | None:
     """The length that counts, of all that are stated: that of a call, else that of the tokenizer, else the model's."""
-    processing = (settings.get("processing_kwargs") or {}).get("text") or {}
     arguments = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
-    stated = (processing.get("max_length"), arguments.get("model_max_length"), settings.get("max_seq_length"))
+    stated = (
+        _processing(settings, "text").get("max_length"),
+        arguments.get("model_max_length"),
+        settings.get("max_seq_length"),
+    )
     longest = next((length for length in stated if length is not None), None)
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
         raise ExportError(f"{label}: the longest pair in {file} is {longest!r:.80}; a number from 1 was expected")
