@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from triton_rerank_export.checkpoint.families import Family, matches
 from triton_rerank_export.errors import ExportError
@@ -95,8 +95,8 @@ def _convert(
 def _quantised(model: ModelProto, values: fp16.Values, work: Path, family: Family, *, reduce_range: bool) -> ModelProto:
     """Quantise the matrices of a graph of standard operators.
 
-    Two parts stay fp32, because as int8 they cost order (docs/LOG.md): the embeddings, and the second feed-forward
-    matrix of the first third of the layers, whose inputs have outliers.
+    Three parts stay fp32, because as int8 they cost order (docs/LOG.md): the embeddings, the second feed-forward
+    matrix of the first third of the layers, whose inputs have outliers, and the head, which costs one token's time.
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -109,7 +109,7 @@ def _quantised(model: ModelProto, values: fp16.Values, work: Path, family: Famil
             source,
             target,
             op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=_early_feed_forward([node.name for node in model.graph.node], family),
+            nodes_to_exclude=_kept_fp32(model.graph.node, family),
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=reduce_range,
@@ -149,17 +149,24 @@ def _set_tables_aside(graph: GraphProto) -> dict[str, TensorProto]:
     return tables
 
 
-def _early_feed_forward(nodes: Sequence[str], family: Family) -> list[str]:
-    """Names of the second feed-forward MatMul in the first third of the layers, by Hugging Face's module names.
+def _kept_fp32(nodes: Sequence[NodeProto], family: Family) -> list[str]:
+    """Names of products, as the quantiser calls them, by Hugging Face's module names and the graph's order.
+
+    The second feed-forward product of the first third of the layers, and the head: all that follow the last of these.
 
     Raises:
         ExportError: no node has such a name.
     """
-    layers = matches(family.feed_forward_out, nodes)  # in their order
+    names = [node.name for node in nodes]
+    layers = matches(family.feed_forward_out, names)  # in their order
     if not layers:
         raise ExportError(
             f"no operator of the graph is named like {family.architecture}'s second feed-forward product "
             f"({family.feed_forward_out}), which int8 keeps in fp32 in the first layers; the installed transformers "
             "is not one that is known here. Export fp32"
         )
-    return [name for number, name in enumerate(layers) if 3 * number < len(layers)]
+    head = [node for node in nodes[names.index(layers[-1]) + 1 :] if node.op_type in ("MatMul", "Gemm")]
+    return [
+        *(name for number, name in enumerate(layers) if 3 * number < len(layers)),
+        *(node.name + "_MatMul" * (node.op_type == "Gemm") for node in head),  # it makes a MatMul of a Gemm first
+    ]
