@@ -21,7 +21,7 @@ from support.load import Load
 from support.tritons import NAME, edited, only_bert, start, wait_until
 
 from triton_rerank.contract import ENCODER_SUFFIX, SCHEDULING
-from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.launch.ports import resolve_port
 
 OBSERVABILITY = chart.ROOT / "deploy" / "observability"
 FILE = OBSERVABILITY / "dashboards" / "triton-rerank.json"

@@ -34,8 +34,8 @@ from triton_rerank import (
 )
 from triton_rerank.testing import shared_words
 from triton_rerank_gateway import Gateway, Settings
-from triton_rerank_gateway.keys import read_key
-from triton_rerank_gateway.models import Models
+from triton_rerank_gateway.admission.keys import read_key
+from triton_rerank_gateway.models.models import Models
 
 BODY = {"query": QUERY, "documents": DOCUMENTS}
 JSON = "content-type: application/json\r\n"

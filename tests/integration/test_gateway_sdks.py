@@ -28,7 +28,7 @@ from support.gateways import Running, fake, running, wait_for
 
 from triton_rerank import RerankClient
 from triton_rerank_gateway import Settings
-from triton_rerank_gateway.keys import Key, read_key
+from triton_rerank_gateway.admission.keys import Key, read_key
 from triton_rerank_server import TritonServer
 
 pytestmark = pytest.mark.timeout(900)  # most of it is LiteLLM's import, which busy cores make ten times as long

@@ -26,8 +26,8 @@ from support.tls import Authority
 from support.tritons import wait_until
 
 from triton_rerank import RerankClient, RerankError, TritonOptions
-from triton_rerank_server.child import Child
-from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.launch.child import Child
+from triton_rerank_server.launch.ports import resolve_port
 
 START_TIMEOUT_S = 120.0
 COMMANDS: dict[str, Callable[[], list[str]]] = {

@@ -22,7 +22,7 @@ from support.tritons import received, wait_until
 
 from triton_rerank import RerankClient, ServerUnavailableError
 from triton_rerank_server import ServerConfig, ServerStartError, TritonServer, process
-from triton_rerank_server.watch import Watch
+from triton_rerank_server.running.watch import Watch
 
 SHARED_MEMORY = Path("/dev/shm")
 

@@ -19,7 +19,7 @@ from triton_rerank import RerankClient
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.rollout import reload
 from triton_rerank_server import ServerStartError, TritonServer, process
-from triton_rerank_server.installation import Installation, find_installation
+from triton_rerank_server.launch.installation import Installation, find_installation
 
 DOCUMENTS = ["gzip shrinks files", "the cat sat on the mat"]
 FOREIGN = ("lost+found", ".git", ".ipynb_checkpoints", ".snapshot", "half/1")

@@ -16,7 +16,7 @@ from support.tritons import NAME, start, wait_until
 from triton_rerank import RerankClient
 from triton_rerank.cache.scorer import CachedScorer
 from triton_rerank.testing import FakeScorer
-from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.launch.ports import resolve_port
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 COMMANDS = ("triton-rerank", "triton-rerank-serve", "triton-rerank-export", "triton-rerank-bench")

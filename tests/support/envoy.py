@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from support.chart import ROOT, tool
 from support.tritons import wait_until
 
-from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.launch.ports import resolve_port
 
 ENVOY = ROOT / "deploy" / "envoy"
 

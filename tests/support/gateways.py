@@ -21,9 +21,9 @@ from support.tritons import NAME
 from triton_rerank import AsyncRerankClient, Scorer
 from triton_rerank.testing import FakeScorer
 from triton_rerank_gateway import Gateway, Settings
-from triton_rerank_gateway.keys import Key, Keys
-from triton_rerank_gateway.models import Canary, Model, Models
-from triton_rerank_gateway.serving import make_server
+from triton_rerank_gateway.admission.keys import Key, Keys
+from triton_rerank_gateway.http.serving import make_server
+from triton_rerank_gateway.models.models import Canary, Model, Models
 
 QUERY = "cats sleep"
 DOCUMENTS = ["a dog barks", "cats sleep", "cats run"]  # best first: 1, 2, 0, by shared words

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Dialog, Locator, Page, expect
 
 from triton_rerank_gateway import Settings
-from triton_rerank_gateway.keys import Key, read_key
+from triton_rerank_gateway.admission.keys import Key, read_key
 
 ROOT = Path(__file__).parents[2]
 KEY = "page-key"

@@ -13,11 +13,11 @@ import uvloop
 
 from triton_rerank import ConfigurationError
 from triton_rerank_gateway import settings as options
-from triton_rerank_gateway import tracing
+from triton_rerank_gateway.admission.keys import new_key
 from triton_rerank_gateway.gateway import Gateway
-from triton_rerank_gateway.keys import new_key
-from triton_rerank_gateway.record import JsonLines
-from triton_rerank_gateway.serving import make_server
+from triton_rerank_gateway.http.serving import make_server
+from triton_rerank_gateway.observability import tracing
+from triton_rerank_gateway.observability.record import JsonLines
 from triton_rerank_gateway.settings import Settings
 
 

@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from triton_rerank import ConfigurationError
-from triton_rerank_gateway import asking, body, record, tracing
-from triton_rerank_gateway.admission import Admission
+from triton_rerank_gateway.admission import body
+from triton_rerank_gateway.admission.admission import Admission
+from triton_rerank_gateway.admission.keys import Key, Keys, Rates, read_keys
+from triton_rerank_gateway.admission.queueing import Cost, Ticket
 from triton_rerank_gateway.answered import Answered
 from triton_rerank_gateway.dialects.base import Dialect
 from triton_rerank_gateway.dialects.routes import Route
 from triton_rerank_gateway.failures import GatewayError
 from triton_rerank_gateway.fields import Fields
-from triton_rerank_gateway.keys import Key, Keys, Rates, read_keys
-from triton_rerank_gateway.models import Model, Models, from_settings
+from triton_rerank_gateway.models import asking
+from triton_rerank_gateway.models.models import Model, Models, from_settings
+from triton_rerank_gateway.observability import record, tracing
+from triton_rerank_gateway.observability.record import Metrics, Record
 from triton_rerank_gateway.question import Question
-from triton_rerank_gateway.queueing import Cost, Ticket
-from triton_rerank_gateway.record import Metrics, Record
 from triton_rerank_gateway.settings import Settings
 
 _log = logging.getLogger("triton_rerank_gateway")

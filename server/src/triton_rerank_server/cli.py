@@ -15,7 +15,8 @@ from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.models import check_repository, idle_gpu, model_names
-from triton_rerank_server.process import ServerConfig, TritonServer
+from triton_rerank_server.process import TritonServer
+from triton_rerank_server.settings import ServerConfig
 
 _log = logging.getLogger(__name__)
 

@@ -10,70 +10,32 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from triton_rerank_server.canary import Canary, check_canary, read_canaries
-from triton_rerank_server.child import Child
-from triton_rerank_server.control import Control, ControlError
-from triton_rerank_server.drain import TakeAway, by_hiding, by_unloading, drain
-from triton_rerank_server.environment import triton_environment
 from triton_rerank_server.errors import ServerStartError
-from triton_rerank_server.installation import find_installation, lay_out_backends
+from triton_rerank_server.launch.child import Child
+from triton_rerank_server.launch.environment import triton_environment
+from triton_rerank_server.launch.installation import find_installation, lay_out_backends
+from triton_rerank_server.launch.ports import address_flag, bare_address, reachable, resolve_port
+from triton_rerank_server.launch.restriction import headers, restrictions
+from triton_rerank_server.launch.runtime import link_repository, make_runtime
 from triton_rerank_server.models import POLL, check_repository, control_flags, control_mode, flag_values, idle_gpu
-from triton_rerank_server.ports import address_flag, bare_address, reachable, resolve_port
-from triton_rerank_server.restriction import headers, restrictions
-from triton_rerank_server.runtime import link_repository, make_runtime
-from triton_rerank_server.settings import check_settings, whole_flag
-from triton_rerank_server.triton_log import explanation
-from triton_rerank_server.watch import LOOK_S, Watch
+from triton_rerank_server.running.canary import Canary, check_canary, read_canaries
+from triton_rerank_server.running.control import Control, ControlError
+from triton_rerank_server.running.drain import TakeAway, by_hiding, by_unloading, drain
+from triton_rerank_server.running.triton_log import explanation
+from triton_rerank_server.running.watch import LOOK_S, Watch
+from triton_rerank_server.settings import STANDARD_OUTPUT, ServerConfig, check_settings, whole_flag
 
 _log = logging.getLogger(__name__)
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives on Linux
-STANDARD_OUTPUT = Path("-")
 ENDING_S = 10.0  # that Triton gets to end when no request runs any more
 CONNECTION_GRACE_S = 600  # longer than any call: one that runs when its connection is old enough is not cut
 _POLL_S = 15  # Triton's own default of --repository-poll-secs
 _RECENT_LOOKS = 20  # ten seconds, before what is noticed at the end
 _FAULTY_DRAIN_S = 2.0  # that the requests of healthy models get when a backend has died
-
-
-@dataclass(frozen=True)
-class ServerConfig:
-    """How to start Triton.
-
-    Attributes:
-        model_repository: folder as written by triton-rerank-export; folders without a config.pbtxt are left alone.
-        address: address that gRPC, HTTP and metrics bind; loopback unless told otherwise; IPv6 as it is.
-        http_address: address that HTTP binds, if not the same: this class asks Triton through it.
-        grpc_port: 0 means a free one.
-        http_port: 0 means a free one.
-        metrics_port: 0 means a free one.
-        exit_timeout_s: seconds that running requests get to finish on shutdown; ``--exit-timeout-secs`` in
-            ``extra_args`` overrules it.
-        start_timeout_s: seconds until the canary must have been answered.
-        stall_timeout_s: seconds without an answer to a canary, and without anything that computes, after which `watch`
-            takes Triton for hung.
-        connection_age_s: seconds after which Triton asks a gRPC connection to be made anew, when its calls have ended,
-            so that a client looks names up again and finds servers that were added; 0 lets connections live.
-        log_file: Triton's output; None keeps it in a temporary file that goes with the server, `STANDARD_OUTPUT` lets
-            it pass.
-        extra_args: passed to tritonserver as they are, last; its folder is a temporary one, so paths must be absolute.
-    """
-
-    model_repository: Path
-    address: str = "127.0.0.1"
-    http_address: str | None = None
-    grpc_port: int = 8001
-    http_port: int = 8000
-    metrics_port: int = 8002
-    exit_timeout_s: int = 30
-    start_timeout_s: float = 180.0
-    stall_timeout_s: float = 30.0
-    connection_age_s: float = 60.0
-    log_file: Path | None = None
-    extra_args: tuple[str, ...] = ()
 
 
 class TritonServer:

@@ -1,16 +1,53 @@
-"""Settings that nothing could be started with, refused by name before anything is."""
+"""How to start Triton; settings that nothing could be started with are refused by name before anything is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from pathlib import Path
 
 from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.models import MODES, control_mode, flag_values
 
-if TYPE_CHECKING:
-    from triton_rerank_server.process import ServerConfig
+STANDARD_OUTPUT = Path("-")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How to start Triton.
+
+    Attributes:
+        model_repository: folder as written by triton-rerank-export; folders without a config.pbtxt are left alone.
+        address: address that gRPC, HTTP and metrics bind; loopback unless told otherwise; IPv6 as it is.
+        http_address: address that HTTP binds, if not the same: this class asks Triton through it.
+        grpc_port: 0 means a free one.
+        http_port: 0 means a free one.
+        metrics_port: 0 means a free one.
+        exit_timeout_s: seconds that running requests get to finish on shutdown; ``--exit-timeout-secs`` in
+            ``extra_args`` overrules it.
+        start_timeout_s: seconds until the canary must have been answered.
+        stall_timeout_s: seconds without an answer to a canary, and without anything that computes, after which `watch`
+            takes Triton for hung.
+        connection_age_s: seconds after which Triton asks a gRPC connection to be made anew, when its calls have ended,
+            so that a client looks names up again and finds servers that were added; 0 lets connections live.
+        log_file: Triton's output; None keeps it in a temporary file that goes with the server, `STANDARD_OUTPUT` lets
+            it pass.
+        extra_args: passed to tritonserver as they are, last; its folder is a temporary one, so paths must be absolute.
+    """
+
+    model_repository: Path
+    address: str = "127.0.0.1"
+    http_address: str | None = None
+    grpc_port: int = 8001
+    http_port: int = 8000
+    metrics_port: int = 8002
+    exit_timeout_s: int = 30
+    start_timeout_s: float = 180.0
+    stall_timeout_s: float = 30.0
+    connection_age_s: float = 60.0
+    log_file: Path | None = None
+    extra_args: tuple[str, ...] = ()
 
 
 def check_settings(config: ServerConfig) -> None:

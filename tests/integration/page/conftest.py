@@ -11,7 +11,7 @@ from support.gateways import Running, fake, model, running
 from support.page import QUIET, Watched
 
 from triton_rerank.testing import FakeScorer
-from triton_rerank_gateway.models import Models
+from triton_rerank_gateway.models.models import Models
 
 
 def by_length(query: str, document: str) -> float:

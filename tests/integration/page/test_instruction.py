@@ -14,7 +14,7 @@ from support.page import QUIET, Watched, ask, copied, run_copied, shown
 from triton_rerank import ModelInfo
 from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.testing import FakeScorer
-from triton_rerank_gateway.models import Models
+from triton_rerank_gateway.models.models import Models
 
 TOLD = "a \"dog\" barks 'JSON' $HOME ünï"  # with it, "a dog barks" is the best of the documents; without, the last
 PLAIN = ["cats sleep", "cats run", "a dog barks"]

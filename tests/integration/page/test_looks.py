@@ -13,7 +13,7 @@ from support.page import LONG, QUIET, Watched, ask, shown
 
 from triton_rerank import TritonScorer
 from triton_rerank.testing import shared_words
-from triton_rerank_gateway.models import Models
+from triton_rerank_gateway.models.models import Models
 from triton_rerank_server import TritonServer
 
 

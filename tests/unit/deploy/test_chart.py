@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support import chart, image
 
-from triton_rerank_server.environment import triton_environment
-from triton_rerank_server.installation import find_installation
+from triton_rerank_server.launch.environment import triton_environment
+from triton_rerank_server.launch.installation import find_installation
 
 CI = sorted((chart.CHART / "ci").glob("*-values.yaml"))
 VALUES = pytest.mark.parametrize("values", CI, ids=lambda path: path.name.removesuffix("-values.yaml"))

@@ -13,8 +13,8 @@ from support import chart
 
 from triton_rerank_bulk import cli as bulk
 from triton_rerank_server import cli as server
-from triton_rerank_server.environment import triton_environment
-from triton_rerank_server.installation import find_installation
+from triton_rerank_server.launch.environment import triton_environment
+from triton_rerank_server.launch.installation import find_installation
 
 FOLDER = chart.ROOT / "deploy" / "examples"
 FILES = sorted(FOLDER.glob("*.yaml"))

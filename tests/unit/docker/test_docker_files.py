@@ -20,8 +20,8 @@ from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, SERVED_VERSION, TRITON_IMAGE
 from triton_rerank_gateway.cli import main as gateway_main
 from triton_rerank_server.cli import main
-from triton_rerank_server.environment import triton_environment
-from triton_rerank_server.installation import OUR_BACKENDS, find_installation
+from triton_rerank_server.launch.environment import triton_environment
+from triton_rerank_server.launch.installation import OUR_BACKENDS, find_installation
 from triton_rerank_server.process import ENDING_S
 
 ROOT = image.DOCKER.parent

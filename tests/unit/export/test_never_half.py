@@ -27,7 +27,7 @@ from triton_rerank_export.repository.check import check_repository
 from triton_rerank_export.repository.manifest import read_manifest
 from triton_rerank_export.repository.settings import Settings
 from triton_rerank_export.repository.store import activate, active_version
-from triton_rerank_server.canary import read_canaries
+from triton_rerank_server.running.canary import read_canaries
 
 NAME = "tiny-bert"
 FOLDERS = (f"{NAME}-tokenizer", f"{NAME}-encoder", NAME)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from triton_rerank import ConfigurationError
+from triton_rerank_gateway.admission.keys import Key, Keys, Rates, new_key, read_key
 from triton_rerank_gateway.failures import GatewayError
-from triton_rerank_gateway.keys import Key, Keys, Rates, new_key, read_key
 
 SECRET = "trk-secret"
 HASH = hashlib.sha256(SECRET.encode()).hexdigest()

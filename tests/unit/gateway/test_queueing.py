@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from triton_rerank_gateway.admission import DrainRate
-from triton_rerank_gateway.queueing import NOTHING, Cost, FairQueue, Ticket
+from triton_rerank_gateway.admission.admission import DrainRate
+from triton_rerank_gateway.admission.queueing import NOTHING, Cost, FairQueue, Ticket
 
 
 def ticket(key: str, pairs: int = 10, *, weight: float = 1.0, priority: int = 0) -> Ticket:

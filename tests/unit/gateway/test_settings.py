@@ -10,11 +10,11 @@ import pytest
 
 from triton_rerank import CachedScorer, CascadeScorer, ConfigurationError, FallbackScorer
 from triton_rerank_gateway import settings as options
+from triton_rerank_gateway.admission.keys import Keys, read_keys
 from triton_rerank_gateway.cli import main
 from triton_rerank_gateway.failures import GatewayError
-from triton_rerank_gateway.keys import Keys, read_keys
-from triton_rerank_gateway.models import from_settings
-from triton_rerank_gateway.serving import check_closed
+from triton_rerank_gateway.http.serving import check_closed
+from triton_rerank_gateway.models.models import from_settings
 from triton_rerank_gateway.settings import ENVIRONMENT, Settings
 
 OPTIONS = [each for each in dataclasses.fields(Settings) if each.metadata]

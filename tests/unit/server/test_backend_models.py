@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from triton_rerank import contract
 from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank.repository import read_config
-from triton_rerank_server.installation import find_installation, lay_out_backends
+from triton_rerank_server.launch.installation import find_installation, lay_out_backends
 
 
 @dataclass

@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from triton_rerank_server.canary import Canary, check_canary
-from triton_rerank_server.control import Control, ControlError
 from triton_rerank_server.errors import ServerStartError
-from triton_rerank_server.ports import resolve_port
+from triton_rerank_server.launch.ports import resolve_port
+from triton_rerank_server.running.canary import Canary, check_canary
+from triton_rerank_server.running.control import Control, ControlError
 
 ANSWERS = {
     "/v2/health/ready": (200, ""),

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from triton_rerank_server.control import Control
-from triton_rerank_server.drain import by_hiding, drain
-from triton_rerank_server.runtime import link_repository
+from triton_rerank_server.launch.runtime import link_repository
+from triton_rerank_server.running.control import Control
+from triton_rerank_server.running.drain import by_hiding, drain
 
 
 class Polling(Control):

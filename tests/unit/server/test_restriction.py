@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from triton_rerank_server import ServerConfig, ServerStartError, TritonServer
-from triton_rerank_server.restriction import headers, restrictions
+from triton_rerank_server.launch.restriction import headers, restrictions
 
 NONE = "--model-control-mode=none"
 HTTP, GRPC = "--http-restricted-api=", "--grpc-restricted-protocol="

@@ -13,13 +13,14 @@ import grpc
 import pytest
 from support.tritons import wait_until
 
-from triton_rerank_server import ServerStartError, ports
-from triton_rerank_server.child import Child
+from triton_rerank_server import ServerStartError
 from triton_rerank_server.cli import main
-from triton_rerank_server.environment import triton_environment
-from triton_rerank_server.installation import Installation, find_installation, lay_out_backends
-from triton_rerank_server.ports import resolve_port
-from triton_rerank_server.runtime import make_runtime
+from triton_rerank_server.launch import ports
+from triton_rerank_server.launch.child import Child
+from triton_rerank_server.launch.environment import triton_environment
+from triton_rerank_server.launch.installation import Installation, find_installation, lay_out_backends
+from triton_rerank_server.launch.ports import resolve_port
+from triton_rerank_server.launch.runtime import make_runtime
 
 
 def executable(path: Path) -> Path:
@@ -149,7 +150,7 @@ def test_without_a_plain_folder_for_temporary_files_the_message_says_what_to_set
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nothing"))
-    monkeypatch.setattr("triton_rerank_server.runtime._ELSEWHERE", ())
+    monkeypatch.setattr("triton_rerank_server.launch.runtime._ELSEWHERE", ())
     with pytest.raises(ServerStartError, match="set TMPDIR to a folder with a plain ASCII path"):
         make_runtime()
 

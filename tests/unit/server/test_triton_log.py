@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from triton_rerank_server.triton_log import explanation
+from triton_rerank_server.running.triton_log import explanation
 
 LOG = """W1129 14:23:48.970342 30212 pinned_memory_manager.cc:273] "Unable to allocate pinned system memory"
 E1129 14:23:48.970551 30212 server.cc:241] "CudaDriverHelper has not been initialized."

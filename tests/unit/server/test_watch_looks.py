@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from triton_rerank_server import watch
-from triton_rerank_server.backend_processes import Process, processes
-from triton_rerank_server.canary import Canary
-from triton_rerank_server.control import Control, ControlError
-from triton_rerank_server.watch import Watch
+from triton_rerank_server.running import watch
+from triton_rerank_server.running.backend_processes import Process, processes
+from triton_rerank_server.running.canary import Canary
+from triton_rerank_server.running.control import Control, ControlError
+from triton_rerank_server.running.watch import Watch
 
 CANARIES = [Canary("m", "q", ["a", "b"])]
 

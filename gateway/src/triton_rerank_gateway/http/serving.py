@@ -7,10 +7,10 @@ import ipaddress
 import uvicorn
 
 from triton_rerank import ConfigurationError
-from triton_rerank_gateway.app import make_app
-from triton_rerank_gateway.connection import bounded
+from triton_rerank_gateway.admission.keys import Keys
 from triton_rerank_gateway.gateway import Gateway
-from triton_rerank_gateway.keys import Keys
+from triton_rerank_gateway.http.app import make_app
+from triton_rerank_gateway.http.connection import bounded
 from triton_rerank_gateway.settings import Settings
 
 

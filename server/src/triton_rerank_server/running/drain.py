@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from triton_rerank_server.control import Control, ControlError
-from triton_rerank_server.runtime import hide_models
+from triton_rerank_server.launch.runtime import hide_models
+from triton_rerank_server.running.control import Control, ControlError
 
 _log = logging.getLogger(__name__)
 _POLL_S = 0.02

@@ -15,13 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from triton_rerank_gateway import openapi
 from triton_rerank_gateway.dialects.routes import ROUTES, Route
 from triton_rerank_gateway.dialects.v1_rerank import V1_RERANK
 from triton_rerank_gateway.failures import STATUSES, GatewayError, Kind
 from triton_rerank_gateway.gateway import Asked, CallerGoneError, Gateway
+from triton_rerank_gateway.http import openapi
+from triton_rerank_gateway.http.reads import VERSION, add_reads, json_response
 from triton_rerank_gateway.page import add_page
-from triton_rerank_gateway.reads import VERSION, add_reads, json_response
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

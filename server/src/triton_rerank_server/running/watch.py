@@ -5,9 +5,9 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from triton_rerank_server.backend_processes import processes
-from triton_rerank_server.canary import Canary, score_canary
-from triton_rerank_server.control import Control, ControlError
+from triton_rerank_server.running.backend_processes import processes
+from triton_rerank_server.running.canary import Canary, score_canary
+from triton_rerank_server.running.control import Control, ControlError
 
 LOOK_S = 0.5  # between two looks
 _CANARY_S = 2.0  # between two canaries of a model

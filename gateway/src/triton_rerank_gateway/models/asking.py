@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from triton_rerank import RerankError, RerankResult
-from triton_rerank_gateway import failures, tracing
+from triton_rerank_gateway import failures
+from triton_rerank_gateway.admission.queueing import Cost
 from triton_rerank_gateway.failures import GatewayError
-from triton_rerank_gateway.models import Model
+from triton_rerank_gateway.models.models import Model
+from triton_rerank_gateway.observability import tracing
 from triton_rerank_gateway.question import Question
-from triton_rerank_gateway.queueing import Cost
 
 _log = logging.getLogger("triton_rerank_gateway")
 _PAIR_TOKENS = 3  # special tokens of a pair

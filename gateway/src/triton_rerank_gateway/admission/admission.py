@@ -9,8 +9,8 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
+from triton_rerank_gateway.admission.queueing import Cost, FairQueue, Ticket
 from triton_rerank_gateway.failures import GatewayError
-from triton_rerank_gateway.queueing import Cost, FairQueue, Ticket
 
 _WINDOW_S = 10.0  # over which the drain rate is measured
 _LONGEST_S = 60  # Cohere's clients do not wait longer, whatever they are told

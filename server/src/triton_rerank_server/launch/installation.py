@@ -11,7 +11,7 @@ from pathlib import Path
 from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_server.errors import ServerStartError
 
-OUR_BACKENDS = Path(__file__).parent / "backends"
+OUR_BACKENDS = Path(__file__).parent.parent / "backends"
 NATIVE_ENCODERS = ("onnxruntime", "openvino")  # backends that ours stands in for, in older and --native exports
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from triton_rerank import AsyncRerankClient, ConfigurationError, RerankError, Scorer
-from triton_rerank_gateway import scorers
 from triton_rerank_gateway.failures import GatewayError
+from triton_rerank_gateway.models import scorers
 from triton_rerank_gateway.settings import Settings
 
 _log = logging.getLogger("triton_rerank_gateway")

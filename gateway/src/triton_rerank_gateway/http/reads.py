@@ -7,10 +7,10 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request, Response
 
+from triton_rerank_gateway.admission.keys import Key
 from triton_rerank_gateway.dialects import tei
 from triton_rerank_gateway.gateway import Gateway
-from triton_rerank_gateway.keys import Key
-from triton_rerank_gateway.models import Model
+from triton_rerank_gateway.models.models import Model
 
 VERSION = "0.1.0"
 _HEADERS = {"x-content-type-options": "nosniff", "cache-control": "no-store"}

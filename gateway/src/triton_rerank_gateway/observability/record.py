@@ -11,8 +11,8 @@ import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from triton_rerank import ServersCollector
-from triton_rerank_gateway.admission import Admission
-from triton_rerank_gateway.body import Room
+from triton_rerank_gateway.admission.admission import Admission
+from triton_rerank_gateway.admission.body import Room
 
 _log = logging.getLogger("triton_rerank_gateway")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)

@@ -11,8 +11,8 @@ from pathlib import Path
 from triton_rerank import ConfigurationError
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank.repository import active_version, exported_models
-from triton_rerank_server.control import Control, ControlError
 from triton_rerank_server.errors import ServerStartError
+from triton_rerank_server.running.control import Control, ControlError
 
 _log = logging.getLogger(__name__)
 

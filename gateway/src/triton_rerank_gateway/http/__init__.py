@@ -1,0 +1,1 @@
+"""HTTP itself: the app and its paths, its server, and the bounds of a connection."""

@@ -1,0 +1,1 @@
+"""What is to be seen of a request: its line in the log, metrics and spans."""
