@@ -32,6 +32,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     folder = posixpath.dirname(PAGES.get(uri, f"docs/{uri}"))
 
     def fit(link: re.Match[str]) -> str:
+        """The link as it must be written on the site; a file that the site has not becomes its name."""
         text, target, anchor = link[1], posixpath.normpath(posixpath.join(folder, link[2])), link[3] or ""
         if not (ROOT / target).exists():
             raise PluginError(f"{uri}: {link[2]}: there is no such file")

@@ -15,6 +15,7 @@ PASSAGES = (Path(__file__).parent / "passages.txt").read_text(encoding="utf-8").
 
 
 def main() -> None:
+    """Rank with a least score, and show each document's band."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", default="how do I make a file smaller?")
     parser.add_argument("--target", default="127.0.0.1:8001", help="host:port of Triton")

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
+    """Start Triton, rank the examples, stop it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-repository", type=Path, default=HERE.parent / "model_repository")
     parser.add_argument("--model", default="minilm-l6-demo")
@@ -39,6 +40,7 @@ def main() -> int:
 
 
 def rerank_examples(target: str, model: str, top_k: int, console: Console) -> None:
+    """Print a ranking of the passages for each query of the examples."""
     passages = (HERE / "passages.txt").read_text(encoding="utf-8").splitlines()
     with RerankClient(target, model=model) as client:
         for line in (HERE / "queries.jsonl").read_text(encoding="utf-8").splitlines():

@@ -29,6 +29,7 @@ N_TRAINED, N_HELD_OUT = 200, 50
 
 
 def main() -> None:
+    """Train on the shorthand, export the checkpoint, and compare it with the model before."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-repository", type=Path, default=Path(__file__).parent.parent / "model_repository")
     parser.add_argument("--epochs", type=int, default=2)
@@ -71,11 +72,13 @@ def triples(seed: int) -> list[dict[str, object]]:
 
 
 def written(note: tuple[str, ...]) -> str:
+    """The sentence that a note in shorthand stands for."""
     do, side, part, when = (words[short] for words, short in zip(WORDS.values(), note, strict=True))
     return f"{do.capitalize()} the {side} {part} {when}."
 
 
 def near(note: tuple[str, ...], notes: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Notes that differ in one word or two."""
     return [other for other in notes if 1 <= sum(a != b for a, b in zip(note, other, strict=True)) <= 2]
 
 

@@ -30,6 +30,7 @@ CALLS: dict[str, tuple[str, dict[str, object]]] = {
 
 
 def main() -> int:
+    """Start Triton and the gateway in front of it, and stay until told to stop."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-repository", type=Path, default=HERE.parent / "model_repository")
     parser.add_argument("--model", default="minilm-l6-demo")
@@ -71,6 +72,7 @@ def is_ready(url: str, gateway: subprocess.Popen[bytes]) -> bool:
 
 
 def tell(url: str) -> None:
+    """Print a call to copy for each dialect, and the addresses to look at."""
     for dialect, (path, body) in CALLS.items():
         content = shlex.quote(json.dumps(body))
         print(f"\n# {dialect}\ncurl -s {url}{path} -H 'content-type: application/json' -d {content}")

@@ -22,6 +22,7 @@ TEMPLATE = """Answer from these passages:
 
 
 def main() -> None:
+    """Print the prompt that BM25, the reranker and a prompt builder make as one pipeline."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", default="how do I make a file smaller?")
     parser.add_argument("--target", default="127.0.0.1:8001", help="host:port of Triton")

@@ -21,6 +21,7 @@ PASSAGES = (Path(__file__).parent / "passages.txt").read_text(encoding="utf-8").
 
 
 def main() -> None:
+    """Compare BM25 and the reranker with BM25, dense vectors and the reranker."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", default="how do I make a file smaller?")
     parser.add_argument("--target", default="127.0.0.1:8001", help="host:port of Triton")
@@ -36,6 +37,7 @@ def main() -> None:
 
 
 def show(name: str, pipeline: Pipeline, query: str) -> None:
+    """Print what a pipeline finds, and what each stage said of it."""
     result = pipeline.search(query, k=3)
     print(f"{name}: {result.found} candidates")
     for found in result:

@@ -33,13 +33,16 @@ class LocalEmbeddings(Embeddings):
         self.model = SentenceTransformer(folder, device="cpu")
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """A vector for each text."""
         return [[float(value) for value in vector] for vector in self.model.encode_document(texts)]
 
     def embed_query(self, text: str) -> list[float]:
+        """The vector of a query."""
         return self.embed_documents([text])[0]
 
 
 def main() -> None:
+    """Rerank what FAISS finds, and print the best passages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", default="how do I make a file smaller?")
     parser.add_argument("--target", default="127.0.0.1:8001", help="host:port of Triton")
@@ -60,6 +63,7 @@ def main() -> None:
 
 
 def joined(documents: list[Document]) -> str:
+    """The texts of documents, one a line."""
     return "\n".join(document.page_content for document in documents)
 
 

@@ -43,6 +43,7 @@ class LocalEmbedding(BaseEmbedding):
 
 
 def main() -> None:
+    """Rerank the nodes of a LlamaIndex query engine."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", default="how do I make a file smaller?")
     parser.add_argument("--target", default="127.0.0.1:8001", help="host:port of Triton")

@@ -18,6 +18,7 @@ QUERIES = [json.loads(line)["query"] for line in (HERE / "queries.jsonl").read_t
 
 
 def main() -> None:
+    """Rank for many queries in one call, then again from the cache."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default="127.0.0.1:8001", help="host:port of Triton")
     options = parser.parse_args()

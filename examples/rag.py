@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 
 
 def main() -> int:
+    """Answer one question from the passages, with Triton or in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("question", nargs="?", default="which file takes less room on disk?")
     parser.add_argument("--passages", type=Path, default=HERE / "passages.txt", help="one a line")
@@ -41,6 +42,7 @@ def main() -> int:
 
 
 def ask(options: argparse.Namespace, model: llm.Endpoint) -> None:
+    """Find, rerank and pack passages, and print the model's answer and what it cites."""
     first = Bm25.build(options.passages.read_text(encoding="utf-8").splitlines())
     triton = TritonScorer(options.target, options.model) if options.target else None
     scorer = FallbackScorer([triton or LocalScorer(str(options.model_repository), options.model)])
@@ -80,6 +82,7 @@ class StandIn(BaseHTTPRequestHandler):
     """No model: quotes the first passage, and cites it."""
 
     def do_POST(self) -> None:
+        """Answer a chat completion as a stream of words."""
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         passages = json.loads(body["messages"][-1]["content"])["passages"]
         first = passages.split("\n\n")[0].removeprefix("[1] ")
@@ -94,7 +97,7 @@ class StandIn(BaseHTTPRequestHandler):
         self.wfile.write(b"data: [DONE]\n\n")
 
     def log_message(self, format: str, *args: object) -> None:
-        pass
+        """Say nothing on the terminal."""
 
 
 if __name__ == "__main__":

@@ -150,6 +150,7 @@ def main() -> None:
     rows: list[Json] = []
 
     def take(server: str, target: str, texts: Workload, rounds: float, *, own_time: bool = False) -> None:
+        """Measure one workload on one server, and keep its rows."""
         counted = max(LEAST_ROUNDS, round(rounds))
         ms, requests = asyncio.run(sample(target, model, texts, counted, options.seed, own_time=own_time))
         rows.extend(row(server, texts, ms, requests, raw, client) for raw, client in (WAYS[:2], WAYS[2:]))

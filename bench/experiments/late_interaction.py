@@ -181,6 +181,7 @@ def contestants(numbers: np.random.Generator, count: int, length: int, width: in
     kept = [vectors for side in sides for vectors in encoder.run(None, side)[0]]
 
     def apart(cached: int) -> float:
+        """Score by vectors of which the first ``cached`` are at hand, the others computed now."""
         fresh = [vectors for side in sides[cached:] for vectors in encoder.run(None, side)[0]]
         found = [*kept[: count - len(fresh)], *fresh]
         return maxsim(encoder.run(None, query_row(query))[0][0], found)

@@ -84,6 +84,7 @@ class Sender:
         free, answers = Semaphore(CONCURRENCY), SimpleQueue[Any]()
 
         def done(result: Any, error: Any) -> None:
+            """Let the next group go, and keep how this one ended."""
             free.release()
             answers.put(error)
 

@@ -89,6 +89,7 @@ def _bm25(documents: Sequence[str], queries: Sequence[str]) -> Callable[[int], F
     words = bm25s.tokenize(list(queries), stemmer=stemmer, show_progress=False, return_ids=False)
 
     def scores(row: int) -> FloatArray:
+        """BM25 scores of all documents for one query."""
         if not words[row]:  # stop words only
             return np.zeros(len(documents), np.float32)
         found: FloatArray = index.get_scores(words[row])

@@ -65,6 +65,7 @@ def watching(pid: int, peak: PeakMemory, *, interval_s: float = INTERVAL_S) -> I
     stop = threading.Event()
 
     def loop() -> None:
+        """Take a sample each interval until the block ends or the server is gone."""
         while not stop.wait(interval_s):
             try:
                 peak.take(sample(pid))

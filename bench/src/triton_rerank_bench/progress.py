@@ -28,6 +28,7 @@ def showing_time_left() -> Iterator[OnStep]:
         task = progress.add_task("starting", total=None, ends_s=None)
 
         def on_step(doing: str, left_s: float | None = None) -> None:
+            """Tell what is done now, and the seconds that the rest will take where they are known."""
             now_s = time.monotonic()
             left: dict[str, Any] = (
                 {} if left_s is None else {"total": now_s - start_s + left_s, "ends_s": now_s + left_s}
@@ -41,6 +42,7 @@ class _TimeLeft(ProgressColumn):
     """What was expected at the last estimate, less what went by since."""
 
     def render(self, task: Task) -> Text:
+        """Text of the column: minutes and seconds, or nothing before the first estimate."""
         ends_s = task.fields["ends_s"]
         if ends_s is None:
             return Text("")

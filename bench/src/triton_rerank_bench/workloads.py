@@ -151,6 +151,7 @@ def from_collection(folder: Path) -> Mapping[str, Callable[[int], list[Workload]
     texts = list(dict.fromkeys(filter(None, collection.corpus.texts)))  # the client sends equal texts once
 
     def lists(name: str, sizes: Sequence[int], pieces: Sequence[str], seed: int) -> list[Workload]:
+        """A list of documents for each size, each with its query, drawn by one seed."""
         queries = list(collection.queries.values())
         maker = TextMaker(seed)
         chosen = maker.shuffled(range(len(queries)))

@@ -192,6 +192,7 @@ def _workers(text: str) -> tuple[int, int]:
 
 def _from(least: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
+        """Read a whole number from a command line, not below the least."""
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)

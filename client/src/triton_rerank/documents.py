@@ -89,6 +89,7 @@ class _File:
         return [line.removesuffix("\r") for line in self.text.removesuffix("\n").split("\n")] if self.text else []
 
     def refuse(self, what: str) -> InvalidRequestError:
+        """The error that says which file, and what is wrong with it."""
         return InvalidRequestError(f"--documents {self.source}: {what}")
 
 

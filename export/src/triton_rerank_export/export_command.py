@@ -153,6 +153,7 @@ def _export(options: argparse.Namespace) -> int:
     with told(options.model_repository), console.status("starting") as status:
 
         def on_step(step: str) -> None:
+            """Tell a step in the spinner, or as a line where there is no terminal."""
             if step.startswith("downloading"):
                 status.stop()  # the download has a bar of its own
                 console.print(step)

@@ -34,6 +34,7 @@ def by_embeddings(embed: Embed) -> Callable[[Sequence[str]], Similarities]:
     """Cosine similarity by an embedding function: texts -> float32 ``(n, dimensions)``."""
 
     def similarity(texts: Sequence[str]) -> Similarities:
+        """Cosine of each text with each, ``(n, n)``."""
         vectors = np.asarray(embed(list(texts)), np.float64)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         unit = vectors / np.where(lengths > 0, lengths, 1.0)

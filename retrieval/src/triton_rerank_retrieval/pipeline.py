@@ -254,6 +254,7 @@ class Pipeline:
         seconds: dict[str, float],
     ) -> tuple[list[list[Candidate[Any]]], list[Attempt]]:
         async def ask(retriever: Retriever) -> list[Candidate[Any]] | RerankError:
+            """Search one first stage within the deadline; an error is returned, so that the others count."""
             before_s = deadline.elapsed_s()
             try:
                 left_s = deadline.left_s(doing=f"{retriever.name} was asked")

@@ -102,6 +102,7 @@ def load_cross_encoder(checkpoint: Path, *, max_length: int, n_threads: int) -> 
     model = CrossEncoder(str(checkpoint), max_length=max_length, device="cpu")
 
     def predict(pairs: list[tuple[str, str]], batch_size: int) -> list[float]:
+        """Score pairs with no bar on the terminal."""
         return [float(score) for score in model.predict(pairs, batch_size=batch_size, show_progress_bar=False)]
 
     return predict

@@ -140,6 +140,7 @@ class Race:
         settings = peer.settings[:QUICK_SETTINGS] if self._quick else peer.settings
 
         def on_step(doing: str) -> None:
+            """Tell what is tried; how long the search will last nobody knows."""
             self._on_step(doing, None)
 
         try:
@@ -160,6 +161,7 @@ class Race:
         left_s = (self._n_rounds + WARM_UP_ROUNDS) * sum(expected.get(each.name, usual) for each in recorded)
 
         def on_call(name: str) -> None:
+            """Tell whose turn it is and the seconds that are left, then take this turn's off."""
             nonlocal left_s
             self._on_step(f"{self._text.name}: {name}", left_s)
             left_s -= expected.get(name, usual)
@@ -189,6 +191,7 @@ class Race:
         ratios = {ratio.numerator: ratio for ratio in speed.ratios}
 
         def at_setting(peer: Peer, tried: Tried) -> AtSetting:
+            """Figures of one setting; its ratio to the served model only where its order is right."""
             name = contestant_name(peer, tried.setting)
             right = tried.kendall_tau >= peer.least_tau
             return AtSetting(tried.setting.text, tried.kendall_tau, timings[name], ratios[name] if right else None)

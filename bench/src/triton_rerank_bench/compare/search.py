@@ -86,6 +86,7 @@ def _try(
     """Median seconds, and scores."""
 
     def call() -> tuple[float, list[float]]:
+        """Score the workload once: seconds, and scores."""
         start = clock()
         scores = process.scores(workload.query, workload.documents, setting.options)
         return clock() - start, scores

@@ -123,6 +123,7 @@ def _time(
         with serve(folder, files.info.name, on_progress=lambda step: progress.update(task, description=step)) as server:
 
             def on_turn(name: str) -> None:
+                """Sample the server's memory and tell whose turn it is."""
                 peak.take(sample(server.pid))  # here, where nothing is timed
                 progress.update(task, description=name, advance=1)
 

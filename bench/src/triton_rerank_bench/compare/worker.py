@@ -91,6 +91,7 @@ def _sentence_transformers(arguments: Options) -> tuple[Score, Notes]:
     identity = torch.nn.Identity()  # logits: the activation costs nothing that could be timed, and may tie the best
 
     def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        """Logits of one list, or of pairs where the options bring a query for each document."""
         queries = options.get("queries") or [query] * len(documents)
         found = model.predict(
             list(zip(queries, documents, strict=True)),
@@ -124,6 +125,7 @@ def _fastembed(arguments: Options) -> tuple[Score, Notes]:
     model = TextCrossEncoder(name, threads=arguments["n_threads"], specific_model_path=arguments["folder"], cuda=False)
 
     def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        """Scores of one list by fastembed."""
         return list(model.rerank(query, documents, batch_size=options["batch_size"]))
 
     return score, {}
@@ -142,6 +144,7 @@ def _flashrank(arguments: Options) -> tuple[Score, Notes]:
     model = Ranker(folder.name, cache_dir=str(folder.parent), max_length=arguments["max_length"], log_level="WARNING")
 
     def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        """Scores of one list by FlashRank, in calls of as many documents as the options say."""
         scores = [0.0] * len(documents)
         size = options["documents_a_call"] or len(documents)
         for start in range(0, len(documents), size):
@@ -189,6 +192,7 @@ def _infinity(arguments: Options) -> tuple[Score, Notes]:
     headers = {"Content-Type": "application/json"}
 
     def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        """Scores of one list by Infinity's server."""
         body = {"model": "m", "query": query, "documents": documents, "raw_scores": True}
         connection.request("POST", "/rerank", json.dumps(body), headers)
         response = connection.getresponse()

@@ -259,6 +259,7 @@ async def _level(server: str, port: int, text: Workload, callers: int, duration_
     calls, content = HttpCalls(port), _body(text.query, text.documents)
 
     async def ask(_: int) -> Answer:
+        """Send the list once; an answer that is not whole is an error."""
         try:
             reply = await calls.post("/rerank", content)
         except (OSError, asyncio.IncompleteReadError) as exc:

@@ -169,6 +169,7 @@ def measure_model(
         raise KeyboardInterrupt
 
     def change(configs: Configs) -> None:
+        """Place the steps on the device, then set what was found best."""
         place(configs)
         answer.setting.change(configs)
 

@@ -102,6 +102,7 @@ def _smi(device_id: int) -> Query:
         )
 
     def query(fields: str) -> str:
+        """Ask nvidia-smi for fields of the device, separated by commas."""
         arguments = [binary, f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={device_id}"]
         try:
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)

@@ -150,6 +150,7 @@ def measure_load(
     done = 0
 
     def advance(seconds: float) -> None:
+        """Move the bar by the seconds that a level has lasted."""
         progress.advance(task, seconds)
 
     for of_name in lists.values():
@@ -273,11 +274,8 @@ def _reach(options: argparse.Namespace, model: str, progress: Progress) -> Itera
                 yield ServedModel(client, ELSEWHERE, triton_version(options.target))
         return
     task = progress.add_task("starting Triton", total=None)
-
-    def on_progress(step: str) -> None:
-        progress.update(task, description=step)
-
-    with progress, serve(options.model_repository, model, on_progress=on_progress) as served:
+    server = serve(options.model_repository, model, on_progress=lambda step: progress.update(task, description=step))
+    with progress, server as served:
         progress.remove_task(task)
         yield served
 

@@ -151,6 +151,7 @@ class Load:
         check_rate(rate, duration_s)
 
         def calls(window: Window) -> Awaitable[list[Sample]]:
+            """Calls that arrive at random, in the warm-up and in the window."""
             warm_up = poisson_arrivals(rate, window.start_s - warm_up_s, window.start_s, seed=self._seed + 1)
             arrivals = poisson_arrivals(rate, window.start_s, window.end_s, seed=self._seed)
             return open_loop(self._ask, [*warm_up, *arrivals], most_in_flight=MOST_IN_FLIGHT)

@@ -66,6 +66,7 @@ async def closed_loop(ask: Ask, concurrency: int, window: Window) -> list[list[S
     counting = concurrency
 
     async def caller() -> list[Sample]:
+        """One caller that sends its next call when the last one is answered."""
         nonlocal counting
         samples: list[Sample] = []
         while _now() < window.end_s or not samples:
@@ -88,6 +89,7 @@ async def open_loop(ask: Ask, arrivals: Sequence[float], *, most_in_flight: int)
     in_flight = 0
 
     async def call(number: int, intended_s: float) -> Sample:
+        """One call that counts as in flight until it is answered."""
         nonlocal in_flight
         try:
             return await _call(ask, number, intended_s)

@@ -64,6 +64,7 @@ class Core:
         asked = validate.check_many(queries, document_lists)
 
         async def outcome(query: str, documents: Iterable[D]) -> RerankResult[D] | RerankError:
+            """Rank one list; its error stands in its place, so that it fails alone."""
             try:
                 return await self._rerank(query, documents, options, deadline)
             except RerankError as exc:

@@ -92,6 +92,7 @@ async def gather_tasks(jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, 
     free = asyncio.Semaphore(concurrency)
 
     async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a job when fewer than ``concurrency`` others run."""
         async with free:
             return await job()
 

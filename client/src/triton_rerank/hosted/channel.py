@@ -124,13 +124,16 @@ class _LoopThread:
         self._thread.start()
 
     def start(self, request: HttpRequest) -> concurrent.futures.Future[HttpReply]:
+        """Begin an exchange in the loop's thread; the future is done with the reply."""
         return asyncio.run_coroutine_threadsafe(self._exchange(request), self._loop)
 
     def stop(self) -> None:
+        """Let the loop wind down and its thread end, without waiting for it."""
         if self.pid == os.getpid():  # a forked child has the loop, but not the thread that would run this
             asyncio.run_coroutine_threadsafe(self._wind_down(), self._loop)
 
     def join(self, timeout_s: float) -> None:
+        """Wait for the thread to end, ``timeout_s`` at most."""
         self._thread.join(timeout_s)
 
     def _run(self) -> None:

@@ -142,6 +142,7 @@ class HostedScorer(Remade):
         failures: list[RerankError] = []
 
         async def ask(question: Question) -> Relevance | None:
+            """Ask one question; after a failure the others are not asked."""
             if failures:  # the whole call has failed: spend no more on it
                 return None
             try:

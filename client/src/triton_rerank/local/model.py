@@ -79,6 +79,7 @@ def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.ND
     (query,) = tokenizer.tokenize([tokenizer.prompted(request.query.decode("utf-8"), limits)]).values()
 
     def encode(rows: npt.NDArray[np.intp]) -> PairTensors:
+        """Tensors of the pairs of the query and these rows of the request."""
         documents = [tokenizer.prompted_document(request.documents[row].decode("utf-8")) for row in rows]
         tokens = tokenizer.tokenize(documents)
         return tokenizer.assemble([query] * len(rows), [tokens[document] for document in documents], limits)

@@ -170,9 +170,11 @@ class _Metrics:
         from prometheus_client import Counter, Histogram
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            """A histogram of the client, under the prefix that all its series have."""
             return Histogram(f"triton_rerank_client_{name}", text, labels, buckets=buckets, registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
+            """A counter of the client, under the same prefix."""
             return Counter(f"triton_rerank_client_{name}", text, labels, registry=registry)
 
         self.seconds = histogram(
@@ -189,6 +191,7 @@ class _Metrics:
         registry.register(ServersCollector())
 
     def count(self, scored: Scored, seconds: float, left: float) -> None:
+        """Count one scored request."""
         model, n_documents = scored.model, scored.truncated.size
         self.seconds.labels(model, "ok", scored.served_by).observe(seconds)
         self._documents.labels(model).observe(n_documents)

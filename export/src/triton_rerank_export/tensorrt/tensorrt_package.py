@@ -113,6 +113,7 @@ def _logger(trt: Any, errors: list[str]) -> Any:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
+            """Keep TensorRT's errors, and nothing else."""
             if severity in (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR):
                 errors.append(message)
 

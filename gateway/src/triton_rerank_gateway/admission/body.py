@@ -34,6 +34,7 @@ class Room:
         mine = 0
 
         def take(n_bytes: int) -> None:
+            """Hold so many bytes more; GatewayError where there is no room."""
             nonlocal mine
             if self.used_bytes + n_bytes > self._most_bytes:
                 held = f"requests under way hold {self.used_bytes} bytes of at most {self._most_bytes}"

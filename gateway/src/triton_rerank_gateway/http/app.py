@@ -93,6 +93,7 @@ async def _gone(request: Request) -> None:
 def _lifespan(gateway: Gateway) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        """Watch the models while the app runs, and close them after it."""
         settings = gateway.settings
         watching = asyncio.create_task(gateway.models.watch(settings.canary_interval_s, settings.canary_max_age_s / 2))
         try:
@@ -131,6 +132,7 @@ def _directly(app: FastAPI, endpoints: Mapping[str, Endpoint]) -> ASGIApp:
     """
 
     async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the rerank paths past FastAPI's routing, everything else through it."""
         if scope["type"] == "http":
             path = _SLASHES.sub("/", scope["path"])
             scope = {**scope, "path": path.rstrip("/") or "/"}

@@ -54,6 +54,7 @@ def _triton(table: dict[str, Any], target: str) -> Scorer:
 
 def _hosted(kind: str) -> Callable[[dict[str, Any], str], Scorer]:
     def make(table: dict[str, Any], _: str) -> Scorer:
+        """Make the scorer of a table, with the key from the variable that it names."""
         variable = table.pop("api_key_variable", None)
         if variable is not None:
             if variable not in os.environ:

@@ -25,6 +25,7 @@ _HEADERS = {
 
 class _Files(StaticFiles):
     async def get_response(self, path: str, scope: Scope) -> Response:
+        """The file, with the headers of the page's policy."""
         response = await super().get_response(path, scope)
         response.headers.update(_HEADERS)
         return response
@@ -35,6 +36,7 @@ def add_page(app: FastAPI) -> None:
     files = _Files(directory=Path(__file__).parent / "static")
 
     async def index(request: Request) -> Response:
+        """The page itself."""
         return await files.get_response("index.html", request.scope)
 
     app.add_api_route("/", index, methods=["GET", "HEAD"], include_in_schema=False)

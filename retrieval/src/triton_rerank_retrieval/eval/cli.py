@@ -98,9 +98,11 @@ def _measure(bench: Bench, options: argparse.Namespace, progress: Progress) -> C
     task = progress.add_task(bench.collection.name, total=n_queries * rounds)
 
     def show(step: str) -> None:
+        """Move the bar by one query."""
         progress.update(task, advance=1, description=f"{bench.collection.name}: {step}")
 
     def timed(system: SystemSpec) -> float | None:
+        """Seconds of a query by this system, where they are asked for."""
         return _seconds(bench, system, options.time_queries)
 
     for system in bench.plan.systems:

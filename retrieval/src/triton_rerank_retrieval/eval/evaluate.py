@@ -181,9 +181,11 @@ class _Lazy(Generic[R]):
         self._built: R | None = None
 
     def search(self, query: str, k: int, filter: Any = None) -> list[Candidate[Any]]:
+        """Search, after building what searches at the first call."""
         return self._get().search(query, k, filter)
 
     def scores_of(self, query: str, ids: Sequence[str]) -> Mapping[str, float]:
+        """Score given documents, after building what scores them at the first call."""
         return self._get().scores_of(query, ids)
 
     def _get(self) -> R:
@@ -193,6 +195,7 @@ class _Lazy(Generic[R]):
 
 class _LazyBm25(_Lazy[Bm25]):
     def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+        """Search by a query that is widened with words of the best documents."""
         return self._get().widened(query, best, feedback)
 
 
@@ -204,11 +207,8 @@ def _retriever(spec: RetrieverSpec, collection: Collection, cache: Path) -> Retr
         lists = read_run(Path(spec.path), collection)
         of_text = {collection.queries[query]: found for query, found in lists.items()}
         return Foreign(lambda query, k: of_text.get(query, [])[:k], name=spec.name)
-
-    def dense() -> ScoringRetriever:
-        return Dense.build(corpus, sentence_transformer(spec.model, cache=cache / "embeddings.sqlite"), name=spec.name)
-
-    return _Lazy(spec.name, dense)
+    cached = cache / "embeddings.sqlite"
+    return _Lazy(spec.name, lambda: Dense.build(corpus, sentence_transformer(spec.model, cache=cached), name=spec.name))
 
 
 def _fixed(found: list[Candidate[Any]]) -> Foreign:

@@ -98,6 +98,7 @@ def _choose(bench: Bench, system: SystemSpec, queries: Sequence[str], on_step: C
     """Weights and blend from a grid, `bagged`; then depth and λ, which stay unless another is `clearly_better`."""
 
     def values(systems: Sequence[SystemSpec]) -> Floats:  # (settings, queries)
+        """The main measure of each system and query, ``(systems, queries)``."""
         rows = []
         for one in systems:
             on_step(one.name)
@@ -235,6 +236,7 @@ def _platt(scores: Floats, relevant: Floats) -> tuple[float, float]:
     units = (scores - centre) / scale
 
     def loss(parameters: Floats) -> float:
+        """Logistic loss of a slope and an intercept."""
         values = parameters[0] * units + parameters[1]
         return float(np.mean(np.logaddexp(0.0, values) - relevant * values))
 

@@ -102,9 +102,11 @@ def sentence_transformer(
     loaded, known_as = _load_sentence_transformer(model, name)
 
     def embed(texts: list[str]) -> Any:
+        """Vectors of documents."""
         return loaded.encode_document(texts, batch_size=batch_size, show_progress_bar=False)
 
     def embed_query(texts: list[str]) -> Any:
+        """Vectors of queries, with the model's own prompt for them."""
         return loaded.encode_query(texts, show_progress_bar=False)
 
     return Embedder(embed, model=known_as, embed_query=embed_query, cache=cache, batch_size=batch_size)

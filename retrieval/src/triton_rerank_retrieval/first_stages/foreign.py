@@ -60,6 +60,7 @@ def of_callable(find: Find, *, text_key: Key = "text", id_key: Key = "id", name:
     """
 
     def candidates(query: str, k: int) -> list[Candidate[Any]]:
+        """Candidates from what the function found."""
         return [_candidate(item, text_key, id_key, name) for item in find(query, k)]
 
     return Foreign(candidates, name=name)
@@ -76,9 +77,11 @@ def langchain(retriever: Any, *, id_key: str = "id", name: str = "langchain") ->
     _check_has(retriever, "invoke")
 
     def named(document: Any) -> Any:
+        """The document's own id, or the one in its metadata."""
         return document.id or document.metadata.get(id_key)
 
     def candidates(query: str, k: int) -> list[Candidate[Any]]:
+        """Candidates from LangChain's documents."""
         return [_candidate(found, "page_content", named, name) for found in retriever.invoke(query)]
 
     return Foreign(candidates, name=name)
@@ -89,6 +92,7 @@ def llama_index(retriever: Any, *, name: str = "llama-index") -> Foreign:
     _check_has(retriever, "retrieve")
 
     def candidates(query: str, k: int) -> list[Candidate[Any]]:
+        """Candidates from LlamaIndex's nodes."""
         return [
             Candidate(found.node.node_id, found.node.get_content(), found.node, found.score)
             for found in retriever.retrieve(query)

@@ -132,6 +132,7 @@ class PointwiseScorer(_LlmScorer):
         texts, truncated = self._texts(request)
 
         async def judge(text: str) -> tuple[float, Reply] | RerankError:
+            """Score one document; an error is returned, so that the others are still judged."""
             try:
                 reply = await self._ask(POINTWISE, {"query": query, "document": text}, POINT_SCHEMA, call)
                 score, reason = read_score(reply.text)

@@ -50,6 +50,7 @@ def by_unloading(control: Control) -> TakeAway:
     """How models are taken from a server with explicit model control."""
 
     def take_away(models: set[str], _deadline: float) -> None:
+        """Unload them; Triton keeps each until its last request is answered."""
         for model in sorted(models):
             control.unload(model)
 
@@ -66,6 +67,7 @@ def by_hiding(control: Control, runtime: Path, model_repository: Path) -> TakeAw
     """
 
     def take_away(models: set[str], deadline: float) -> None:
+        """Hide them, and wait until Triton has seen that they are gone."""
         try:
             rest = hide_models(runtime, model_repository, models)
         except OSError as exc:

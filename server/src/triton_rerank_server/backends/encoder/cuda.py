@@ -165,6 +165,7 @@ class _Held:
         self._binding.bind_ortvalue_output(LOGITS, self._logits)
 
     def run(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Compute one batch through the buffers that are bound, and return a copy of its logits."""
         rows, width = feed[MASK].shape
         for name, staging in self.staging.items():
             staging[:rows, :width] = feed[name]

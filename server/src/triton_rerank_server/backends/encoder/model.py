@@ -119,15 +119,18 @@ class _Ticket:
         self._sender = sender
 
     def done(self, logits: npt.NDArray[np.float32]) -> None:
+        """Answer with logits."""
         self._send(_response(logits))
 
     def failed(self, error: Exception) -> None:
+        """Answer with the error, under the gRPC code of its kind."""
         codes = pb_utils.TritonError
         kinds = {TensorError: codes.INVALID_ARG, OverloadError: codes.UNAVAILABLE, CancelledError: codes.CANCELLED}
         code = next((code for kind, code in kinds.items() if isinstance(error, kind)), codes.INTERNAL)
         self._send(_refusal(str(error) or repr(error), code))
 
     def is_cancelled(self) -> bool:
+        """Whether the caller has gone."""
         return bool(self._sender.is_cancelled())
 
     def _send(self, response: Any) -> None:
