@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -109,12 +109,15 @@ def _our_cpu_seconds() -> float:
 
 def installed_versions() -> dict[str, str]:
     """Python's version and those of the installed `DISTRIBUTIONS`."""
-    versions = {"python": platform.python_version()}
-    for name in DISTRIBUTIONS:
-        try:
+    return {"python": platform.python_version()} | versions_of(DISTRIBUTIONS)
+
+
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Versions of those distributions that are installed here."""
+    versions = {}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

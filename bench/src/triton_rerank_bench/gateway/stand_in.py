@@ -23,7 +23,6 @@ from triton_rerank.contract import LOGITS, TOKEN_COUNT, TRUNCATED
 from triton_rerank.repository import read_config
 from triton_rerank_bench.errors import BenchError
 
-_START_TIMEOUT_S = 30.0
 _STRIDE = 37  # coprime to 100: logits are no sorted list
 
 

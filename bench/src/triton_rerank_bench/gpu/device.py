@@ -10,11 +10,10 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any, Literal
 
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.machine import describe_machine
+from triton_rerank_bench.machine import describe_machine, versions_of
 from triton_rerank_bench.report import LOUD
 
 Kind = Literal["cuda", "cpu"]
@@ -81,7 +80,7 @@ def describe(kind: Kind, device_id: int = 0, *, query: Query | None = None) -> D
         power_limit_w=power,
         max_sm_clock_mhz=clock,
         cuda=torch.version.cuda,
-        versions=_installed(),
+        versions=versions_of(VERSIONS),
     )
 
 
@@ -130,13 +129,3 @@ def _check_libraries() -> None:
         raise BenchError(
             f"torch {torch.__version__} sees no CUDA device; install a CUDA build of it that the driver can run"
         )
-
-
-def _installed() -> dict[str, str]:
-    versions = {}
-    for name in VERSIONS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -21,11 +21,10 @@ _TIMEOUT_S = 60.0
 
 @dataclass(frozen=True)
 class Tensors:
-    """What the encoder gets for one list: requests, places in their tensors, and real tokens, special ones included."""
+    """What the encoder gets for one list: requests, and places in their tensors, padding included."""
 
     requests: int
     padded_tokens: int
-    tokens: int
 
 
 def encoder_tensors(target: str, info: ModelInfo, lists: Sequence[Workload], options: TritonOptions) -> list[Tensors]:
@@ -53,7 +52,7 @@ def pair_inputs(query: str, documents: Sequence[str]) -> list[triton.InferInput]
 def _of_list(client: triton.InferenceServerClient, step: str, workload: Workload, limits: Limits) -> Tensors:
     lengths = [len(document.encode()) for document in workload.documents]
     groups = plan(lengths, overhead=len(workload.query.encode()) + PAIR_OVERHEAD_BYTES, limits=limits)
-    padded = tokens = 0
+    padded = 0
     for group in groups:
         inputs = pair_inputs(workload.query, [workload.documents[index] for index in group])
         outputs = [triton.InferRequestedOutput(ATTENTION_MASK)]
@@ -61,7 +60,5 @@ def _of_list(client: triton.InferenceServerClient, step: str, workload: Workload
             answer = client.infer(step, inputs, outputs=outputs, client_timeout=_TIMEOUT_S)
         except triton.InferenceServerException as exc:
             raise BenchError(f"{step} did not tokenise {len(group)} pairs: {exc}") from exc
-        mask = answer.as_numpy(ATTENTION_MASK)  # (n, padded length)
-        padded += mask.size
-        tokens += int(mask.sum())
-    return Tensors(len(groups), padded, tokens)
+        padded += answer.as_numpy(ATTENTION_MASK).size  # (n, padded length)
+    return Tensors(len(groups), padded)
