@@ -190,12 +190,12 @@ class TritonServer:
         config = self.config
         check_settings(config)
         self._exit_timeout_s = whole_flag(config.extra_args, "--exit-timeout-secs", config.exit_timeout_s)
+        _warn_of_slow_polling(config, self._exit_timeout_s)
         check_repository(config.model_repository, config.extra_args)
         if "false" in flag_values(config.extra_args, "--allow-http"):
             raise ServerStartError(
                 "--allow-http=false: Triton is asked over HTTP; give --http-address=127.0.0.1 instead"
             )
-        _warn_of_slow_polling(config, self._exit_timeout_s)
         self._resolve_ports()
         installation = find_installation()
         self._runtime = make_runtime()
