@@ -193,7 +193,7 @@ test: lint types imports deploy-tools gateway-sdks transformers5 docs-tools brow
 .PHONY: test-fast
 test-fast: $(VENV)/.test ## lint, and the tests of client and gateway, which start no Triton: a minute
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(WORKERS) tests/unit/client tests/unit/gateway $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit/client tests/unit/gateway $(ARGS)
 
 .PHONY: browser prometheus
 browser: # Debian's Chromium, for the tests of the gateway's page; without it they are skipped, and say so

@@ -1,4 +1,8 @@
-"""Session-wide: checkpoints, an exported repository, and one real Triton that serves it."""
+"""Session-wide: checkpoints, an exported repository, and one real Triton that serves it.
+
+What takes seconds to import (torch, transformers, export) is imported by the fixtures that need it: every process of a
+run reads this file, and the tests of client and gateway need none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,22 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # before either framework is imported: tests call nobody
 os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import pytest
-import torch
-from support.tiny_models import BOUNDED, write_fine_tuned, write_tiny_bert, write_tiny_xlmr
 
 from triton_rerank import RerankClient
-from triton_rerank_export.demo import demo_model
-from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.pipeline import export_model
-from triton_rerank_export.repository.triton_config import Precision
 from triton_rerank_server import ServerConfig, TritonServer
+
+if TYPE_CHECKING:
+    from triton_rerank_export.repository.triton_config import Precision
 
 ROOT = Path(__file__).parent.parent
 DEMO = "minilm-l6-demo"
@@ -32,14 +34,16 @@ TINY = ("tiny-bert", "tiny-xlmr")
 REPOSITORY = "model_repository"
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread_at_first() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tiny models: threads that wait for each other on busy cores take ten times as long. Code under test may ask."""
+    if "torch" in sys.modules:
+        _torch_on_one_thread()
+
+
+def _torch_on_one_thread() -> None:
+    import torch
+
     torch.set_num_threads(1)
 
 
@@ -81,33 +85,53 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(once: Once) -> dict[str, Path]:
-    """PyTorch checkpoint folders by public model name."""
-    writers: dict[str, Callable[[Path], Path]] = {
-        "tiny-bert": write_tiny_bert,
-        "tiny-xlmr": write_tiny_xlmr,
-        DEMO: demo_model.assemble,
-    }
-    folder = once("checkpoints", lambda folder: [write(folder / name) for name, write in writers.items()])
-    return {name: folder / name for name in writers}
+def tiny_checkpoints(once: Once) -> dict[str, Path]:
+    """PyTorch checkpoint folders of both tiny models by public model name."""
+
+    def write(folder: Path) -> None:
+        from support.tiny_models import write_tiny_bert, write_tiny_xlmr
+
+        _torch_on_one_thread()
+        write_tiny_bert(folder / "tiny-bert")
+        write_tiny_xlmr(folder / "tiny-xlmr")
+
+    folder = once("checkpoints", write)
+    return {name: folder / name for name in TINY}
 
 
 @pytest.fixture(scope="session")
-def tiny_repository(checkpoints: dict[str, Path], once: Once) -> Path:
+def checkpoints(tiny_checkpoints: dict[str, Path], once: Once) -> dict[str, Path]:
+    """The tiny models' and the demo model's."""
+
+    def write(folder: Path) -> None:
+        from triton_rerank_export.demo import demo_model
+
+        demo_model.assemble(folder / DEMO)
+
+    return {**tiny_checkpoints, DEMO: once("demo-checkpoint", write) / DEMO}
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tiny_checkpoints: dict[str, Path], once: Once) -> Path:
     """Both tiny models in fp32, with bounded queues. Tests that change it copy it first."""
 
     def write(folder: Path) -> None:
         for name in TINY:
-            export(checkpoints[name], folder / REPOSITORY, "fp32")
+            export(tiny_checkpoints[name], folder / REPOSITORY, "fp32")
 
     return once("tiny", write) / REPOSITORY
 
 
 @pytest.fixture(scope="session")
-def fine_tuned(checkpoints: dict[str, Path], once: Once) -> Path:
+def fine_tuned(tiny_checkpoints: dict[str, Path], once: Once) -> Path:
     """tiny-bert after another training step: its logits are 3 higher."""
-    folder = once("fine-tuned", lambda folder: write_fine_tuned(checkpoints["tiny-bert"], folder / "tiny-bert"))
-    return folder / "tiny-bert"
+
+    def write(folder: Path) -> None:
+        from support.tiny_models import write_fine_tuned
+
+        write_fine_tuned(tiny_checkpoints["tiny-bert"], folder / "tiny-bert")
+
+    return once("fine-tuned", write) / "tiny-bert"
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +163,12 @@ def demo_fp32(once: Once) -> Path:
 
 
 def export(model: str | Path, repository: Path, precision: Precision) -> None:
+    from support.tiny_models import BOUNDED
+
+    from triton_rerank_export.options import ExportOptions
+    from triton_rerank_export.pipeline import export_model
+
+    _torch_on_one_thread()
     export_model(str(model), repository, ExportOptions(precision=precision, **BOUNDED), on_step=lambda _: None)
 
 

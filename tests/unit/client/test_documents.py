@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import triton_rerank
 from triton_rerank import InvalidRequestError
+from triton_rerank.cli import main
 from triton_rerank.documents import read_documents
 
 A, B = {"text": "gzip shrinks files"}, {"text": "a file cabinet"}
@@ -158,42 +159,54 @@ def test_the_handed_cases_have_two_documents_each(name: str) -> None:
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "triton_rerank.cli", *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ, **environment}
-    )
+Run = Callable[..., tuple[int, str, str]]
 
 
-def test_the_command_says_a_guess_and_refuses_a_contradiction(tmp_path: Path) -> None:
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in this process: exit code, output, and what it says on standard error."""
+
+    def command(*arguments: str, **environment: str) -> tuple[int, str, str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        try:
+            code = main(arguments)
+        except SystemExit as exc:  # argparse's
+            code = int(exc.code or 0)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+def test_the_command_says_a_guess_and_refuses_a_contradiction(tmp_path: Path, run: Run) -> None:
     common = ("rerank", "--target", "127.0.0.1:1", "--model", "m", "--query", "q", "--timeout-s", "5", "--documents")
-    done = run(*common, str(written(tmp_path, "d", LINES)))
-    assert done.returncode == 4
-    assert done.stderr.splitlines()[0].startswith("triton-rerank: ")
-    assert "was read as JSON, one value a line" in done.stderr.splitlines()[0]
-    done = run(*common, str(written(tmp_path, "d.txt", LINES)))
-    assert (done.returncode, "say --format jsonl" in done.stderr) == (2, True)
+    code, _, said = run(*common, str(written(tmp_path, "d", LINES)))
+    assert code == 4
+    assert said.splitlines()[0].startswith("triton-rerank: ")
+    assert "was read as JSON, one value a line" in said.splitlines()[0]
+    code, _, said = run(*common, str(written(tmp_path, "d.txt", LINES)))
+    assert (code, "say --format jsonl" in said) == (2, True)
 
 
 def test_the_version_is_told() -> None:
-    done = run("--version")
+    command = [sys.executable, "-m", "triton_rerank.cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (0, f"triton-rerank {triton_rerank.__version__}\n")
     assert triton_rerank.__version__[0].isdigit()
 
 
-def test_target_and_model_come_from_the_environment_unless_they_are_given() -> None:
+def test_target_and_model_come_from_the_environment_unless_they_are_given(run: Run) -> None:
     environment = {"TRITON_RERANK_TARGET": "127.0.0.1:1", "TRITON_RERANK_MODEL": "from-outside"}
-    done = run("health", "--timeout-s", "5", **environment)
-    assert (done.returncode, "'from-outside' at 127.0.0.1:1" in done.stdout) == (4, True)
-    done = run("health", "--timeout-s", "5", "--target", "127.0.0.1:2", "--model", "given", **environment)
-    assert "'given' at 127.0.0.1:2" in done.stdout
-    assert run("health", TRITON_RERANK_MODEL="").returncode == 2
+    code, told, _ = run("health", "--timeout-s", "5", **environment)
+    assert (code, "'from-outside' at 127.0.0.1:1" in told) == (4, True)
+    _, told, _ = run("health", "--timeout-s", "5", "--target", "127.0.0.1:2", "--model", "given", **environment)
+    assert "'given' at 127.0.0.1:2" in told
+    assert run("health", TRITON_RERANK_MODEL="")[0] == 2
 
 
-def test_health_says_no_answer_of_a_target_that_nobody_asked() -> None:
+def test_health_says_no_answer_of_a_target_that_nobody_asked(run: Run) -> None:
     for target in ("not a target", "127.0.0.1:1"):
-        done = run("health", "--json", "--timeout-s", "5", "--target", target, "--model", "m")
-        told = json.loads(done.stdout)
+        told = json.loads(run("health", "--json", "--timeout-s", "5", "--target", target, "--model", "m")[1])
         assert (told["answers"], told["ready"], told["healthy"]) == (False, False, False)
-    done = run("health", "--json", "--tls-ca", "/no/such.pem", "--target", "127.0.0.1:1", "--model", "m")
-    assert json.loads(done.stdout)["answers"] is False
+    told = run("health", "--json", "--tls-ca", "/no/such.pem", "--target", "127.0.0.1:1", "--model", "m")[1]
+    assert json.loads(told)["answers"] is False

@@ -61,6 +61,12 @@ def ask(request: pytest.FixtureRequest) -> Ask:
     return chosen
 
 
+@pytest.fixture(scope="module")
+def loaded(tiny_repository: Path) -> LocalScorer:
+    """For tests that only ask it, since each new one loads the model again."""
+    return LocalScorer(tiny_repository, NAME, threads=1)
+
+
 @pytest.fixture
 def copy(tiny_repository: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_repository, tmp_path / "model_repository"))
@@ -126,34 +132,32 @@ def test_the_split_into_blocks_and_batches_changes_no_logit(tiny_repository: Pat
 
 
 @pytest.mark.parametrize("max_length", [4, 129, 0, -1, True, "64"])
-def test_a_max_length_outside_the_bounds_is_refused(tiny_repository: Path, ask: Ask, max_length: Any) -> None:
+def test_a_max_length_outside_the_bounds_is_refused(loaded: LocalScorer, ask: Ask, max_length: Any) -> None:
     request = PairRequest(b"q", (b"d",), max_length=max_length)
     with pytest.raises(InvalidRequestError, match=r"max_length is .*: it must be a whole number from 5 to 128"):
-        ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
+        ask(scoring(loaded, request), 30.0)
 
 
 @pytest.mark.parametrize("most", [0, 125, True, "64"])
 @pytest.mark.parametrize("name", ["max_query_tokens", "max_document_tokens"])
-def test_a_length_of_a_text_outside_the_bounds_is_refused(
-    tiny_repository: Path, ask: Ask, name: str, most: Any
-) -> None:
+def test_a_length_of_a_text_outside_the_bounds_is_refused(loaded: LocalScorer, ask: Ask, name: str, most: Any) -> None:
     request = replace(PairRequest(b"q", (b"d",)), **{name: most})
     with pytest.raises(InvalidRequestError, match=rf"{name} is .*: it must be a whole number from 1 to 124"):
-        ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
+        ask(scoring(loaded, request), 30.0)
 
 
-def test_the_query_is_cut_where_the_caller_says(tiny_repository: Path, ask: Ask) -> None:
+def test_the_query_is_cut_where_the_caller_says(loaded: LocalScorer, ask: Ask) -> None:
     request = PairRequest(b"how to zip a file " * 4, (b"gzip",), max_query_tokens=4)
-    scored = ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
-    whole = ask(scoring(LocalScorer(tiny_repository, NAME), replace(request, max_query_tokens=None)), 30.0)
+    scored = ask(scoring(loaded, request), 30.0)
+    whole = ask(scoring(loaded, replace(request, max_query_tokens=None)), 30.0)
     assert (scored.truncated.tolist(), whole.truncated.tolist()) == ([True], [False])
     assert scored.token_count < whole.token_count
 
 
-def test_documents_are_cut_where_the_caller_says(tiny_repository: Path, ask: Ask) -> None:
+def test_documents_are_cut_where_the_caller_says(loaded: LocalScorer, ask: Ask) -> None:
     request = PairRequest(b"how to zip a file", (b"gzip " * 20, b"gzip"), max_document_tokens=4)
-    scored = ask(scoring(LocalScorer(tiny_repository, NAME), request), 30.0)
-    whole = ask(scoring(LocalScorer(tiny_repository, NAME), replace(request, max_document_tokens=None)), 30.0)
+    scored = ask(scoring(loaded, request), 30.0)
+    whole = ask(scoring(loaded, replace(request, max_document_tokens=None)), 30.0)
     assert (scored.truncated.tolist(), whole.truncated.tolist()) == ([True, False], [False, False])
     assert scored.token_count < whole.token_count
 
