@@ -26,6 +26,7 @@ from triton_rerank_export.repository.check import closure_faults
 from triton_rerank_export.repository.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
 from triton_rerank_export.repository.warmup import LIGHT_TOKENS, warmup_files
 from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
+from triton_rerank_server.backends.encoder.session import WIDTHS
 from triton_rerank_server.backends.tokenizer.texts import MAX_TEXT_BYTES
 
 DEMO = "minilm-l6-demo"
@@ -132,6 +133,7 @@ def test_a_config_survives_text_and_back(tmp_path: Path) -> None:
     ("settings", "kind"),
     [
         ({"precision": "int8"}, pb.ModelInstanceGroup.KIND_CPU),
+        ({"precision": "fp32", "graph": "flat"}, pb.ModelInstanceGroup.KIND_CPU),
         ({"precision": "fp32"}, pb.ModelInstanceGroup.KIND_AUTO),
         ({"precision": "fp16"}, pb.ModelInstanceGroup.KIND_AUTO),
         ({"precision": "fp16", "accelerator": "tensorrt"}, pb.ModelInstanceGroup.KIND_GPU),
@@ -183,6 +185,43 @@ def test_a_native_config_keeps_to_what_the_native_backend_takes(precision: Any) 
     ]  # it refuses other names, types and an input more
     assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", pb.TYPE_FP32, [1])]
     assert config.default_model_filename == "model.onnx"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_flat_graph_gets_ragged_inputs_and_natively_the_widths(precision: Any, native: bool) -> None:
+    """Rules of the native backend, where they were tried: names, types, one dimension are the graph's, widths are made.
+
+    fp16 has operators that only CUDA has, so it wants a GPU; the option of its accelerator is read by both backends.
+    """
+    model = ServedModel(**{**MODEL, "precision": precision, "graph": "flat", "native": native})
+    config = model.configs()["m-encoder"]
+    assert config.backend == ("onnxruntime" if native else contract.ENCODER_BACKEND)
+    assert [(t.name, t.data_type, list(t.dims), t.allow_ragged_batch) for t in config.input] == [
+        (name, pb.TYPE_INT64, [-1], True) for name in model.tensors
+    ]
+    assert not config.batch_output  # rows are the batch: Triton splits logits itself
+    assert [(t.name, t.data_type, list(t.dims)) for t in config.output] == [("logits", pb.TYPE_FP32, [1])]
+    kind = pb.ModelInstanceGroup.KIND_GPU if precision == "fp16" else pb.ModelInstanceGroup.KIND_CPU
+    assert [(group.count, group.kind) for group in config.instance_group] == [(1, kind)]
+    options = config.optimization.execution_accelerators
+    assert not options.cpu_execution_accelerator
+    assert [(each.name, dict(each.parameters)) for each in options.gpu_execution_accelerator] == (
+        [("cuda", {"enable_skip_layer_norm_strict_mode": "1"})] if precision == "fp16" else []
+    )
+    if not native:
+        assert not config.batch_input  # our encoder makes them
+        return
+    assert set(config.parameters) <= NATIVE_PARAMETERS
+    (widths,) = config.batch_input
+    assert widths.kind == pb.BatchInput.BATCH_ITEM_SHAPE_FLATTEN
+    assert (list(widths.target_name), widths.data_type) == (["widths"], pb.TYPE_INT32)
+    assert list(widths.source_input) == [contract.INPUT_IDS]
+    assert "widths" not in [tensor.name for tensor in config.input]  # no request has it
+
+
+def test_widths_are_called_alike_in_the_graph_the_config_and_our_encoder() -> None:
+    assert contract.WIDTHS == WIDTHS
 
 
 def test_tensorrt_lists_both_profiles_of_each_length_and_has_memory_for_one() -> None:

@@ -8,14 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from google.protobuf import text_format
+from support.tiny_models import BOUNDED
 from support.tritons import NAME, computed, only_bert, start, wait_until
 from tritonclient.grpc import model_config_pb2
 
 from triton_rerank.contract import CONFIG_FILE, ENCODER_BACKEND, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import export_model
 from triton_rerank_server import TritonServer
 
 ENCODER = NAME + ENCODER_SUFFIX
@@ -23,7 +27,7 @@ ROWS = 8  # an execution begins when so many are there
 LONG_DELAY_US = 30_000_000  # and not before
 
 
-def configured(repository: Path, folder: Path, backend: str = ENCODER_BACKEND) -> Path:
+def configured(repository: Path, folder: Path, backend: str = ENCODER_BACKEND, *, ragged: bool = False) -> Path:
     """tiny-bert, whose encoder waits until its batch is full: what is sent together is executed together."""
     only_bert(repository, folder)
     (folder / NAME / "1" / MANIFEST_FILE).unlink()  # its canary is no full batch
@@ -36,7 +40,7 @@ def configured(repository: Path, folder: Path, backend: str = ENCODER_BACKEND) -
             config.dynamic_batching.max_queue_delay_microseconds = LONG_DELAY_US
             config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 0
             del config.model_warmup[:]
-            if backend != ENCODER_BACKEND:  # as it was exported before our backend had a name
+            if backend != ENCODER_BACKEND and not ragged:  # as it was exported before our backend had a name
                 del config.parameters["engine"]
                 for tensor in config.input:
                     tensor.allow_ragged_batch = False
@@ -87,6 +91,12 @@ def executions(server: TritonServer, before: int = 0) -> int:
     return computed(server.grpc_target, ENCODER)
 
 
+def metric(server: TritonServer, name: str) -> float:
+    """The sum over its series; our backends tell Triton once a second."""
+    lines = httpx.get(f"http://{server.metrics_target}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
 def alone(server: TritonServer, inputs: list[Any]) -> Any:
     """The same rows, beside others that fill the batch up."""
     return together(server, [inputs, *(request(16, seed) for seed in range(3))])[0]
@@ -117,6 +127,26 @@ def test_a_bad_id_fails_its_own_request_as_its_callers_fault_and_the_merged_ones
     assert "cannot score these tensors" in bad.message()
     for inputs, logits in zip(good, [first, *others], strict=True):
         np.testing.assert_allclose(logits, alone(server, inputs), atol=1e-5)
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_flat_graph_computes_what_was_merged_without_padding(
+    server: TritonServer, checkpoints: dict[str, Path], tmp_path: Path, native: bool
+) -> None:
+    """With `--native` by our stand-in for the native backend, which Triton's wheel has not; its config is taken."""
+    options = ExportOptions(precision="fp32", graph="flat", native=native, **BOUNDED)
+    export_model(str(checkpoints[NAME]), tmp_path / "exported", options, on_step=lambda _: None)
+    backend = "onnxruntime" if native else ENCODER_BACKEND
+    requests = [request(width, seed) for seed, width in enumerate((16, 32, 48, 64))]
+    expected = together(server, requests)
+    with start(configured(tmp_path / "exported", tmp_path / "model_repository", backend, ragged=True)) as flat:
+        answers = together(flat, requests)
+        assert executions(flat) == 1
+        assert wait_until(lambda: metric(flat, "triton_rerank_computed_pairs_total") == ROWS, 10)
+        padded, tokens = (metric(flat, f"triton_rerank_{name}_tokens_total") for name in ("padded", "computed"))
+    for got, logits in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(got, logits, atol=1e-5)
+    assert padded == tokens > 0
 
 
 def test_a_repository_from_before_the_backend_had_a_name_is_served(tiny_repository: Path, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ INPUT_IDS: Final = "input_ids"  # INT64
 ATTENTION_MASK: Final = "attention_mask"  # INT64
 TOKEN_TYPE_IDS: Final = "token_type_ids"  # INT64, only where the model has them
 
+# Of a flat graph, whose other inputs are rows one after the other; no request has it.
+WIDTHS: Final = "widths"  # INT32 (rows,), how many numbers of each input are a row's
+
 TOKENIZER_SUFFIX: Final = "-tokenizer"  # the ensemble's first step is <model>-tokenizer
 ENCODER_SUFFIX: Final = "-encoder"  # and its second <model>-encoder
 

@@ -16,6 +16,7 @@ from triton_rerank_export.repository.settings import SETTINGS, Settings, check_b
 from triton_rerank_export.repository.triton_config import (
     ACCELERATORS,
     ENGINES,
+    GRAPHS,
     PRECISIONS,
     SCHEDULINGS,
     SPECIAL_TOKENS_IN_TEXT,
@@ -79,6 +80,11 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
         help="default: openvino for bf16, else onnxruntime; openvino makes int8 static, which is faster with VNNI",
     )
     _add(parser, "accelerator", "tensorrt: ONNX Runtime runs the graph through it", choices=ACCELERATORS)
+    parser.add_argument(
+        "--graph",
+        choices=GRAPHS,
+        help="flat: nothing is computed for padding, fp32 for CPUs, fp16 for GPUs; default: as there is, or padded",
+    )
     parser.add_argument(
         "--native", action="store_true", help="serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"
     )

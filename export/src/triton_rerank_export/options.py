@@ -11,12 +11,14 @@ from triton_rerank_export.repository.store import DEFAULT_KEEP_VERSIONS
 from triton_rerank_export.repository.triton_config import (
     Accelerator,
     Engine,
+    Graph,
     Precision,
     SpecialTokensInText,
 )
 from triton_rerank_export.repository.warmup import Warmup
 
 _IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
+_FLAT: tuple[Precision, ...] = ("fp32", "fp16")
 MOST_VERSIONS = 100
 
 
@@ -29,6 +31,8 @@ class ExportOptions(Settings):
         engine: the library that computes the encoder; None means OpenVINO for bf16, else ONNX Runtime. int8 is dynamic
             in ONNX Runtime and static in OpenVINO.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
+        graph: "flat" takes rows one after the other and computes nothing for padding; fp32 for CPUs, fp16 for GPUs.
+            None means as in the version that is there, or "padded".
         native: let Triton's own ONNX Runtime backend serve the graph, instead of ours.
         name: public name; None means the catalogue's, or the last part of the id or folder.
         label: number or name of the label whose logit is served, of a classifier with several.
@@ -49,6 +53,7 @@ class ExportOptions(Settings):
     precision: Precision = "int8"
     engine: Engine | None = None
     accelerator: Accelerator = "none"
+    graph: Graph | None = None
     native: bool = False
     name: str | None = None
     label: str | None = None
@@ -91,6 +96,11 @@ class ExportOptions(Settings):
                 "--native cannot serve OpenVINO: Triton's own backend of it takes executions of exactly max_batch_size "
                 "pairs; leave --native out"
             )
+        if self.graph == "flat" and (self.precision not in _FLAT or tensorrt):
+            raise ExportError(
+                f"--graph flat is for {' and '.join(_FLAT)} in ONNX Runtime; --precision is {self.precision}"
+                + (", for TensorRT" if tensorrt else "")
+            )
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
 
@@ -106,7 +116,7 @@ class ExportOptions(Settings):
 
     @property
     def fused(self) -> bool:
-        """The graph goes to ONNX Runtime on a GPU. A CPU is faster without fusion, TensorRT does not know it."""
+        """A padded graph goes to ONNX Runtime on a GPU. A CPU is faster without fusion, TensorRT does not know it."""
         return self.precision == "fp16" and self.effective_engine == "onnxruntime" and self.accelerator == "none"
 
     @property

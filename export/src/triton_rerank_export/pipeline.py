@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank.contract import ENCODER_BACKEND
+from triton_rerank_export.checkpoint.families import check_form
 from triton_rerank_export.checkpoint.licence import is_restricted
 from triton_rerank_export.checkpoint.resolve import Checkpoint, resolve
 from triton_rerank_export.errors import ExportError, explained
@@ -22,7 +23,7 @@ from triton_rerank_export.repository import staging, store
 from triton_rerank_export.repository.check import version_is_whole
 from triton_rerank_export.repository.manifest import Manifest, build_manifest
 from triton_rerank_export.repository.settings import Settings
-from triton_rerank_export.repository.triton_config import ServedModel
+from triton_rerank_export.repository.triton_config import Graph, ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
@@ -81,6 +82,7 @@ def export_model(
             name=options.name,
             max_length=options.max_length,
             precision=options.precision,
+            flat=options.graph == "flat",
             allow_pickle=options.allow_pickle,
             asked_label=options.label,
             accepted_licence=options.accept_licence,
@@ -111,14 +113,14 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions, beside: ServedM
     Raises:
         ExportError: a setting that this model cannot be served with.
     """
-    model = _served_model(checkpoint, options)
+    model = _served_model(checkpoint, options, options.graph or (beside.graph if beside else "padded"))
     kept = {} if beside is None else Settings.of(beside).given
     if model.backend != ENCODER_BACKEND:
         kept.pop("scheduling", None)  # ours alone has it
     return Settings(**{**kept, **options.given}).applied(model)
 
 
-def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel:
+def _served_model(checkpoint: Checkpoint, options: ExportOptions, graph: Graph) -> ServedModel:
     return ServedModel(
         name=checkpoint.name,
         activation=checkpoint.activation,
@@ -135,6 +137,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions) -> ServedModel
         licence=checkpoint.licence,
         engine=options.effective_engine,
         accelerator=options.accelerator,
+        graph=graph,
         native=options.native,
         scheduling="executions" if options.precision == "fp16" else "continuous",  # not tried on a GPU yet
         warmup=options.effective_warmup,
@@ -167,21 +170,37 @@ def _build(
     """Make the files of the version folders; what the user should know of them comes back."""
     from triton_rerank_export.graph.precision import convert
 
+    path = _fp32_graph(checkpoint, served, work, options, on_step)
+    on_step(f"converting to {options.precision}")
+    feeds = _calibration(checkpoint, served) if options.static else None
+    converted = convert(
+        path,
+        options.precision,
+        work,
+        family=checkpoint.family,
+        reduce_range=options.reduce_range,
+        feeds=feeds,
+        flat=served.graph == "flat",
+    )
+    files = _graph_files(converted.path, served, work, options, on_step)
+    store.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
+    return converted.notes
+
+
+def _fp32_graph(
+    checkpoint: Checkpoint, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress
+) -> Path:
     on_step("tracing the graph")
+    if served.graph == "flat":
+        check_form(checkpoint.family, served.precision, checkpoint.label, flat=True)  # it may be as there was
+        return trace.export_flat_graph(checkpoint, work, packed=served.packed)
     fused = options.fused and checkpoint.family.fusion is not None
     path = trace.export_graph(checkpoint, work, cut_last_layer=not fused)
     if fused:
         on_step("fusing attention, layer norm and GELU")
         traced, path = path, trace.fuse(path, checkpoint, work)
         shutil.rmtree(traced.parent)  # as large as the weights
-    on_step(f"converting to {options.precision}")
-    feeds = _calibration(checkpoint, served) if options.static else None
-    converted = convert(
-        path, options.precision, work, family=checkpoint.family, reduce_range=options.reduce_range, feeds=feeds
-    )
-    files = _graph_files(converted.path, served, work, options, on_step)
-    store.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
-    return converted.notes
+    return path
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:

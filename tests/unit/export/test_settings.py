@@ -177,6 +177,7 @@ def test_what_cannot_be_set_is_told_in_one_line_and_nothing_is_changed(
     [
         (replace(A_MODEL, engine="openvino"), {"micro_batch_tokens": 512}, "tiny-bert is served by openvino"),
         (replace(A_MODEL, native=True), {"cuda_graph_shapes": "1x32"}, "tiny-bert is served by Triton itself"),
+        (replace(A_MODEL, graph="flat"), {"cuda_graph_shapes": "1x32"}, "a flat graph's tensors have no such shapes"),
         (replace(A_MODEL, engine="tensorrt"), {"threads": 2}, "tensorrt computes on a GPU and has none"),
         (
             replace(A_MODEL, precision="int8"),

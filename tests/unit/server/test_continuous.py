@@ -20,7 +20,7 @@ class StandIn:
     """An engine whose logit is the sum of a row's ids; each run waits until it is let through."""
 
     input_names = ("input_ids", "attention_mask")
-    micro_batch_tokens, batch_cost_tokens, length_step = 64, 1000, 1
+    micro_batch_tokens, batch_cost_tokens, length_step, is_flat = 64, 1000, 1, False
 
     def __init__(self) -> None:
         self.gate = threading.Semaphore(0)
@@ -96,6 +96,30 @@ def test_all_that_wait_are_computed_together_and_each_gets_its_own_in_its_own_or
     assert [told.answer() for told in (first, *others)] == [[2.0], [15.0, 6.0], [9.0]]
     continuous.close()
     assert len(engine.rows) <= 3
+
+
+def test_a_flat_graph_gets_rows_of_any_lengths_together_and_no_padding() -> None:
+    class Flat(StandIn):
+        """Its logit is the sum of a row's ids, which follow those of the row before."""
+
+        is_flat = True
+
+        def run(self, feed: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+            self.began.release()
+            assert self.gate.acquire(timeout=30)
+            assert (feed["attention_mask"] == 1).all()
+            rows = np.split(feed["input_ids"], np.cumsum(feed["widths"])[:-1])
+            self.rows.append([len(row) for row in rows])
+            return np.array([[row.sum()] for row in rows], np.float32)
+
+    engine = Flat()
+    continuous = Continuous(engine)  # type: ignore[arg-type]
+    first = busy(continuous, engine)
+    others = [put(continuous, [5] * 3), put(continuous, [9] * 40), put(continuous, [2], [3])]
+    open_gate(engine)
+    assert [told.answer() for told in (first, *others)] == [[2.0], [15.0], [360.0], [2.0, 3.0]]
+    continuous.close()
+    assert [sorted(rows) for rows in engine.rows] == [[2], [1, 1, 3, 40]]
 
 
 def test_a_bad_row_fails_its_request_only_and_nothing_of_it_is_computed_again(engine: StandIn) -> None:

@@ -12,7 +12,7 @@ import pytest
 from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.graph.trace import export_graph
 from triton_rerank_server.backends.encoder import onnxruntime_session
-from triton_rerank_server.backends.encoder.engine import Engine, Rows, micro_batches, options_of
+from triton_rerank_server.backends.encoder.engine import Engine, Rows, flattened, micro_batches, options_of
 from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
 from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
 from triton_rerank_server.backends.encoder.session import EngineError
@@ -60,6 +60,21 @@ def test_no_rows_make_no_batch() -> None:
 
 def test_a_row_over_the_budget_goes_alone() -> None:
     assert [batch.tolist() for batch in micro_batches(np.array([500, 400]), 100)] == [[1], [0]]
+
+
+def test_without_padding_a_batch_ends_where_its_tokens_do() -> None:
+    lengths = np.array([50, 10, 10, 100, 30])
+    assert [batch.tolist() for batch in micro_batches(lengths, 100, 1, flat=True)] == [[1, 2, 4, 0], [3]]
+
+
+def test_a_flat_graph_gets_rows_one_after_the_other_without_what_pads_them() -> None:
+    first, second = Rows(pairs([3, 5, 1], 8, seed=1)), Rows(pairs([2], 4, seed=2))
+    feed = flattened([(first, [2, 0]), (second, np.array([0]))], ["input_ids", "attention_mask"])
+    assert feed["widths"].dtype == np.int32
+    assert feed["widths"].tolist() == [1, 3, 2]
+    ids = [first.inputs["input_ids"][2, :1], first.inputs["input_ids"][0, :3], second.inputs["input_ids"][0, :2]]
+    np.testing.assert_array_equal(feed["input_ids"], np.concatenate(ids))
+    assert feed["attention_mask"].tolist() == [1] * 6
 
 
 def test_padding_does_not_change_a_logit(engine: Engine, close: float) -> None:

@@ -18,9 +18,11 @@ def lengths_of(lists: dict[Waiting, list[int]], batch: list[tuple[Waiting, int]]
     return [lists[waiting][row] for waiting, row in batch]
 
 
-@given(st.lists(LENGTHS, min_size=1, max_size=8), st.data())
-def test_every_row_is_taken_once_within_the_bounds_of_a_batch(lists: list[list[int]], data: st.DataObject) -> None:
-    schedule = Schedule(BUDGET, COST)
+@given(st.lists(LENGTHS, min_size=1, max_size=8), st.booleans(), st.data())
+def test_every_row_is_taken_once_within_the_bounds_of_a_batch(
+    lists: list[list[int]], flat: bool, data: st.DataObject
+) -> None:
+    schedule = Schedule(BUDGET, COST, flat=flat)
     there: dict[Waiting, list[int]] = {}
     taken: list[tuple[Waiting, int]] = []
     coming = list(lists)
@@ -32,8 +34,9 @@ def test_every_row_is_taken_once_within_the_bounds_of_a_batch(lists: list[list[i
         batch = schedule.take()
         tokens = lengths_of(there, batch)
         assert batch
-        assert len(batch) == 1 or max(tokens) * len(tokens) <= BUDGET
-        assert max(tokens) * len(tokens) - sum(tokens) <= COST
+        padded = sum(tokens) if flat else max(tokens) * len(tokens)
+        assert len(batch) == 1 or padded <= BUDGET
+        assert padded - sum(tokens) <= COST
         taken += batch
     assert sorted((id(waiting), row) for waiting, row in taken) == sorted(
         (id(waiting), row) for waiting, lengths in there.items() for row in range(len(lengths))
@@ -93,6 +96,14 @@ def test_rows_of_others_fill_a_batch_up_as_far_as_they_cost_no_padding() -> None
     assert schedule.take() == [(second, 2)]
     assert schedule.take() == [(third, 0)]
     assert schedule.take() == []
+
+
+def test_without_padding_rows_of_all_others_fill_a_batch_up_in_their_turn() -> None:
+    schedule = Schedule(BUDGET, COST, flat=True)
+    first, second, third = schedule.add([64]), schedule.add([400, 60]), schedule.add([300, 300])
+    assert schedule.take() == [(first, 0), (second, 1), (third, 0)]
+    assert schedule.take() == [(second, 0)]
+    assert schedule.take() == [(third, 1)]
 
 
 def test_a_bound_refuses_but_a_lone_request_of_any_size_is_taken() -> None:

@@ -89,6 +89,11 @@ class Family:
     prompt: str = ""
     longest: int | None = None
 
+    @property
+    def has_flat_graph(self) -> bool:
+        """Its layers are BERT's, for whose attention there are operators over rows without padding."""
+        return self.traced_as is as_traced.bert_layers
+
 
 _DECODER: dict[str, Any] = {  # fields that Qwen2, Qwen3 and Gemma have in common
     "segments": None,
@@ -232,8 +237,8 @@ FAMILIES = {family.architecture: family for family in _ROWS}
 BY_CLASS = FAMILIES | {family.causal: family for family in _ROWS if family.causal}
 
 
-def check_precision(family: Family, precision: Precision, label: str) -> None:
-    """Refuse what a family cannot be exported in.
+def check_form(family: Family, precision: Precision, label: str, *, flat: bool = False) -> None:
+    """Refuse what a family cannot be exported in, or as.
 
     Raises:
         ExportError: says why, and what there is instead.
@@ -243,6 +248,14 @@ def check_precision(family: Family, precision: Precision, label: str) -> None:
             f"{label}: {family.architecture} cannot be exported in {precision}: {family.no_fp16}; it can be in "
             f"{', '.join(family.precisions)}"
         )
+    if flat and not family.has_flat_graph:
+        raise ExportError(
+            f"{label}: {family.architecture} has no flat graph; {', '.join(_flat_ones())} have. Leave --graph out"
+        )
+
+
+def _flat_ones() -> list[str]:
+    return [family.architecture for family in _ROWS if family.has_flat_graph]
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:

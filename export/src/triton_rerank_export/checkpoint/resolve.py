@@ -13,7 +13,7 @@ from triton_rerank_export.checkpoint import licence as licences
 from triton_rerank_export.checkpoint.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.checkpoint.causal import Answers, Asked, head_of
 from triton_rerank_export.checkpoint.facts import SHORTEST, Facts, read_facts
-from triton_rerank_export.checkpoint.families import BY_CLASS, Family, check_precision
+from triton_rerank_export.checkpoint.families import BY_CLASS, Family, check_form
 from triton_rerank_export.checkpoint.labels import Label
 from triton_rerank_export.checkpoint.source import HubModel, fetch
 from triton_rerank_export.checkpoint.tokenizer_files import check_tokenizer, load
@@ -107,6 +107,7 @@ def resolve(
     name: str | None = None,
     max_length: int | None = None,
     precision: Precision = "fp32",
+    flat: bool = False,
     allow_pickle: bool = False,
     asked_label: str | None = None,
     accepted_licence: str | None = None,
@@ -121,6 +122,7 @@ def resolve(
         name: public name; by default the catalogue's, the folder's, or the last part of the id.
         max_length: tokens of the longest pair; None means the model's own limit, but at most 1024.
         precision: that it will be exported in.
+        flat: it will be exported as a flat graph.
         allow_pickle: take pickled weights where there are no safetensors.
         asked_label: number or name of the label that is to be served; None: the catalogue's, or it must have one only.
         accepted_licence: licence that the user accepts, though it restricts what the weights may be used for.
@@ -138,7 +140,7 @@ def resolve(
     licences.check_accepted(licence, accepted_licence, origin.source)
 
     def check(folder: Path) -> None:
-        _, facts = _read_files(folder, origin.source, precision, asked_label, origin.source, prompt, work)
+        _, facts = _read_files(folder, origin.source, precision, flat, asked_label, origin.source, prompt, work)
         licences.check_accepted(licences.of_card(folder, origin.source), accepted_licence, origin.source)
         _served_length(facts, max_length, origin.source)
         if origin.entry is not None and origin.revision == origin.entry.revision and prompt is None:
@@ -159,6 +161,7 @@ def resolve(
         asked_label=asked_label,
         accepted_licence=accepted_licence,
         precision=precision,
+        flat=flat,
         prompt=prompt,
         label=origin.source if origin.entry and origin.entry.build else "",
         work=work,
@@ -174,6 +177,7 @@ def read_checkpoint(
     licence: str = "",
     max_length: int | None = None,
     precision: Precision = "fp32",
+    flat: bool = False,
     allow_pickle: bool = False,
     asked_label: str | None = None,
     accepted_licence: str | None = None,
@@ -191,6 +195,7 @@ def read_checkpoint(
         licence: SPDX name; "" means what its model card states.
         max_length: as for `resolve`.
         precision: as for `resolve`.
+        flat: as for `resolve`.
         allow_pickle: as for `resolve`.
         asked_label: as for `resolve`.
         accepted_licence: as for `resolve`.
@@ -204,7 +209,7 @@ def read_checkpoint(
     """
     _check_name(name)
     label = label or (f"{source}@{revision}" if revision else str(folder))
-    folder, facts = _read_files(folder, label, precision, asked_label, source, prompt, work)
+    folder, facts = _read_files(folder, label, precision, flat, asked_label, source, prompt, work)
     card = licences.of_card(folder, label)
     licences.check_accepted(card, accepted_licence, label)
     check_weights(folder, facts, label=label, allow_pickle=allow_pickle)
@@ -238,6 +243,7 @@ def _read_files(
     folder: Path,
     label: str,
     precision: Precision,
+    flat: bool,
     asked_label: str | None,
     source: str,
     prompt: str | None,
@@ -245,7 +251,7 @@ def _read_files(
 ) -> tuple[Path, Facts]:
     """All that is known before the weights are there, and the folder with its tokenizer.json."""
     facts = read_facts(folder, label, asked=asked_label, source=source, prompt=prompt)
-    check_precision(facts.family, precision, label)
+    check_form(facts.family, precision, label, flat=flat)
     folder = folder if work is None else with_tokenizer(folder, work, label)
     check_tokenizer(folder, facts, label)
     return folder, facts

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from triton_rerank_export.gate.evaluated import EvaluatedOptions
 from triton_rerank_export.repository.triton_config import ServedModel
 from triton_rerank_server.backends.encoder.engine import Engine, options_of
 from triton_rerank_server.backends.encoder.onnxruntime_session import cuda_available
@@ -64,4 +65,6 @@ class ServedScorer:
             return PlanEngine(path, profiles(self._model.ladder, self._model.max_batch_size))
         # a CPU computes fp16 in fp32, so only a GPU shows what fp16 does
         on_gpu = self._model.precision == "fp16" and cuda_available()
+        if self._model.packed and not on_gpu:
+            return Engine(path, EvaluatedOptions())
         return Engine(path, options_of(self._model.engine, self._model.parameters, device_id=0 if on_gpu else None))

@@ -16,7 +16,7 @@ from triton_rerank.contract import LOGITS
 
 
 @contextlib.contextmanager
-def _computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+def computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """A module computes something else inside the block."""
     before = module.__dict__.get("forward")
     module.forward = forward
@@ -51,7 +51,7 @@ def bert_layers(model: Any) -> Iterator[None]:
     """Let every layer's attention be of the form that ONNX Runtime's fusion knows."""
     with contextlib.ExitStack() as stack:
         for layer in model.base_model.encoder.layer:
-            stack.enter_context(_computing(layer.attention.self, _bert_attention(layer.attention.self, slice(None))))
+            stack.enter_context(computing(layer.attention.self, _bert_attention(layer.attention.self, slice(None))))
         yield
 
 
@@ -64,7 +64,7 @@ def bert_last_layer(model: Any) -> Iterator[None]:
     attention = model.base_model.encoder.layer[-1].attention
     hook = attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1]))
     try:
-        with _computing(attention.self, _bert_attention(attention.self, slice(1))):
+        with computing(attention.self, _bert_attention(attention.self, slice(1))):
             yield
     finally:
         hook.remove()
@@ -114,7 +114,7 @@ def modernbert_last_layer(model: Any) -> Iterator[None]:
         setattr(attention, name, part_of(whole, slice(number * width, (number + 1) * width)))
     del attention.Wqkv
     try:
-        with _computing(attention, attend), _computing(layer, compute):
+        with computing(attention, attend), computing(layer, compute):
             yield
     finally:
         attention.Wqkv = whole
@@ -143,7 +143,7 @@ def last_token(model: Any) -> Iterator[None]:
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         return {LOGITS: model.score(_at(hidden, attention_mask.sum(dim=1) - 1)[:, 0])}
 
-    with _computing(model, forward):
+    with computing(model, forward):
         yield
 
 
@@ -179,11 +179,11 @@ def decoder_last_layer(model: Any) -> Iterator[None]:
 
     def forward(input_ids: Any, attention_mask: Any) -> Any:
         place = attention_mask.sum(dim=1) - 1
-        with _computing(layer, functools.partial(compute, place)):
+        with computing(layer, functools.partial(compute, place)):
             hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         return {LOGITS: model.score(hidden[:, 0])}
 
-    with _computing(attention, attend), _computing(model, forward):
+    with computing(attention, attend), computing(model, forward):
         yield
 
 
@@ -209,7 +209,7 @@ def last_token_of_gemma(model: Any) -> Iterator[None]:
         stack.enter_context(last_token(model))
         for norm, weight in zip(norms, weights, strict=True):
             norm.weight = type(weight)(1 + weight.detach())
-            stack.enter_context(_computing(norm, scaled(norm)))
+            stack.enter_context(computing(norm, scaled(norm)))
         try:
             yield
         finally:

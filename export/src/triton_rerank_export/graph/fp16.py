@@ -35,7 +35,7 @@ _LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization"}
 _SUMS = {*_LAYER_NORMS, "Softmax"}
 _OF_ANGLES = {"Cos", "Sin"}
 _FULL = {*_SUMS, *_OF_ANGLES, "Where"}  # Where writes the mask's numbers
-_PRODUCTS = {"MatMul", "Gemm", "Attention"}
+_PRODUCTS = {"MatMul", "Gemm", "Attention", "PackedMultiHeadAttention"}
 _ELEMENTWISE = {"Add", "Sub", "Mul", "Div", "Neg", "Cast"}
 _MOVES = {"Gather", "Slice", "Reshape", "Transpose", "Concat", "Expand", "Split", "Squeeze", "Unsqueeze"}
 _OF_HEADS = {"ReduceSum", "Relu", "Sigmoid"}
@@ -47,12 +47,15 @@ _LISTED = 5
 Values = Callable[[TensorProto], Array]
 
 
-def to_fp16(graph: GraphProto, values: Values) -> tuple[str, ...]:
-    """Convert a graph in place; its inputs stay int64 and its logits fp32.
+def to_fp16(graph: GraphProto, values: Values, *, residuals: bool = False) -> tuple[str, ...]:
+    """Convert a graph in place; its inputs stay integers and its logits fp32.
 
     Args:
         graph: fp32.
         values: gives the values of a weight.
+        residuals: layer norms take and give fp16, so that no cast stands between two layers. A CUDA kernel of
+            LayerNormalization sums in fp32 all the same; that of SkipLayerNormalization, which ONNX Runtime puts in its
+            place, does so with ``enable_skip_layer_norm_strict_mode``.
 
     Returns:
         Sentences for the user: which weights do not fit, and whether many become zero.
@@ -61,7 +64,7 @@ def to_fp16(graph: GraphProto, values: Values) -> tuple[str, ...]:
         ExportError: an operator is not known here.
     """
     _inline_aliases_and_constants(graph)
-    flow = _Flow(graph)
+    flow = _Flow(graph, _FULL - _LAYER_NORMS if residuals else _FULL)
     flow.multiply_angles()
     half = flow.half()
     unfit = _unfit(graph, flow.weights_of(half), values)
@@ -80,7 +83,8 @@ class _Unfit:
 class _Flow:
     """Who makes and who takes the float tensors of a graph. A float operator goes by the names of its outputs."""
 
-    def __init__(self, graph: GraphProto) -> None:
+    def __init__(self, graph: GraphProto, full: set[str]) -> None:
+        self._full = full
         self.weights = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
         self.nodes: dict[str, NodeProto] = {}  # in order
         self.takers: dict[str, list[str]] = defaultdict(list)
@@ -112,7 +116,7 @@ class _Flow:
 
     def half(self) -> set[str]:
         """Operators that are fp16 if all weights fit."""
-        full = {name for name, node in self.nodes.items() if node.op_type in _FULL} | self._head() | self._angles()
+        full = {name for name, node in self.nodes.items() if node.op_type in self._full} | self._head() | self._angles()
         for node in reversed(self.nodes.values()):
             takers = [taker for name in node.output for taker in self.takers[name]]
             if self._follows(node) and full.issuperset(takers):

@@ -42,6 +42,7 @@ def convert(
     family: Family,
     reduce_range: bool = False,
     feeds: Iterable[Feed] | None = None,
+    flat: bool = False,
 ) -> Converted:
     """Write a graph in the precision that is served: one file or, above 256 MiB of weights, two.
 
@@ -55,6 +56,7 @@ def convert(
             16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
             but NVIDIA's backend cannot set it (docs/LOG.md).
         feeds: pairs that static int8 takes the ranges of activations from; None for anything else.
+        flat: it is a flat graph: fp16 is its layer norms' type too, and so the residuals'.
 
     Returns:
         ``<work>/<precision>/model.onnx``; for fp32 and bf16 ``graph`` itself if it already has the right form.
@@ -63,13 +65,20 @@ def convert(
         ExportError: the graph cannot be converted.
     """
     try:
-        return _convert(graph, precision, work, family, reduce_range=reduce_range, feeds=feeds)
+        return _convert(graph, precision, work, family, reduce_range=reduce_range, feeds=feeds, flat=flat)
     finally:
         graph_file.free_memory()
 
 
 def _convert(
-    graph: Path, precision: Precision, work: Path, family: Family, *, reduce_range: bool, feeds: Iterable[Feed] | None
+    graph: Path,
+    precision: Precision,
+    work: Path,
+    family: Family,
+    *,
+    reduce_range: bool,
+    feeds: Iterable[Feed] | None,
+    flat: bool,
 ) -> Converted:
     notes: tuple[str, ...] = ()
 
@@ -82,7 +91,7 @@ def _convert(
     if precision == "int8" and family.shares_weights:
         _unshare(model.graph)
     if precision == "fp16":
-        notes = fp16.to_fp16(model.graph, values)
+        notes = fp16.to_fp16(model.graph, values, residuals=flat)
     elif feeds is not None:
         static_int8.quantise(model, values, static_int8.measure(graph, feeds), reduce_range=reduce_range)
     elif precision == "int8":

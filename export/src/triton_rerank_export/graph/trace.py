@@ -7,17 +7,20 @@ that is served.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from triton_rerank.contract import INPUT_IDS, LOGITS
+from triton_rerank.contract import INPUT_IDS, LOGITS, WIDTHS
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_export.graph import graph_file
+from triton_rerank_export.graph.flat import flat
 from triton_rerank_export.repository.triton_config import encoder_inputs
 
 _OPSET = 18
@@ -46,17 +49,46 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = F
     Raises:
         ExportError: the weights cannot be read, or the graph has other names.
     """
-    from triton_rerank_export.gate.reference import load_model
-
     family = checkpoint.family
     patches = [patch for patch in (family.traced_as, family.last_layer_cut if cut_last_layer else None) if patch]
+    shape = {0: "batch_size", 1: "sequence_length"}
+    example = {name: (2, 16) for name in encoder_inputs(token_type_ids=checkpoint.token_type_ids)}
+    return _export(checkpoint, work, patches, example, shape)
+
+
+def export_flat_graph(checkpoint: Checkpoint, work: Path, *, packed: bool) -> Path:
+    """As `export_graph`, of flat tensors and ``widths``; flat.py says what they are and what is computed.
+
+    Args:
+        checkpoint: what to export, of a family whose layers are BERT's.
+        work: scratch folder.
+        packed: attention is the operator that ONNX Runtime has for CUDA, else one for CPUs.
+    """
+    start = checkpoint.pad_token_id if checkpoint.family.positions_after_padding else None
+    ids, mask, *more = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
+    example = {ids: (32,), mask: (32,), WIDTHS: (2,), **dict.fromkeys(more, (32,))}  # as flat() takes them
+    return _export(
+        checkpoint, work, [functools.partial(flat, pad_token_id=start, packed=packed)], example, {0: "tokens"}
+    )
+
+
+def _export(
+    checkpoint: Checkpoint,
+    work: Path,
+    patches: Sequence[Callable[[Any], AbstractContextManager[None]]],
+    example: Mapping[str, tuple[int, ...]],
+    axes: Mapping[int, str],
+) -> Path:
+    """Trace a model under patches, by inputs of the shapes of an example."""
+    from triton_rerank_export.gate.reference import load_model
+
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
     model = load_model(
         checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label, head=checkpoint.head
     )
     if checkpoint.row is not None:
-        _keep_row(model.get_submodule(family.classifier), checkpoint.row)
+        _keep_row(model.get_submodule(checkpoint.family.classifier), checkpoint.row)
     with (
         explained(f"{checkpoint.label}: its graph cannot be traced"),
         quiet(),
@@ -64,8 +96,8 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = F
     ):
         for patch in patches:
             stack.enter_context(patch(model))
-        _trace(model, path, encoder_inputs(token_type_ids=checkpoint.token_type_ids))
-        _attach_weights(path, model, checkpoint)  # a patch may have made some of the weights
+        _trace(model, path, example, axes)
+        _attach_weights(path, model, checkpoint, list(example))  # a patch may have made some of the weights
     del model
     graph_file.free_memory()
     return path
@@ -110,22 +142,25 @@ def _keep_row(classifier: Any, row: int) -> None:
     classifier.out_features = 1
 
 
-def _trace(model: Any, path: Path, inputs: Sequence[str]) -> None:
+def _trace(model: Any, path: Path, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[int, str]) -> None:
     """Write the graph; its weights are inputs without values."""
     import torch
 
-    example = {name: torch.ones(2, 16, dtype=torch.int64) for name in inputs}
-    example[INPUT_IDS] = torch.arange(32).reshape(2, 16) % _TRACED_WORDS
-    shape = {0: "batch_size", 1: "sequence_length"}
+    example = {name: torch.ones(shape, dtype=torch.int64) for name, shape in shapes.items()}
+    example[INPUT_IDS] = torch.arange(32).reshape(shapes[INPUT_IDS]) % _TRACED_WORDS
+    dynamic = {**{name: dict(axes) for name in shapes}, LOGITS: {0: axes[0]}}
+    if WIDTHS in shapes:
+        example[WIDTHS] = torch.tensor([12, 20], dtype=torch.int32)
+        dynamic[WIDTHS] = dynamic[LOGITS] = {0: "rows"}
     with torch.no_grad(), _few_words(model), _plain_masks(), _logits_alone(model):
         torch.onnx.export(
             model,
             (example,),
             str(path),
             export_params=False,
-            input_names=list(inputs),
+            input_names=list(shapes),
             output_names=[LOGITS],
-            dynamic_axes={**dict.fromkeys(inputs, shape), LOGITS: {0: "batch_size"}},
+            dynamic_axes=dynamic,
             opset_version=_OPSET,
             dynamo=False,  # fusion does not recognise the other exporter's graph
         )
@@ -181,10 +216,9 @@ def _few_words(model: Any) -> Iterator[None]:
         embeddings.weight = table
 
 
-def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint) -> None:
+def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint, inputs: Sequence[str]) -> None:
     """Turn the inputs that are weights into initializers, with their values in the data file."""
     skeleton = graph_file.load(path)
-    inputs = encoder_inputs(token_type_ids=checkpoint.token_type_ids)
     weights = _weights(skeleton, [value for value in skeleton.graph.input if value.name not in inputs], model)
     for value in [value for value in skeleton.graph.input if value.name in weights]:
         shape = weights[value.name].shape
@@ -192,7 +226,7 @@ def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint) -> None:
         skeleton.graph.input.remove(value)
     if checkpoint.family.shares_weights:
         _name_weights_once(skeleton.graph)
-    _check_names(skeleton, checkpoint)
+    _check_names(skeleton, checkpoint, inputs)
     graph_file.save(skeleton, path, lambda tensor: weights[tensor.name].numpy(), external=True)
 
 
@@ -268,13 +302,12 @@ def _check_fusion(model: Any, checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_names(skeleton: Any, checkpoint: Checkpoint) -> None:
+def _check_names(skeleton: Any, checkpoint: Checkpoint, inputs: Sequence[str]) -> None:
     graph = skeleton.graph
-    inputs, outputs = sorted(node.name for node in graph.input), [node.name for node in graph.output]
-    expected = sorted(encoder_inputs(token_type_ids=checkpoint.token_type_ids))
-    if inputs != expected or outputs != [LOGITS]:
+    found, outputs = sorted(node.name for node in graph.input), [node.name for node in graph.output]
+    if found != sorted(inputs) or outputs != [LOGITS]:
         raise ExportError(
-            f"{checkpoint.name}: the graph has inputs {inputs} and outputs {outputs}; {expected} and {[LOGITS]} "
+            f"{checkpoint.name}: the graph has inputs {found} and outputs {outputs}; {sorted(inputs)} and {[LOGITS]} "
             "were expected"
         )
 

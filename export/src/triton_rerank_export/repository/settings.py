@@ -118,6 +118,11 @@ class Settings:
                     f"{flag(name)} is {getattr(model, name)}: only our encoder over ONNX Runtime reads it, and "
                     f"{model.name} is served by {'Triton itself' if not ours else engine}; leave it out"
                 )
+        if model.cuda_graph_shapes and model.graph == "flat":
+            raise ExportError(
+                f"--cuda-graph-shapes is {model.cuda_graph_shapes}: a flat graph's tensors have no such shapes; "
+                "leave it out"
+            )
         if model.cuda_graph_shapes and model.precision == "int8":
             raise ExportError(
                 f"--cuda-graph-shapes is {model.cuda_graph_shapes}: int8 is computed on CPUs, which have none; "

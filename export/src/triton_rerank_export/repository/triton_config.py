@@ -21,6 +21,8 @@ Engine = Literal["onnxruntime", "tensorrt", "openvino"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 Accelerator = Literal["none", "tensorrt"]
 ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
+Graph = Literal["padded", "flat"]
+GRAPHS: tuple[Graph, ...] = get_args(Graph)
 Scheduling = Literal["executions", "continuous"]
 SCHEDULINGS: tuple[Scheduling, ...] = get_args(Scheduling)
 SpecialTokensInText = Literal["text", "special"]
@@ -56,8 +58,10 @@ class ServedModel:
         engine: the library that computes the encoder; "onnxruntime" and "openvino" serve model.onnx, "tensorrt"
             model.plan.
         accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
-        native: Triton's own ONNX Runtime backend computes the encoder, on rectangles of one width; else ours does, on
-            requests of any widths together.
+        graph: "padded" takes rectangles; "flat" takes rows one after the other, and computes nothing for padding: in
+            fp32 by operators for CPUs, in fp16 by operators that only CUDA has.
+        native: Triton's own ONNX Runtime backend computes the encoder, padded graphs on rectangles of one width; else
+            ours does, on requests of any widths together.
         scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
             all requests that wait, short ones first.
         max_batch_size: most pairs in a request and in an execution.
@@ -91,6 +95,7 @@ class ServedModel:
     version: int = 1
     engine: Engine = "onnxruntime"
     accelerator: Accelerator = "none"
+    graph: Graph = "padded"
     native: bool = False
     scheduling: Scheduling = "continuous"
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
@@ -147,6 +152,11 @@ class ServedModel:
         """Triton's backend for the encoder; TensorRT, in either form, is there in native ones only."""
         native = self.native or self.engine == "tensorrt" or self.accelerator == "tensorrt"
         return self.engine if native else contract.ENCODER_BACKEND
+
+    @property
+    def packed(self) -> bool:
+        """The graph has operators that only CUDA has."""
+        return self.graph == "flat" and self.precision == "fp16"
 
     @property
     def parameters(self) -> dict[str, str]:
@@ -218,13 +228,15 @@ def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
 
 def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
     ours = model.backend == contract.ENCODER_BACKEND
+    ragged = ours or model.graph == "flat"
     return pb.ModelConfig(
         name=model.encoder_name,
         backend=model.backend,
         default_model_filename=model.graph_file,
         max_batch_size=model.max_batch_size,
         version_policy=_versions(versions),
-        input=[_io(name, pb.TYPE_INT64, -1, ragged=ours) for name in model.tensors],
+        input=[_io(name, pb.TYPE_INT64, -1, ragged=ragged) for name in model.tensors],
+        batch_input=[] if ours or not ragged else [_widths()],
         output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1))],
         dynamic_batching=_batching(model, queue_delay_us=model.queue_delay_us),
         instance_group=[_encoder_instances(model)],
@@ -268,25 +280,31 @@ def _ensemble_config(model: ServedModel) -> Any:
 
 
 def _encoder_instances(model: ServedModel) -> Any:
-    """A GPU where there is one, else the CPU; int8 and bf16 are for CPUs, TensorRT for GPUs."""
+    """A GPU where there is one, else the CPU; int8, bf16 and flat fp32 are for CPUs, TensorRT, flat fp16 for GPUs."""
     group, count = pb.ModelInstanceGroup, model.instances
     if model.engine == "tensorrt":  # without the list only the first profile is used
         n_profiles = len(profiles(model.ladder, model.max_batch_size))
         return group(count=count, kind=group.KIND_GPU, profile=[str(index) for index in range(n_profiles)])
-    if model.accelerator == "tensorrt":
+    if model.accelerator == "tensorrt" or model.packed:
         return group(count=count, kind=group.KIND_GPU)
+    if model.graph == "flat":
+        return group(count=count, kind=group.KIND_CPU)
     return group(count=count, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)
 
 
 def _optimization(model: ServedModel) -> Any:
-    if model.accelerator != "tensorrt":
+    if model.packed:
+        name, parameters = "cuda", {"enable_skip_layer_norm_strict_mode": "1"}  # sums of fp16 numbers in fp32
+    elif model.accelerator == "tensorrt":
+        name = accelerator.NAME
+        parameters = accelerator.accelerator_parameters(
+            inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
+        )
+    else:
         return None
-    parameters = accelerator.accelerator_parameters(
-        inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
-    )
     policy = pb.ModelOptimizationPolicy
-    tensorrt = policy.ExecutionAccelerators.Accelerator(name=accelerator.NAME, parameters=parameters)
-    return policy(execution_accelerators=policy.ExecutionAccelerators(gpu_execution_accelerator=[tensorrt]))
+    chosen = policy.ExecutionAccelerators.Accelerator(name=name, parameters=parameters)
+    return policy(execution_accelerators=policy.ExecutionAccelerators(gpu_execution_accelerator=[chosen]))
 
 
 def _batching(model: ServedModel, *, queue_delay_us: int) -> Any:
@@ -332,6 +350,16 @@ def _pair_outputs() -> list[Any]:
 def _io(name: str, data_type: int, dim: int, *, ragged: bool = False) -> Any:
     """Ragged: Triton merges requests whatever their widths; native backends want a graph of flat tensors for that."""
     return pb.ModelInput(name=name, data_type=data_type, dims=[dim], allow_ragged_batch=ragged)
+
+
+def _widths() -> Any:
+    """What a flat graph needs of the rows that Triton merges; our encoder makes it itself."""
+    return pb.BatchInput(
+        kind=pb.BatchInput.BATCH_ITEM_SHAPE_FLATTEN,
+        target_name=[contract.WIDTHS],
+        data_type=pb.TYPE_INT32,
+        source_input=[contract.INPUT_IDS],
+    )
 
 
 def _output(tensor: Any) -> Any:

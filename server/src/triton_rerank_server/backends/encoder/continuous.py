@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .engine import Engine, Rows, check
+from .engine import Engine, Rows, check, flattened
 from .schedule import MOST_WAITING_TOKENS, Schedule, ScheduleFullError, Waiting
 from .session import EngineError, Ids
 
@@ -78,7 +78,9 @@ class Continuous:
 
     def __init__(self, engine: Engine, *, most_tokens: int = MOST_WAITING_TOKENS, most_requests: int = 0) -> None:
         self._engine = engine
-        self._schedule = Schedule(engine.micro_batch_tokens, engine.batch_cost_tokens, most_tokens, most_requests)
+        self._schedule = Schedule(
+            engine.micro_batch_tokens, engine.batch_cost_tokens, most_tokens, most_requests, flat=engine.is_flat
+        )
         self._requests: dict[Waiting, _Request] = {}
         self._changed = threading.Condition()
         self._closing = False
@@ -199,17 +201,21 @@ class Continuous:
                 _tell(request.ticket.failed, exc)
 
     def _score(self, parts: Sequence[tuple[_Request, list[int]]]) -> None:
-        width = max(int(request.rows.lengths[rows].max()) for request, rows in parts)
-        width = -(-width // self._engine.length_step) * self._engine.length_step
-        feed = {
-            name: np.concatenate([_cut(request.rows.inputs[name], rows, width) for request, rows in parts])
-            for name in self._engine.input_names
-        }
-        logits = self._engine.run(feed)
+        logits = self._engine.run(self._feed([(request.rows, rows) for request, rows in parts]))
         start = 0
         for request, rows in parts:
             request.logits[rows] = logits[start : start + len(rows)]
             start += len(rows)
+
+    def _feed(self, parts: Sequence[tuple[Rows, list[int]]]) -> dict[str, Any]:
+        names = self._engine.input_names
+        if self._engine.is_flat:
+            return flattened(parts, names)
+        width = max(int(rows.lengths[picked].max()) for rows, picked in parts)
+        width = -(-width // self._engine.length_step) * self._engine.length_step
+        return {
+            name: np.concatenate([_cut(rows.inputs[name], picked, width) for rows, picked in parts]) for name in names
+        }
 
     def _answer(self, places: _Places) -> None:
         for waiting, (request, rows) in places.items():

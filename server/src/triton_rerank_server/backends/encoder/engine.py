@@ -11,13 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .onnxruntime_session import OnnxRuntimeOptions
 from .openvino_session import OpenVinoOptions
-from .session import EngineError, Ids, SessionOptions, TensorError
+from .session import WIDTHS, EngineError, Ids, SessionOptions, TensorError
 
 OPENVINO = "openvino"
 ENGINES = ("onnxruntime", OPENVINO)
@@ -67,6 +68,7 @@ class Engine:
 
     Attributes:
         computed: counts of all runs; whoever computes adds to it, others only read.
+        is_flat: its graph takes rows one after the other, without padding, and their widths.
 
     Raises:
         EngineError: the file is missing or broken, or a setting is unknown.
@@ -76,7 +78,8 @@ class Engine:
         if not model_file.is_file():
             raise EngineError(f"{model_file}: no such file; export the model again")
         self._session = (options or OnnxRuntimeOptions()).open(str(model_file))
-        self.input_names = self._session.input_names
+        self.is_flat = WIDTHS in self._session.input_names
+        self.input_names = [name for name in self._session.input_names if name != WIDTHS]
         self.output_names = self._session.output_names
         self.micro_batch_tokens = self._session.micro_batch_tokens
         self.batch_cost_tokens: float = self._session.batch_cost_tokens
@@ -87,7 +90,7 @@ class Engine:
         """As `Session.run`, and counted."""
         mask = inputs["attention_mask"]
         self.computed.batches += 1
-        self.computed.pairs += len(mask)
+        self.computed.pairs += len(inputs.get(WIDTHS, mask))
         self.computed.tokens += int(np.count_nonzero(mask))
         self.computed.padded_tokens += mask.size
         return self._session.run(inputs)
@@ -111,10 +114,13 @@ class Engine:
         rows = Rows(_stack(requests, self.input_names))
         lengths = rows.padded(self._session.length_step)
         out = np.empty((len(lengths), 1), dtype=np.float32)
-        for batch in micro_batches(lengths, self.micro_batch_tokens, self.batch_cost_tokens):
+        for batch in micro_batches(lengths, self.micro_batch_tokens, self.batch_cost_tokens, flat=self.is_flat):
             width = int(lengths[batch].max())
-            feed = {name: np.ascontiguousarray(rows.inputs[name][batch, :width]) for name in self.input_names}
-            out[batch] = self.run(feed)
+            out[batch] = self.run(
+                flattened([(rows, batch)], self.input_names)
+                if self.is_flat
+                else {name: np.ascontiguousarray(rows.inputs[name][batch, :width]) for name in self.input_names}
+            )
         ends = np.cumsum([len(request["attention_mask"]) for request in requests])
         return np.split(out, ends[:-1])
 
@@ -154,7 +160,7 @@ def options_of(
 
 
 def micro_batches(
-    lengths: npt.NDArray[np.intp], budget: int, batch_cost: float = math.inf
+    lengths: npt.NDArray[np.intp], budget: int, batch_cost: float = math.inf, *, flat: bool = False
 ) -> list[npt.NDArray[np.intp]]:
     """Split rows, shortest first, into batches of at most ``budget`` padded tokens (one row may pass it).
 
@@ -162,6 +168,7 @@ def micro_batches(
         lengths: int ``(n,)``, tokens a row.
         budget: tokens a batch, padding to its longest row included.
         batch_cost: tokens of padding that are as bad as one batch more; no batch has more padding.
+        flat: nothing is padded.
 
     Returns:
         Index arrays; together they hold each row once.
@@ -170,12 +177,34 @@ def micro_batches(
     edges, tokens = [0], 0
     for place, length in enumerate(lengths[order].tolist()):
         rows = place - edges[-1]
-        padded = (rows + 1) * length
+        padded = tokens + length if flat else (rows + 1) * length
         if rows and (padded > budget or padded - length - tokens > batch_cost):
             edges.append(place)
             tokens = 0
         tokens += length
     return np.split(order, edges[1:]) if len(order) else []
+
+
+def flattened(
+    parts: Sequence[tuple[Rows, npt.NDArray[np.intp] | list[int]]], names: Sequence[str]
+) -> dict[str, npt.NDArray[Any]]:
+    """What a flat graph takes, of some rows of one or several requests: each as long as it is, one after the other.
+
+    Args:
+        parts: per request, which of its rows.
+        names: of the inputs.
+
+    Returns:
+        Input name -> int64 ``(tokens,)``, and `WIDTHS` -> int32 ``(rows,)``.
+    """
+    feed: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*names, WIDTHS)}
+    for rows, picked in parts:
+        lengths = rows.lengths[picked]
+        feed[WIDTHS].append(lengths.astype(np.int32))
+        inside = np.arange(lengths.max()) < lengths[:, None]
+        for name in names:
+            feed[name].append(rows.inputs[name][picked, : lengths.max()][inside])
+    return {name: np.concatenate(arrays) for name, arrays in feed.items()}
 
 
 def check(request: Mapping[str, Ids], names: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .session import EngineError, Ids, TensorError, whole
+from .session import WIDTHS, EngineError, Ids, TensorError, whole
 
 if TYPE_CHECKING:
     from .cuda import BoundRunner
@@ -173,9 +173,14 @@ def _runner(session: Any, options: OnnxRuntimeOptions) -> BoundRunner | None:
     from . import cuda
 
     shapes = cuda.parse_shapes(options.cuda_graph_shapes)
+    if options.device_id is not None:
+        cuda.check_on_gpu(session)
+    if not shapes:
+        return None
+    if WIDTHS in [node.name for node in session.get_inputs()]:
+        raise EngineError(f"cuda_graph_shapes is {options.cuda_graph_shapes!r}: a flat graph has no shapes to hold")
     if options.device_id is None:
         return cuda.BoundRunner(session, shapes, device="cpu")
-    cuda.check_on_gpu(session)
     return cuda.BoundRunner(session, shapes, device_id=options.device_id)
 
 

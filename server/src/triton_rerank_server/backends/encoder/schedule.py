@@ -51,6 +51,7 @@ class Schedule:
         batch_cost_tokens: tokens of padding that are as bad as one batch more; no batch has more padding.
         most_tokens: that may wait; a request that comes when nothing waits is always taken.
         most_requests: that may wait; 0 means no bound.
+        flat: nothing is padded, so rows of any lengths go together.
     """
 
     def __init__(
@@ -59,9 +60,12 @@ class Schedule:
         batch_cost_tokens: float,
         most_tokens: int = MOST_WAITING_TOKENS,
         most_requests: int = 0,
+        *,
+        flat: bool = False,
     ) -> None:
         self._batch_tokens, self._batch_cost = batch_tokens, batch_cost_tokens
         self._most_tokens, self._most_requests = most_tokens, most_requests or sys.maxsize
+        self._flat = flat
         self._waiting: list[Waiting] = []
         self._numbers = itertools.count()
         self._taken = 0
@@ -105,12 +109,12 @@ class Schedule:
         """Rows of the next micro-batch, with the requests that they are of; empty if none wait.
 
         The first request's rows, shortest first; then rows of all others that are no longer than these, longest first:
-        what comes nearest to the batch's width costs the least padding.
+        what comes nearest to the batch's width costs the least padding. Without padding, all others' in their turn.
         """
         picked: list[tuple[Waiting, int]] = []
         width = tokens = 0
         in_turn = sorted(self._waiting, key=lambda waiting: waiting.turn)
-        for first in in_turn[:1]:
+        for first in in_turn if self._flat else in_turn[:1]:
             while first.rows and self._fits(len(picked) + 1, first.rows[0][0], tokens + first.rows[0][0], bool(picked)):
                 width = first.rows[0][0]
                 tokens += width
@@ -135,7 +139,7 @@ class Schedule:
         return picked
 
     def _fits(self, rows: int, width: int, tokens: int, has_others: bool) -> bool:
-        padded = rows * width
+        padded = tokens if self._flat else rows * width
         return not has_others or (padded <= self._batch_tokens and padded - tokens <= self._batch_cost)
 
     @staticmethod

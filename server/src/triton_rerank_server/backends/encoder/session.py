@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 
+WIDTHS = "widths"  # input of a flat graph: int32 (rows,), how many numbers of each other input are a row's
+
 
 class EngineError(ValueError):
     """A model, a setting or a run that failed; the message names the file, the value and the bound.
@@ -41,6 +43,8 @@ class Session(Protocol):
 
     def run(self, inputs: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
         """Input name -> int64 ``(n, padded length)``; gives logits ``(n, 1)``.
+
+        A flat graph takes int64 ``(tokens,)``, and `WIDTHS`.
 
         Raises:
             TensorError: an id is outside its table.

@@ -1,0 +1,197 @@
+"""The flat graph gives the padded graph's logits, whatever the rows; its form for CUDA in the reference evaluator."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from support.graphs import checkpoint_of, onnx_logits, onnx_session
+
+from triton_rerank_export.checkpoint.resolve import Checkpoint
+from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate.evaluated import EvaluatedOptions, EvaluatedSession
+from triton_rerank_export.gate.parity import BOUNDS
+from triton_rerank_export.graph import flat, trace
+from triton_rerank_export.graph.precision import convert
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import served_model
+from triton_rerank_server.backends.encoder.engine import Engine
+
+Rectangle = dict[str, npt.NDArray[np.int64]]
+CLASSES = (
+    0,
+    8,
+    24,
+    64,
+    sys.maxsize,
+)  # tiny models have 128 tokens: each class has rows in some batch, and none in others
+BATCHES = {  # lengths of the rows of rectangles that are computed together
+    "one row": [[7]],
+    "one token": [[1], [1, 1, 1]],
+    "full rows": [[128, 128], [64]],
+    "ragged": [[5, 17, 32, 9], [7], [20, 3], [60]],
+    "one long row among short ones": [[1, 2, 8, 128, 9], [24, 25]],
+    "every class": [[3, 90], [64, 65, 8, 24, 1, 110]],
+}
+
+# onnxruntime's docs/OperatorKernels.md, CUDAExecutionProvider: types of the kernels of what a flat graph consists of
+FLOATS, NUMBERS = frozenset({"float32", "float16"}), frozenset({"float32", "float16", "int32", "int64"})
+ANY, LOGICAL = NUMBERS | {"bool"}, frozenset({"bool"})
+CUDA = {
+    **dict.fromkeys(
+        ["Gather", "Unsqueeze", "Squeeze", "Transpose", "Reshape", "Concat", "Slice", "Split", "Cast"], ANY
+    ),
+    **dict.fromkeys(["Shape", "Where", "NonZero", "Equal", "Less"], ANY),
+    **dict.fromkeys(["Add", "Sub", "Mul", "Div", "CumSum", "ReduceMax", "ReduceSum"], NUMBERS),
+    **dict.fromkeys(["And", "Or", "Not"], LOGICAL),
+    **dict.fromkeys(["Gemm", "LayerNormalization", "Erf", "Tanh"], FLOATS),
+    "Range": frozenset({"float32", "int32", "int64"}),
+    "PackedMultiHeadAttention": FLOATS | {"int32"},
+}
+
+
+class Graphs(NamedTuple):
+    checkpoint: Checkpoint
+    padded: Path
+    classes: Path
+    packed: Path
+    fp16: Path
+
+
+@pytest.fixture(scope="module", params=["tiny-bert", "tiny-xlmr"])
+def graphs(
+    request: pytest.FixtureRequest, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Graphs:
+    checkpoint, work = checkpoint_of(checkpoints[request.param]), tmp_path_factory.mktemp("flat")
+    padded = trace.export_graph(checkpoint, work / "padded", cut_last_layer=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flat, "_CLASSES", CLASSES)
+        classes = trace.export_flat_graph(checkpoint, work / "classes", packed=False)
+    packed = trace.export_flat_graph(checkpoint, work / "packed", packed=True)
+    fp16 = convert(packed, "fp16", work, family=checkpoint.family, flat=True).path
+    return Graphs(checkpoint, padded, classes, packed, fp16)
+
+
+def rectangles(checkpoint: Checkpoint, batch: list[list[int]]) -> list[Rectangle]:
+    """Rows as the tokenizer step pads them, to more than the longest of them."""
+    return [_rectangle(checkpoint, lengths, seed) for seed, lengths in enumerate(batch)]
+
+
+def _rectangle(checkpoint: Checkpoint, lengths: list[int], seed: int) -> Rectangle:
+    width = next(rung for rung in (32, 64, 128) if rung >= max(lengths))
+    mask = (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
+    ids = np.where(mask, np.random.default_rng(seed).integers(5, 600, mask.shape), checkpoint.pad_token_id)
+    segments = {"token_type_ids": mask * (np.arange(width) > 4)} if checkpoint.token_type_ids else {}
+    return {"input_ids": ids, "attention_mask": mask, **segments}
+
+
+def as_triton_flattens(given: list[Rectangle]) -> dict[str, npt.NDArray[Any]]:
+    """Padding included: BATCH_ITEM_SHAPE_FLATTEN gives every row's padded width."""
+    widths = [np.full(len(one["input_ids"]), one["input_ids"].shape[1], np.int32) for one in given]
+    return {name: np.concatenate([one[name].ravel() for one in given]) for name in given[0]} | {
+        "widths": np.concatenate(widths)
+    }
+
+
+def largest(got: list[npt.NDArray[np.float32]], expected: list[npt.NDArray[np.float32]]) -> float:
+    assert [logits.shape for logits in got] == [logits.shape for logits in expected]
+    return float(np.abs(np.concatenate(got) - np.concatenate(expected)).max())
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_the_form_for_cpus_gives_the_padded_graphs_logits(graphs: Graphs, batch: list[list[int]]) -> None:
+    given = rectangles(graphs.checkpoint, batch)
+    expected = onnx_logits(graphs.padded, given)
+    session = onnx_session(str(graphs.classes))
+    merged = session.run(["logits"], as_triton_flattens(given))[0]
+    assert largest([merged], [np.concatenate(expected)]) < 1e-5
+    assert largest(Engine(graphs.classes).logits(given), expected) < 1e-5
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_the_form_for_cuda_gives_the_padded_graphs_logits(graphs: Graphs, batch: list[list[int]]) -> None:
+    given = rectangles(graphs.checkpoint, batch)
+    expected = onnx_logits(graphs.padded, given)
+    merged = EvaluatedSession(str(graphs.packed)).run(as_triton_flattens(given))
+    assert largest([merged], [np.concatenate(expected)]) < 1e-5
+    assert largest(Engine(graphs.packed, EvaluatedOptions()).logits(given), expected) < 1e-5
+    assert (
+        largest(Engine(graphs.fp16, EvaluatedOptions()).logits(given), expected) < BOUNDS["fp16"].max_logit_difference
+    )
+
+
+@pytest.mark.parametrize("form", ["classes", "packed"])
+def test_the_paddings_id_inside_a_text_and_a_row_of_nothing_but_padding(graphs: Graphs, form: str) -> None:
+    """RoBERTa gives the padding's id no position of its own wherever it stands."""
+    (given,) = rectangles(graphs.checkpoint, [[20, 9, 12]])
+    given["input_ids"][0, 3:5] = graphs.checkpoint.pad_token_id
+    given["attention_mask"][1] = 0
+    engine = Engine(getattr(graphs, form), EvaluatedOptions() if form == "packed" else None)
+    (got,), (expected,) = engine.logits([given]), onnx_logits(graphs.padded, [given])
+    assert largest([got[[0, 2]]], [expected[[0, 2]]]) < 1e-5
+    assert np.isfinite(got).all()
+
+
+def test_inputs_are_flat_as_native_backends_want_ragged_ones(graphs: Graphs) -> None:
+    for path in (graphs.classes, graphs.packed, graphs.fp16):
+        inputs = {value.name: value.type.tensor_type for value in onnx.load(path).graph.input}
+        assert {name: len(tensor.shape.dim) for name, tensor in inputs.items()} == dict.fromkeys(inputs, 1)
+        types = {name: onnx.TensorProto.DataType.Name(tensor.elem_type) for name, tensor in inputs.items()}
+        assert types.pop("widths") == "INT32"
+        assert set(types.values()) == {"INT64"}
+
+
+def test_every_operator_for_cuda_has_a_kernel_there_and_no_cast_stands_between_residuals(graphs: Graphs) -> None:
+    model = onnx.load(graphs.fp16)
+    feed = as_triton_flattens(rectangles(graphs.checkpoint, BATCHES["ragged"]))
+    tensors = EvaluatedSession(str(graphs.fp16)).tensors(feed)
+    types = {name: str(value.dtype) for name, value in tensors.items() if name}
+    nodes = [node for node in model.graph.node if node.op_type != "Constant"]  # folded before it is given to a device
+    for node in nodes:
+        assert {types[name] for name in (*node.input, *node.output) if name} <= CUDA[node.op_type], node.name
+    norms = [node for node in nodes if node.op_type == "LayerNormalization"]
+    assert {types[name] for node in norms for name in (*node.input, *node.output)} == {"float16"}
+    casts = [node for node in nodes if node.op_type == "Cast" and types[node.output[0]].startswith("float")]
+    assert [node.input[0] for node in casts] == [norms[-1].output[0]]  # before the head
+    assert types["logits"] == "float32"
+
+
+def test_no_operator_makes_a_rectangle_of_all_rows_for_attention(graphs: Graphs) -> None:
+    """One long row among many short ones: what is quadratic in the longest stays with its class."""
+    given = rectangles(graphs.checkpoint, [[1] * 40, [128]])
+    model = onnx.load(graphs.classes)
+    attention = [node for node in model.graph.node if node.op_type == "MultiHeadAttention"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for node in attention for name in node.output)
+    shapes = [array.shape for array in onnx_session(model.SerializeToString()).run(None, as_triton_flattens(given))[1:]]
+    rows = [shape[:2] for shape in shapes]
+    assert rows == [(40, 1), (0, 1), (0, 1), (1, 128), (40, 1), (0, 1), (0, 1), (1, 1)]
+
+
+def test_the_evaluator_refuses_places_that_do_not_belong_to_the_rows() -> None:
+    from triton_rerank_export.gate.evaluated import check_places
+
+    check_places(np.array([[0, 1], [2, 3]]), np.array([0, 2, 3]), 3)
+    with pytest.raises(ValueError, match="does not belong to rows of"):
+        check_places(np.array([[0, 2], [1, 3]]), np.array([0, 2, 3]), 3)
+
+
+def test_a_new_version_keeps_the_form_and_a_replacement_has_the_default(checkpoints: dict[str, Path]) -> None:
+    checkpoint = checkpoint_of(checkpoints["tiny-bert"])
+    beside = served_model(checkpoint, ExportOptions(precision="fp32", graph="flat"))
+    assert beside.graph == "flat"
+    assert served_model(checkpoint, ExportOptions(precision="fp32"), beside).graph == "flat"
+    assert served_model(checkpoint, ExportOptions(precision="fp32", graph="padded"), beside).graph == "padded"
+    assert served_model(checkpoint, ExportOptions(precision="fp32")).graph == "padded"
+
+
+def test_a_family_with_other_attention_is_refused_with_those_that_have_a_flat_graph() -> None:
+    from triton_rerank_export.checkpoint.families import FAMILIES, check_form
+
+    check_form(FAMILIES["BertForSequenceClassification"], "fp32", "m", flat=True)
+    with pytest.raises(ExportError, match="has no flat graph; BertForSequenceClassification, XLMRoberta"):
+        check_form(FAMILIES["DistilBertForSequenceClassification"], "fp32", "m", flat=True)
