@@ -90,7 +90,8 @@ def test_the_model_keeps_its_table_of_words(checkpoints: dict[str, Path], tmp_pa
     model = reference.load_model(checkpoints["tiny-xlmr"])
     before = model.get_input_embeddings().weight
     with trace.quiet():
-        trace._trace(model, tmp_path / "model.onnx", ["input_ids", "attention_mask"])
+        shapes = dict.fromkeys(("input_ids", "attention_mask"), (2, 16))
+        trace._trace(model, tmp_path / "model.onnx", shapes, {0: "pairs", 1: "tokens"})
     assert model.get_input_embeddings().weight is before
 
 
