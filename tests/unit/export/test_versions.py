@@ -205,6 +205,15 @@ def test_list_shows_each_version_and_which_is_active(copy: Path, capsys: pytest.
     assert ["yes" in line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [True, False, True]
 
 
+def test_list_shows_the_form_that_was_chosen_at_export(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copy / "tiny-xlmr" / "1" / MANIFEST_FILE
+    manifest = json.loads(path.read_text())
+    manifest["model"] |= {"graph": "flat", "native": True, "threads": 3}
+    path.write_text(json.dumps(manifest))
+    assert main(["list", "--model-repository", str(copy)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("  graph flat, native, threads 3")
+
+
 def test_list_shows_the_others_beside_a_model_that_cannot_be_read(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

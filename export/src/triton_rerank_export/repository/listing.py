@@ -9,6 +9,7 @@ from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.manifest import Manifest, version_folders
 from triton_rerank_export.repository.settings import listed
 from triton_rerank_export.repository.store import active_version, installed_versions
+from triton_rerank_export.repository.triton_config import ServedModel
 
 HEADER = ("model", "version", "active", "precision", "engine", "MB", "licence", "source", "settings")
 
@@ -49,5 +50,10 @@ def _row(repository: Path, manifest: Manifest, active: bool) -> tuple[str, ...]:
     return (
         *(model.name, str(model.version), "yes" if active else "", model.precision, model.engine),
         *(f"{size:.0f}" if size >= 1 else f"{size:.1f}", model.licence or "unknown", source),
-        listed(model, changed=True),
+        ", ".join(filter(None, [_form(model), listed(model, changed=True)])),
     )
+
+
+def _form(model: ServedModel) -> str:
+    """What was chosen at export and is not the default."""
+    return ", ".join([f"graph {model.graph}"] * (model.graph != "padded") + ["native"] * model.native)
