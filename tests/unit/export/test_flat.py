@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 from support.graphs import checkpoint_of, onnx_logits, onnx_session
+from support.tiny_families import write_tiny
 
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
@@ -63,11 +64,15 @@ class Graphs(NamedTuple):
     fp16: Path
 
 
-@pytest.fixture(scope="module", params=["tiny-bert", "tiny-xlmr"])
+@pytest.fixture(scope="module", params=["tiny-bert", "tiny-xlmr", "ElectraForSequenceClassification"])
 def graphs(
     request: pytest.FixtureRequest, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Graphs:
-    checkpoint, work = checkpoint_of(checkpoints[request.param]), tmp_path_factory.mktemp("flat")
+    work = tmp_path_factory.mktemp("flat")
+    folder = checkpoints.get(request.param) or work / "checkpoint"
+    if request.param not in checkpoints:
+        write_tiny(request.param, folder)
+    checkpoint = checkpoint_of(folder)
     padded = trace.export_graph(checkpoint, work / "padded", cut_last_layer=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flat, "_CLASSES", CLASSES)
