@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from rich.console import Console
 from support.tritons import NAME, only_bert
@@ -27,11 +28,14 @@ SHORT = (
 )
 
 
-def test_a_random_model_is_exported_by_our_own_command(tmp_path: Path) -> None:
-    prepared = prepare("tiny", None, tmp_path, "fp32", on_step=lambda _: None)
+@pytest.mark.parametrize("graph", ["padded", "flat"])
+def test_a_random_model_is_exported_by_our_own_command(tmp_path: Path, graph: str) -> None:
+    prepared = prepare("tiny", None, tmp_path, "fp32", graph, on_step=lambda _: None)
     assert (prepared.shape, prepared.weights) == ("tiny", "random")
-    info = read_model(prepared.repository).info
-    assert (info.name, info.precision) == ("tiny", "fp32")
+    model = read_model(prepared.repository)
+    assert (model.info.name, model.info.precision) == ("tiny", "fp32")
+    inputs = {tensor.name for tensor in onnx.load(model.encoder_file).graph.input}
+    assert ("widths" in inputs) == (graph == "flat")
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only tries the script")
     add("--device-id", type=whole, default=0, help="GPU, as nvidia-smi counts (default %(default)s)")
     add("--shape", action="append", choices=list(SHAPES), help=f"{each} {', '.join(DEFAULT_SHAPES)}")
+    add("--graph", choices=("padded", "flat"), default="padded", help="that is exported (default %(default)s)")
     weights = "trained weights of a shape; repeatable; a shape without them gets random ones"
     add("--checkpoint", action="append", default=[], metavar="SHAPE=FOLDER", help=weights)
     add("--workload", action="append", help=f"of {', '.join(BY_NAME)}; {each} all")
@@ -110,7 +111,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     for line in device.lines():
         console.print(line.removeprefix(LOUD), style="red" if line.startswith(LOUD) else None, highlight=False)
     models, interrupted = _measure(options, checkpoints, names, device, console)
-    given = ("minutes", "rounds", "level_s", "attention", "seed")
+    given = ("graph", "minutes", "rounds", "level_s", "attention", "seed")
     settings: Json = {
         **{name: getattr(options, name) for name in given},
         "concurrencies": list(options.concurrency or DEFAULT_CONCURRENCIES),
@@ -135,7 +136,8 @@ def _measure(
         for shape in dict.fromkeys(options.shape or DEFAULT_SHAPES):
             with showing_time_left() as on_step:
                 precision = PRECISIONS[options.device]
-                prepared = prepare(shape, checkpoints.get(shape), options.work, precision, on_step=on_step)
+                given = checkpoints.get(shape)
+                prepared = prepare(shape, given, options.work, precision, options.graph, on_step=on_step)
                 models.append(measure_model(prepared, precision, device, names, options, on_step=on_step))
             model_report(models[-1]).print(console)
     except KeyboardInterrupt:

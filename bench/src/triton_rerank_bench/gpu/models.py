@@ -59,10 +59,12 @@ class Prepared:
     repository: Path
 
 
-def prepare(shape: str, checkpoint: Path | None, work: Path, precision: str, *, on_step: Progress) -> Prepared:
+def prepare(
+    shape: str, checkpoint: Path | None, work: Path, precision: str, graph: str, *, on_step: Progress
+) -> Prepared:
     """Make a random checkpoint, where none is given, and export it, into ``work``: several GB for the larger shapes.
 
-    What is there under the shape's name is replaced.
+    What is there under the shape's name is replaced. ``graph`` is export's, "padded" or "flat".
 
     Raises:
         BenchError: the checkpoint is of another shape, or the export failed.
@@ -76,8 +78,8 @@ def prepare(shape: str, checkpoint: Path | None, work: Path, precision: str, *, 
     else:
         check_shape(checkpoint, shape)
         source = checkpoint
-    on_step(f"{shape}: export to {precision}")
-    _export(source, shape, precision, folder / "model_repository")
+    on_step(f"{shape}: export to {precision}, {graph}")
+    _export(source, shape, precision, graph, folder / "model_repository")
     weights = "random" if checkpoint is None else checkpoint.resolve().name
     return Prepared(shape, weights, source, folder / "model_repository")
 
@@ -168,9 +170,9 @@ def _pieces(prefix: str) -> list[str]:
     return list(dict.fromkeys([*_PUNCTUATION, *letters, *(prefix + word.lower() for word in words)]))
 
 
-def _export(checkpoint: Path, name: str, precision: str, repository: Path) -> None:
+def _export(checkpoint: Path, name: str, precision: str, graph: str, repository: Path) -> None:
     """In a process of its own, whose memory goes with it; bench and export do not import each other."""
-    arguments = ["export", "--model", str(checkpoint), "--name", name, "--precision", precision]
+    arguments = ["export", "--model", str(checkpoint), "--name", name, "--precision", precision, "--graph", graph]
     done = subprocess.run(
         [sys.executable, "-m", "triton_rerank_export.cli", *arguments, "--model-repository", str(repository)],
         capture_output=True,
