@@ -91,7 +91,7 @@ def test_work_that_is_done_twice_in_the_served_path_is_seen(everybody: dict[str,
 def test_an_engine_that_does_not_sort_is_seen(
     everybody: dict[str, Contestant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def as_they_come(lengths: npt.NDArray[np.intp], budget: int, _: float) -> list[npt.NDArray[np.intp]]:
+    def as_they_come(lengths: npt.NDArray[np.intp], budget: int, _: float, *, flat: bool) -> list[npt.NDArray[np.intp]]:
         rows = np.arange(len(lengths))
         return [rows[batch] for batch in smoke.in_order(lengths, budget)]
 
