@@ -159,7 +159,7 @@ def test_an_export_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(subprocess, "run", refuse)
     with pytest.raises(BenchError, match="tiny cannot be exported to fp32: triton-rerank-export: the disk is full"):
-        prepare("tiny", None, tmp_path, "fp32", on_step=lambda _: None)
+        prepare("tiny", None, tmp_path, "fp32", "padded", on_step=lambda _: None)
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
