@@ -10,7 +10,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from triton_rerank import ConfigurationError
 from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
@@ -60,7 +59,7 @@ def _check(config: ServerConfig) -> int:
     try:
         check_repository(config.model_repository, config.extra_args)
         idle = idle_gpu(config.model_repository)
-    except (ServerStartError, ConfigurationError) as exc:
+    except ServerStartError as exc:
         print(f"triton-rerank-serve: {exc}", file=sys.stderr)
         return 1
     print(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from triton_rerank import ConfigurationError
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, TOKENIZER_SUFFIX
 from triton_rerank.repository import read_config, version_folders
 from triton_rerank_server.errors import ServerStartError
@@ -60,12 +61,15 @@ def idle_gpu(model_repository: Path) -> str | None:
     """What to say where a GPU is there and every encoder is computed on the CPU; else None.
 
     Raises:
-        ConfigurationError: a config cannot be read.
+        ServerStartError: a config cannot be read.
     """
     encoders = [name for name in model_names(model_repository) if name.endswith(ENCODER_SUFFIX)]
     if not encoders or not any(_DEVICES.glob("nvidia[0-9]*")):
         return None
-    groups = [group for name in encoders for group in read_config(model_repository, name).instance_group]
+    try:
+        groups = [group for name in encoders for group in read_config(model_repository, name).instance_group]
+    except ConfigurationError as exc:
+        raise ServerStartError(str(exc)) from exc
     if not groups or any(group.kind != group.KIND_CPU for group in groups):
         return None
     return (

@@ -95,3 +95,13 @@ def test_a_gpu_that_nothing_uses_is_told(
     said = idle_gpu(tmp_path / "repository")
     assert (said is not None) == is_said
     assert said is None or "PRECISION=fp16" in said
+
+
+def test_a_config_that_cannot_be_read_is_a_fault_of_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a machine with a GPU reads it here, so only there it would have been a traceback."""
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(models, "_DEVICES", tmp_path)
+    (tmp_path / "repository" / "m-encoder").mkdir(parents=True)
+    (tmp_path / "repository" / "m-encoder" / "config.pbtxt").write_text("input {")
+    with pytest.raises(ServerStartError, match="not a model config"):
+        idle_gpu(tmp_path / "repository")
