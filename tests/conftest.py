@@ -7,12 +7,13 @@ run reads this file, and the tests of client and gateway need none of it.
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,23 @@ ROOT = Path(__file__).parent.parent
 DEMO = "minilm-l6-demo"
 TINY = ("tiny-bert", "tiny-xlmr")
 REPOSITORY = "model_repository"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """No garbage is looked for among what modules import, which stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _what_is_there_is_not_searched_for_garbage() -> None:
+    """With all that modules import a collection takes 0.6 s: an export has four, and a deadline may fall into one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +187,7 @@ def export(model: str | Path, repository: Path, precision: Precision) -> None:
     from triton_rerank_export.pipeline import export_model
 
     _torch_on_one_thread()
+    gc.freeze()  # what was imported just now
     export_model(str(model), repository, ExportOptions(precision=precision, **BOUNDED), on_step=lambda _: None)
 
 

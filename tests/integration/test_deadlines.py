@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import time
 from collections import Counter
@@ -35,15 +34,6 @@ TIMEOUT_S = 0.5
 LATE_S = 0.1  # what the client may take beyond its deadline
 THREADS = 16
 AT_ONCE = TritonOptions(concurrency=8)  # parts of a request under way together
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_long_collections() -> Iterator[None]:
-    """PyTorch and its like, which export loads, make a full garbage collection take 0.2 s: no part of the client."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ Run by another environment than the tests': ``python -m support.written_anew CHE
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def write_anew(folder: Path) -> None:
 def main(checkpoints: Path, repository: Path) -> None:
     """Export every folder in fp32, and those that can be in fp16 too, beside it."""
     torch.set_num_threads(1)
+    gc.freeze()  # each export collects garbage four times
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     few = parity.load_parity_set()[:3]
