@@ -7,8 +7,10 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
 import socket
 import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -149,6 +151,40 @@ def test_a_chunked_body_over_the_bound_is_refused_though_no_length_was_told(gate
     assert (found.status_code, found.json()["error_type"]) == (413, "Validation")
 
 
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("close", [True, False], ids=["close", "keep-alive"])
+def test_who_sends_on_for_seconds_sees_the_answer_to_a_body_over_the_bound(
+    gateway: Running, version: str, close: bool
+) -> None:
+    """Longer than the gateway waits for headers, and without reading meanwhile."""
+    head = request(b"", version=version, headers=f"{JSON}connection: {'close' if close else 'keep-alive'}\r\n")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as caller:
+        caller.sendall(head.replace(b"length: 0", b"length: 64000000"))
+        for _ in range(30):
+            caller.sendall(b" " * 2_000_000)
+            time.sleep(0.1)
+        found = caller.recv(65536)
+    assert found.startswith(b"HTTP/1.1 400") and b"the body is larger than 100000 bytes" in found
+
+
+@pytest.mark.parametrize("client", ["httpx", "curl", "curl 1.0"])
+def test_clients_that_send_64_mebibytes_and_want_to_close_see_the_status(
+    gateway: Running, client: str, tmp_path: Path
+) -> None:
+    large, url, headers = b" " * 2**26, f"{gateway.url}/v1/rerank", {"content-type": "application/json"}
+    if client == "httpx":
+        found = httpx.post(url, content=large, headers={**headers, "connection": "close"}, timeout=60)
+        assert (found.status_code, found.headers["connection"]) == (400, "close")
+        return
+    if (curl := shutil.which("curl")) is None:
+        pytest.skip("there is no curl")
+    (tmp_path / "body").write_bytes(large)
+    flags = ["--http1.0"] if client == "curl 1.0" else ["-H", "connection: close"]
+    command = [curl, "-sS", *flags, "-H", "content-type: application/json", "-H", "expect:", "-w", "%{http_code}"]
+    done = subprocess.run([*command, "--data-binary", f"@{tmp_path / 'body'}", url], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout[-3:], done.stderr) == (0, b"400", b"")
+
+
 def test_a_body_over_the_bound_is_answered_though_its_connection_is_to_be_closed(gateway: Running) -> None:
     large = request(b" " * 8_000_000, headers=f"{JSON}connection: close\r\n")
     for _ in range(5):
@@ -281,6 +317,24 @@ def test_connect_is_refused(gateway: Running) -> None:
 def test_http_1_0_is_answered_and_closed(gateway: Running) -> None:
     found = gateway.raw(request(ENCODED, version="1.0"))
     assert found.startswith(b"HTTP/1.1 200") and b'"results"' in found
+
+
+@pytest.mark.parametrize("behind", ["whole", "half", "head"])
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_what_is_pipelined_behind_a_last_request_is_left_out(
+    gateway: Running, version: str, behind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first answer closes: of what was sent behind it, nothing is scored, and nothing fails."""
+    last = {"1.1": "close", "1.0": "keep-alive"}[version]
+    one = request(ENCODED, version=version, headers=f"{JSON}connection: {last}\r\n")
+    other = request(ENCODED, version=version, headers=f"{JSON}connection: keep-alive\r\n")
+    cut = {"whole": len(other), "half": len(other) - 10, "head": 40}[behind]
+    with caplog.at_level("INFO"):
+        found = gateway.raw(one + other + other[:cut])
+    assert found.count(b"HTTP/1.1") == 1
+    assert found.startswith(b"HTTP/1.1 200") and b"connection: close" in found
+    assert [record.name for record in caplog.records if record.exc_info] == []
+    assert [record.message for record in caplog.records if record.name == "triton_rerank_gateway"] == ["request"]
 
 
 def test_pipelined_requests_are_answered_in_order(gateway: Running) -> None:
@@ -686,6 +740,32 @@ def test_https_is_served_by_certificate_flags(tmp_path: Path) -> None:
     with running(settings, fake()) as gateway:
         found = httpx.post(f"https://127.0.0.1:{gateway.port}/v1/rerank", json=BODY, verify=trust, timeout=30)
     assert found.status_code == 200
+
+
+@pytest.mark.parametrize("why", ["close", "keep-alive", "half a body", "over the bound"])
+def test_a_connection_with_tls_ends_though_its_caller_never_says_goodbye(tmp_path: Path, why: str) -> None:
+    """TLS waits for the caller's own close_notify, half a minute where nobody bounds it."""
+    authority = Authority.write(tmp_path / "tls", "localhost", "127.0.0.1")
+    secured = replace(SMALL, tls_certificate=str(authority.server_chain), tls_key=str(authority.server_key))
+    settings = replace(secured, keep_alive_s=1, canary_interval_s=3600.0)
+    asked, answer = {
+        "close": (request(ENCODED, headers=f"{JSON}connection: close\r\n"), b"HTTP/1.1 200"),
+        "keep-alive": (request(ENCODED), b"HTTP/1.1 200"),
+        "half a body": (request(ENCODED)[:-10], b"HTTP/1.1 408"),
+        "over the bound": (
+            request(b" " * 2_000_000, headers=f"{JSON}connection: close\r\n")[:-10],
+            b"HTTP/1.1 400",
+        ),
+    }[why]
+    trust = ssl.create_default_context(cafile=str(authority.root))
+    with running(settings, fake()) as gateway:
+        connections = gateway.gateway.metrics.connections
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as plain:
+            caller = trust.wrap_socket(plain, server_hostname="localhost")
+            caller.sendall(asked)
+            assert caller.recv(65536).startswith(answer)
+            wait_for(lambda: connections._value.get() == 0, 12)
+            caller.close()
 
 
 LONG = "cats sleep " * 10

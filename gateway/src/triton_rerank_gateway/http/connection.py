@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import httptools
@@ -12,7 +13,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from triton_rerank_gateway.gateway import Gateway
 
-_LINGER_S = 0.5  # closed at once, a connection's unread bytes would take the answer away from who still sends
+# Closed at once, a connection's unread bytes would take the answer away from who still sends. So they are read and
+# dropped until none came for so long, or it were so many.
+_LINGER_S = 2.0
+_LINGER_MOST_S = 30.0
+_LINGER_MOST_BYTES = 2**30
+_GOODBYE_S = 4.0  # that a caller has for TLS's own end
 
 
 def bounded(gateway: Gateway) -> type[HttpToolsProtocol]:
@@ -31,11 +37,15 @@ class Connection(HttpToolsProtocol):
     _counted = False
     _refused = False
     _last_words: tuple[int, str] | None = None  # a refusal that waits for the answers before it
+    _linger_until: float | None = None  # the loop's time
+    _dropped_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
         """Refuse what is too much."""
-        super().connection_made(transport)
-        if len(self.connections) > self.gateway.settings.max_connections:
+        secured = transport.get_extra_info("sslcontext") is not None
+        super().connection_made(cast(asyncio.Transport, _Secured(transport, self.loop)) if secured else transport)
+        most = self.gateway.settings.max_connections
+        if len(self.connections) > most and sum(getattr(each, "_counted", False) for each in self.connections) >= most:
             self._refuse(503, "too many connections are open; come again later")
             return
         self._counted = True
@@ -53,6 +63,8 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse it, unless this connection was refused. Who wishes for another protocol is answered in this one."""
         self._unset_keepalive_if_required()
+        if self._linger_until is not None:
+            self._drop(len(data), self._linger_until)
         while data and not self._refused:
             try:
                 self.parser.feed_data(data)
@@ -110,7 +122,7 @@ class Connection(HttpToolsProtocol):
         elif unread and not self._refused and self.cycle.waiting_for_100_continue:
             self.linger()  # the body will not come, and the next request must not be taken for it
         elif unread and not self._refused:
-            self._start_timer()
+            self._start_timer(then=self.linger)
         if self._sending is None and self.transport.get_write_buffer_size():
             self._watch_caller()
 
@@ -155,14 +167,22 @@ class Connection(HttpToolsProtocol):
         head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
         again = "retry-after: 1\r\n" if status == 503 else ""
         self.transport.write(f"{head}connection: close\r\n{again}\r\n".encode() + body)
-        self._start_timer(_LINGER_S)
+        self.linger()
 
     def linger(self) -> None:
-        """End with the answer that was written, and drop what the caller still sends."""
-        self._refused = True
-        if self.transport.can_write_eof():
+        """End with the answer that was written, and drop what the caller still sends, requests among it."""
+        self._refused, self._last_words = True, None
+        self.pipeline.clear()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
+        self._linger_until = self.loop.time() + _LINGER_MOST_S
         self._start_timer(_LINGER_S)
+
+    def _drop(self, n_bytes: int, until: float) -> None:
+        self._dropped_bytes += n_bytes
+        left_s = 0.0 if self._dropped_bytes > _LINGER_MOST_BYTES else until - self.loop.time()
+        self._start_timer(max(0.0, min(_LINGER_S, left_s)))
 
     def _watch_caller(self, left: float = math.inf) -> None:
         """End the connection if nothing more was taken of the answer since bytes were ``left``."""
@@ -180,10 +200,10 @@ class Connection(HttpToolsProtocol):
             self._sending.cancel()
             self._sending = None
 
-    def _start_timer(self, seconds: float | None = None) -> None:
+    def _start_timer(self, seconds: float | None = None, then: Callable[[], object] | None = None) -> None:
         self._stop_timer()
         wait_s = self.gateway.settings.head_timeout_s if seconds is None else seconds
-        self._timer = self.loop.call_later(wait_s, self.transport.close)
+        self._timer = self.loop.call_later(wait_s, then or self.transport.close)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -191,19 +211,45 @@ class Connection(HttpToolsProtocol):
             self._timer = None
 
 
-class _Lingering:
-    """The transport that an answer is written to: it is not closed under a caller who still sends a body."""
+class _Around:
+    """A transport, but for what is another here."""
 
-    def __init__(self, transport: Any, connection: Connection) -> None:
+    def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._connection = connection
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+
+class _Lingering(_Around):
+    """The one that an answer is written to: it is not closed under a caller who still sends."""
+
+    def __init__(self, transport: Any, connection: Connection) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
     def close(self) -> None:
         """Now, or a little later."""
-        if self._connection.cycle.more_body:
+        if self._connection.cycle.more_body or self._connection.pipeline:
             self._connection.linger()
         else:
             self._transport.close()
+
+
+class _Secured(_Around):
+    """With TLS, closing waits for the caller to close too: half a minute, if he does not."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(transport)
+        self._loop = loop
+
+    def close(self) -> None:
+        """When he has, or some seconds after all was written."""
+        self._transport.close()
+        self._loop.call_later(_GOODBYE_S, self._end)
+
+    def _end(self) -> None:
+        if self._transport.get_write_buffer_size():
+            self._loop.call_later(_GOODBYE_S, self._end)
+        else:
+            self._transport.abort()
