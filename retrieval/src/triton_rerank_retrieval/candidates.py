@@ -159,8 +159,8 @@ class Feedback:
 class FeedbackRetriever(ScoringRetriever, Protocol):
     """A first stage whose query can be given more words."""
 
-    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
-        """This first stage for this one query, with words of the documents ``best``: ids, of which it may lack some."""
+    def widened(self, query: str, best: Sequence[Candidate[Any]], feedback: Feedback) -> ScoringRetriever:
+        """This first stage for this one query, with words of the documents ``best``, of which it may lack some."""
 
 
 def ranked(found: Sequence[Candidate[D]], stage: str) -> list[Candidate[D]]:

@@ -55,7 +55,7 @@ class OneList:
         candidates = self._fused(self.retrievers, self.lists)
         if self.feedback is None or not candidates:
             return candidates
-        best = [one.id for one in candidates[: self.feedback.documents]]
+        best = candidates[: self.feedback.documents]
         asked, again = list(self.retrievers), list(self.lists)
         for place, retriever in enumerate(self.retrievers):
             if isinstance(retriever, FeedbackRetriever) and retriever.name not in self.failed:

@@ -21,6 +21,7 @@ from support.candidates import ids
 
 from triton_rerank import ConfigurationError, InferenceError, InvalidRequestError, InvalidResponseError
 from triton_rerank_retrieval import (
+    Candidate,
     Corpus,
     Embedder,
     Feedback,
@@ -305,7 +306,8 @@ def test_feedback_adds_the_heaviest_words_in_its_share(texts: list[str], query: 
     plain = Bm25.build(texts, options=Bm25Options(stop_words="", stemmer=""))
     best = [str(place) for place in range(min(n_best, len(texts)))]
     feedback = Feedback(words=2, weight=0.25)
-    found = plain.widened(query, best, feedback).scores_of(query, [str(place) for place in range(len(texts))])
+    candidates = [Candidate(id, texts[int(id)], texts[int(id)]) for id in best]
+    found = plain.widened(query, candidates, feedback).scores_of(query, [str(place) for place in range(len(texts))])
     words = re.findall(r"\b\w\w+\b", query)
     known = [word for word in words if any(word in text.split() for text in texts)]
     mean = {
@@ -316,3 +318,16 @@ def test_feedback_adds_the_heaviest_words_in_its_share(texts: list[str], query: 
     share = 0.25 * max(len(known), 1) / (sum(added.values()) or 1)
     expected = 0.75 * plain.scores(query) + sum(share * mean[word] * plain.scores(word) for word in added)
     np.testing.assert_allclose(list(found.values()), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_feedback_reads_a_document_that_is_not_in_the_index() -> None:
+    """Its words weigh what they weigh on average where they stand; words that no document has bring nothing."""
+    plain = Bm25.build(["green apple", "red apple apple", "green pear"], options=Bm25Options(stop_words="", stemmer=""))
+    foreign = Candidate("elsewhere", "apple quince", "apple quince")
+    found = plain.widened("pear", [foreign], Feedback(weight=0.25)).scores_of("pear", ["0", "1", "2"])
+    expected = 0.75 * plain.scores("pear") + 0.25 * plain.scores("apple")
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-6)
+    both = [foreign, Candidate("0", "other words", None)]
+    found = plain.widened("pear", both, Feedback(words=1)).scores_of("pear", ["0", "1", "2"])
+    expected = 0.7 * plain.scores("pear") + 0.3 * plain.scores("apple")
+    np.testing.assert_allclose(list(found.values()), expected, rtol=1e-6)

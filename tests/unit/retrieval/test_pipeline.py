@@ -131,6 +131,14 @@ def test_a_query_of_unknown_words_is_found_by_those_of_the_others(search: Search
     assert set(ids(list(search(sky(feedback=Feedback()), "firmament")))) == {"one", "two", "three"}
 
 
+def test_words_are_read_of_documents_that_only_the_other_first_stage_has(search: Search) -> None:
+    """A dense index of another collection, or of the same one under other ids."""
+    lexical = Bm25.build([{"id": id, "text": text} for id, text in SKY.items()], options=Bm25Options(stop_words=""))
+    other = of_callable(lambda query, k: [({"id": "a/1", "text": "hues of azure"}, 1.0)], name="dense")
+    pipeline = Pipeline([lexical, other], fusion=WeightedZ((0.5, 0.5)), feedback=Feedback())
+    assert set(ids(list(search(pipeline, "firmament")))) == {"a/1", "two", "three"}
+
+
 def test_feedback_that_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="as Bm25 does: there is \\['first'\\]"):
         Pipeline([stage(1)], feedback=Feedback())

@@ -194,7 +194,7 @@ class _Lazy(Generic[R]):
 
 
 class _LazyBm25(_Lazy[Bm25]):
-    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+    def widened(self, query: str, best: Sequence[Candidate[Any]], feedback: Feedback) -> ScoringRetriever:
         """Search by a query that is widened with words of the best documents."""
         return self._get().widened(query, best, feedback)
 

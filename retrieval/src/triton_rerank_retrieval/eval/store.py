@@ -122,7 +122,7 @@ class KeptScoringRetriever(KeptRetriever):
 class KeptFeedbackRetriever(KeptScoringRetriever):
     """A kept first stage that can be given more words; what it finds by them is not kept."""
 
-    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
+    def widened(self, query: str, best: Sequence[Candidate[Any]], feedback: Feedback) -> ScoringRetriever:
         """See `FeedbackRetriever.widened`."""
         assert isinstance(self._retriever, FeedbackRetriever)
         return self._retriever.widened(query, best, feedback)

@@ -139,9 +139,9 @@ class Bm25:
         scores = self.scores(query)
         return {id: float(scores[row]) for id, row in self.corpus.rows(ids).items()}
 
-    def widened(self, query: str, best: Sequence[str], feedback: Feedback) -> ScoringRetriever:
-        """See `FeedbackRetriever.widened`."""
-        return _Widened(self, self._weighted(query, list(self.corpus.rows(best).values()), feedback))
+    def widened(self, query: str, best: Sequence[Candidate[Any]], feedback: Feedback) -> ScoringRetriever:
+        """See `FeedbackRetriever.widened`. Words of a document that is not in the index weigh as in those that are."""
+        return _Widened(self, self._weighted(query, best, feedback))
 
     def scores(self, query: str) -> npt.NDArray[np.float64]:
         """The score of every document, float64 ``(n,)``."""
@@ -155,11 +155,14 @@ class Bm25:
         vocabulary = {} if self._index is None else self._index.vocab_dict
         return [[word for word in words if word in vocabulary] for words in _words(texts, self._options)]
 
-    def _weighted(self, query: str, rows: Sequence[int], feedback: Feedback) -> dict[str, float]:
+    def _weighted(self, query: str, best: Sequence[Candidate[Any]], feedback: Feedback) -> dict[str, float]:
         """The query's words and the documents' heaviest ones -> weight; as many in all as the query has words."""
         own = Counter(*self._known(query))
         theirs: dict[str, float] = defaultdict(float)
-        for row, words in zip(rows, self._known(*(self.corpus.texts[row] for row in rows)), strict=True):
+        places = self.corpus.rows([one.id for one in best])
+        rows = [places.get(one.id) for one in best]
+        texts = [one.text if row is None else self.corpus.texts[row] for one, row in zip(best, rows, strict=True)]
+        for row, words in zip(rows, self._known(*texts), strict=True):
             for word in dict.fromkeys(words):
                 theirs[word] += self._weight(word, row)
         added = sorted(theirs.items(), key=lambda pair: -pair[1])[: feedback.words]  # equal ones as they stand
@@ -169,8 +172,10 @@ class Bm25:
             weights[word] += share * weight
         return weights
 
-    def _weight(self, word: str, row: int) -> float:
+    def _weight(self, word: str, row: int | None) -> float:
         rows, weights = self._column(word)
+        if row is None:
+            return float(weights.mean())
         place = int(np.searchsorted(rows, row))
         return float(weights[place])
 
