@@ -13,7 +13,7 @@ from pathlib import Path
 from triton_rerank.console import drop_output, use_utf8
 from triton_rerank.repository import exported_models
 from triton_rerank_server.errors import ServerStartError
-from triton_rerank_server.models import check_repository, idle_gpu, model_names
+from triton_rerank_server.models import check_repository, idle_gpu, public_names
 from triton_rerank_server.process import TritonServer
 from triton_rerank_server.settings import ServerConfig
 
@@ -62,9 +62,9 @@ def _check(config: ServerConfig) -> int:
     except ServerStartError as exc:
         print(f"triton-rerank-serve: {exc}", file=sys.stderr)
         return 1
-    print(
-        *filter(None, [f"{config.model_repository}: {', '.join(model_names(config.model_repository))}", idle]), sep="\n"
-    )
+    print(f"{config.model_repository}: {', '.join(public_names(config.model_repository))}")
+    if idle:
+        print(idle)
     return 0
 
 

@@ -22,6 +22,13 @@ def model_names(model_repository: Path) -> list[str]:
     return sorted(path.name for path in model_repository.iterdir() if _is_model(path))
 
 
+def public_names(model_repository: Path) -> list[str]:
+    """Models that callers name, sorted: the steps of a model are none."""
+    names = model_names(model_repository)
+    steps = {name + suffix for name in names for suffix in (TOKENIZER_SUFFIX, ENCODER_SUFFIX)}
+    return [name for name in names if name not in steps]
+
+
 def foreign_entries(model_repository: Path) -> list[str]:
     """Whatever else lies there (``lost+found``, ``.git``, a note), sorted."""
     return sorted(path.name for path in model_repository.iterdir() if not _is_model(path))

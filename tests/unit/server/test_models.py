@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from triton_rerank_server import ServerStartError, models
+from triton_rerank_server.cli import main
 from triton_rerank_server.models import check_repository, control_flags, foreign_entries, idle_gpu, model_names
 
 
@@ -26,6 +27,16 @@ def test_models_are_the_folders_with_a_config_and_the_rest_is_foreign(repository
     assert model_names(repository) == ["m", "m-encoder"]
     foreign = [".git", ".ipynb_checkpoints", ".snapshot", "README.md", "gone", "half", "lost+found"]
     assert foreign_entries(repository) == foreign
+
+
+def test_the_check_names_models_and_not_their_steps(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A step of no model here, and a model of somebody else, are what they are."""
+    for name in ("m-tokenizer", "x-encoder", "yolo", "m"):
+        (repository / name / "1").mkdir(parents=True, exist_ok=True)
+        (repository / name / "config.pbtxt").touch()
+    (repository / "m-encoder" / "1").mkdir()
+    assert main(["--model-repository", str(repository), "--check"]) == 0
+    assert capsys.readouterr().out == f"{repository}: m, x-encoder, yolo\n"
 
 
 NAMED = ["--model-control-mode=explicit", "--load-model=m", "--load-model=m-encoder"]
