@@ -72,19 +72,18 @@ def test_only_a_model_with_a_prompt_is_told_an_instruction(page: Page, gateway: 
     expect(field).to_be_hidden()
 
 
-def test_a_page_that_was_opened_before_the_model_was_known_offers_it_after_a_ranking(
+def test_a_page_that_was_opened_before_the_model_was_known_offers_it_as_soon_as_it_is(
     context: BrowserContext, prompted: Prompted
 ) -> None:
     with running(QUIET, Models([model(prompted, "prompted", canary=None)])) as gateway:
         (known,) = gateway.gateway.models.all
-        wait_for(lambda: known.takes_instruction)
-        known.takes_instruction = False  # as before its first canary
+        wait_for(lambda: known.takes_instruction is True)
+        known.takes_instruction = None  # as before its first canary
         with Watched(context, gateway.url) as page:
             expect(page.get_by_label("Model")).to_have_value("prompted")
             field = page.get_by_label("Instruction")
             expect(field).to_be_hidden()
             known.takes_instruction = True
-            ask(page)
             expect(field).to_be_visible()
 
 

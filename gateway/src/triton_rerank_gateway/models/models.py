@@ -59,7 +59,7 @@ class Model:
         canary: None for one that needs only be answered.
         max_length: longest pair in tokens, as far as is known; for estimates.
         prompt_tokens: that a prompt of the model takes of it.
-        takes_instruction: the prompt has a place for one.
+        takes_instruction: the prompt has a place for one; None until that is known.
         version: that answered last, "" if that is not known.
         proved_s: monotonic seconds when the canary was last ordered rightly, 0 if never.
         unready: why it is not ready.
@@ -71,7 +71,7 @@ class Model:
     canary: Canary | None = field(default_factory=Canary)
     max_length: int = DEFAULT_MAX_LENGTH
     prompt_tokens: int = 0
-    takes_instruction: bool = False
+    takes_instruction: bool | None = None
     version: str = ""
     proved_s: float = 0.0
     unready: str = "no canary was sent yet"
@@ -107,6 +107,9 @@ class Model:
             info = await self.client.model_info(timeout_s=timeout_s)
             self.max_length, self.prompt_tokens = info.max_length, info.prompt_tokens
             self.takes_instruction = info.takes_instruction
+        except ConfigurationError as exc:  # a chain, a hosted model
+            self.takes_instruction = False
+            _log.debug("no model_info", extra={"model": self.name, "error": str(exc)})
         except RerankError as exc:
             _log.debug("no model_info", extra={"model": self.name, "error": str(exc)})
 
@@ -168,7 +171,7 @@ class Models:
     async def _look_at(self, model: Model, timeout_s: float) -> None:
         version = model.version
         await model.prove(timeout_s)
-        if model.version != version or (model.proved_s and not version):
+        if model.version != version or (model.proved_s and model.takes_instruction is None):
             await model.read_limits(timeout_s)
 
     async def aclose(self) -> None:

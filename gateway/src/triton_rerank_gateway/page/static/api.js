@@ -8,7 +8,7 @@ export class Refusal extends Error {
 
 const PROXY = "Is there a proxy in between that answers in the gateway's place?";
 
-/** The models that this key may use: `id`, and whether it `takes_instruction`. */
+/** The models that this key may use: `id`, and whether it `takes_instruction`, null until the gateway knows. */
 export async function models(key) {
   const { body } = await ask("v1/models", key);
   if (!Array.isArray(body?.data)) throw new Refusal("The answer is no list of models.", PROXY);

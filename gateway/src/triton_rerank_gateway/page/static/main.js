@@ -7,8 +7,10 @@ import { snippets } from "./snippets.js";
 const [form, query, source, key, alertBox, told] = ["form", "query", "documents", "key", "alert", "told"].map(byId);
 let running = null; // the AbortController of the ranking under way
 let prompted = new Set(); // names of the models that take an instruction
+let again = 0; // the timer that asks for the models once more
 
 async function loadModels() {
+  clearTimeout(again);
   const rows = await models(key.value);
   const names = rows.map(({ id }) => id);
   prompted = new Set(names.filter((_, at) => rows[at].takes_instruction));
@@ -20,6 +22,7 @@ async function loadModels() {
   }
   byId("other").closest(".field").hidden = names.length < 2;
   offerInstruction();
+  if (rows.some((row) => row.takes_instruction === null)) again = setTimeout(() => loadModels().catch(complain), 2000);
 }
 
 function offerInstruction() {
