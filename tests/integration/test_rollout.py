@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support.raw import infer_raw
 from support.tiny_models import BOUNDED
+from support.tritons import wait_until
 
 from triton_rerank import RerankClient
 from triton_rerank_export.cli import main
@@ -25,6 +26,7 @@ from triton_rerank_server import ServerConfig, TritonServer
 NAME = "tiny-bert"
 QUERY, DOCUMENTS = "how to zip a file", ["gzip shrinks files", "the cat sat on the mat"]
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+POLL = ("--model-control-mode=poll", "--repository-poll-secs=3")
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ def copy(tiny_repository: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_repository, tmp_path / "model_repository"))
 
 
-def start(folder: Path, *arguments: str) -> TritonServer:
-    config = ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=(*EXPLICIT, *arguments))
+def start(folder: Path, *arguments: str, control: tuple[str, ...] = EXPLICIT) -> TritonServer:
+    config = ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=(*control, *arguments))
     return TritonServer(config)
 
 
@@ -145,6 +147,18 @@ def test_other_settings_and_the_way_back_drop_no_request(copy: Path) -> None:
             reloaded = ["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]
             assert main(reloaded) == 0
             assert load.ask(20) == old, setting
+    assert load.errors == []
+
+
+def test_changes_within_one_look_of_a_polling_server_drop_no_request(copy: Path) -> None:
+    """What it serves stays until it has taken the last one, whatever came in between."""
+    with start(copy, control=POLL) as server, Load(server.grpc_target) as load:
+        load.ask(20)
+        for setting in ("--instances=2", "--max-batch-size=8", "--max-batch-size=64"):
+            assert main(["set", "--model", NAME, "--model-repository", str(copy), setting]) == 0
+        with RerankClient(server.grpc_target, model=NAME, timeout_s=20.0) as client:
+            assert wait_until(lambda: client.rerank(QUERY, DOCUMENTS).model_version == "4", 60)
+        assert len(load.ask(20)) == 1
     assert load.errors == []
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from triton_rerank_export.checkpoint.causal import PROMPTS
-from triton_rerank_export.options import MOST_VERSIONS, ExportOptions
+from triton_rerank_export.options import LEAST_VERSIONS, MOST_VERSIONS, ExportOptions
 from triton_rerank_export.repository.settings import SETTINGS, Settings, check_bounds, flag
 from triton_rerank_export.repository.triton_config import (
     ACCELERATORS,
@@ -128,7 +128,7 @@ def _default(name: str) -> str:
 
 def _add_version_options(parser: argparse.ArgumentParser, replace: str) -> None:
     parser.add_argument("--replace", action="store_true", help=replace)
-    _add(parser, "keep_versions", "versions that stay, the new one included")
+    _add(parser, "keep_versions", "versions that stay, the new one and the one before included")
 
 
 def _add(parser: argparse.ArgumentParser, field: str, text: str, **more: Any) -> None:
@@ -179,7 +179,7 @@ def _set(options: argparse.Namespace) -> int:
     from triton_rerank_export.repository.changed_settings import as_it_is, change_settings
 
     settings = Settings(**{name: getattr(options, name) for name in SETTINGS})
-    check_bounds("keep_versions", options.keep_versions, 1, MOST_VERSIONS)
+    check_bounds("keep_versions", options.keep_versions, LEAST_VERSIONS, MOST_VERSIONS)
     if not settings.given and options.source is None:
         there = as_it_is(options.model_repository, options.model)
         raise ExportError(f"{options.model} is served with {there}; give what is to be another, such as --instances 2")

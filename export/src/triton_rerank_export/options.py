@@ -19,6 +19,7 @@ from triton_rerank_export.repository.warmup import Warmup
 
 _IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
 _FLAT: tuple[Precision, ...] = ("fp32", "fp16")
+LEAST_VERSIONS = 2  # a server serves the one before until it has loaded the new one
 MOST_VERSIONS = 100
 
 
@@ -42,7 +43,7 @@ class ExportOptions(Settings):
         warmup: None means "full" for graphs made for GPUs, else "light".
         response_cache: let Triton answer a repeated request from its cache.
         replace: begin again at version 1, and with default settings, instead of adding a version.
-        keep_versions: versions that stay in the repository, the new one included.
+        keep_versions: versions that stay in the repository, the new one and the one before included.
         reduce_range: int8 weights have 7 bits, for NVIDIA's native backend on CPUs without VNNI.
         accept_licence: licence that is accepted, of weights that may not be used for everything.
         allow_pickle: read pytorch_model.bin where there are no safetensors.
@@ -76,7 +77,7 @@ class ExportOptions(Settings):
             ExportError: a number out of its bounds, or choices that do not go together.
         """
         super().__post_init__()
-        check_bounds("keep_versions", self.keep_versions, 1, MOST_VERSIONS)
+        check_bounds("keep_versions", self.keep_versions, LEAST_VERSIONS, MOST_VERSIONS)
         if self.reduce_range and self.precision != "int8":
             raise ExportError(f"--reduce-range is for int8 weights; --precision is {self.precision}")
         engine = self.effective_engine

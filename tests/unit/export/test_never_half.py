@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
-from support.exports import install
+from support.exports import install, settled
 from support.faults import Operations, ctrl_c, die, failing, full_disk, killed, leftovers
 from support.folders import fingerprint
 
-from triton_rerank.contract import MANIFEST_FILE
+from triton_rerank.contract import CONFIG_FILE, MANIFEST_FILE
 from triton_rerank.repository import read_artefacts, read_config
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository import staging
@@ -33,7 +33,7 @@ NAME = "tiny-bert"
 FOLDERS = (f"{NAME}-tokenizer", f"{NAME}-encoder", NAME)
 SOME = ["a third", "replace two", "the first"]  # the ways that share no code
 SETTINGS = ["fewer pairs", "more pairs again", "activate fewer", "settings of another"]
-ALL = [*SOME, "the only one", "the first of all", "activate", *SETTINGS]
+ALL = [*SOME, "a third at once", "the first of all", "activate", *SETTINGS]
 Work = Callable[[Path], object]
 IN_MEMORY = Path("/dev/shm")
 NOBODY = 65534
@@ -91,6 +91,9 @@ def _configs_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def changes(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Change]:
     folder = tmp_path_factory.mktemp("before")
     two = shutil.copytree(two_versions, folder / "two", ignore=shutil.ignore_patterns("tiny-xlmr*"))
+    lately = shutil.copytree(two, folder / "lately")
+    os.utime(lately / NAME / CONFIG_FILE)
+    settled(two, NAME)
     one = shutil.copytree(two, folder / "one")
     activate(one, NAME, 1)
     install(two, NAME, 1, replace=True)(one)
@@ -101,11 +104,12 @@ def changes(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     fewer, more = (shutil.copytree(two, folder / name) for name in ("fewer", "more"))
     for each in (fewer, more):
         with_settings(max_batch_size=8)(each)
+        settled(each, NAME)
     with_settings(max_batch_size=64)(more)
     return {
         "a second": Change(one, old, install(two, NAME, 2), new, [1, 2]),
         "a third": Change(two, new, install(two, NAME, 1), old, [2, 3]),
-        "the only one": Change(one, old, install(two, NAME, 2, keep=1), new, [2]),
+        "a third at once": Change(lately, new, install(two, NAME, 1), old, [1, 2, 3]),
         "replace two": Change(two, new, install(two, NAME, 1, replace=True), old, [1]),
         "the first": Change(other, None, install(two, NAME, 2), new, [1]),
         "the first of all": Change(none, None, install(two, NAME, 2), new, [1]),

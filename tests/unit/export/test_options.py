@@ -17,7 +17,7 @@ from triton_rerank_export.options import ExportOptions
         (["--queue-delay-us", "-1"], "--queue-delay-us is -1: it must be from 0 to 10000000"),
         (["--max-queue-size", "-5"], "--max-queue-size is -5"),
         (["--queue-timeout-us", "9999999999"], "--queue-timeout-us is 9999999999"),
-        (["--keep-versions", "0"], "--keep-versions is 0: it must be from 1 to 100"),
+        (["--keep-versions", "1"], "--keep-versions is 1: it must be from 2 to 100"),
         (["--reduce-range", "--precision", "fp32"], "--reduce-range is for int8 weights; --precision is fp32"),
         (["--engine", "tensorrt"], "TensorRT is built from the fp16 graph, not from int8; add --precision fp16"),
         (["--accelerator", "tensorrt", "--precision", "fp32"], "not from fp32"),

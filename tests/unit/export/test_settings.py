@@ -158,7 +158,7 @@ def test_a_model_of_another_repository_is_put_where_none_is(other: Path, tmp_pat
         (["--micro-batch-tokens=3"], "--micro-batch-tokens is 3: it must be 0, or 64 and more"),
         (["--cuda-graph-shapes=8by8"], "--cuda-graph-shapes is 8by8: it must be rows x width"),
         (["--from=/absent"], "/absent: no model 'tiny-bert' with a manifest.json"),
-        (["--keep-versions=0", "--instances=2"], "--keep-versions is 0: it must be from 1 to 100"),
+        (["--keep-versions=1", "--instances=2"], "--keep-versions is 1: it must be from 2 to 100"),
     ],
 )
 def test_what_cannot_be_set_is_told_in_one_line_and_nothing_is_changed(

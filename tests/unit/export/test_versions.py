@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.exports import settled
 from support.folders import fingerprint
 from support.tiny_models import BOUNDED, write_fine_tuned
 
@@ -31,7 +32,7 @@ STEPS = ("tiny-bert-tokenizer", "tiny-bert-encoder")
 
 @pytest.fixture
 def copy(two_versions: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(two_versions, tmp_path / "model_repository"))
+    return settled(Path(shutil.copytree(two_versions, tmp_path / "model_repository")), NAME)
 
 
 def export(checkpoint: Path, target: Path, **options: object) -> ExportResult:
@@ -85,6 +86,7 @@ def test_a_third_export_keeps_the_active_version_and_drops_the_other(
     copy: Path, fine_tuned: Path, tmp_path: Path
 ) -> None:
     activate(copy, NAME, 1)
+    settled(copy, NAME)
     third = write_fine_tuned(fine_tuned, tmp_path / "third" / NAME)
     result = export(third, copy)
     assert (result.versions, result.left) == ([1, 3], ("version 2 was removed (--keep-versions)",))
@@ -94,6 +96,23 @@ def test_a_third_export_keeps_the_active_version_and_drops_the_other(
     assert check_repository(copy) == [NAME, "tiny-xlmr"]
 
 
+def test_what_a_server_may_serve_still_stays_until_a_later_change(copy: Path, fine_tuned: Path, tmp_path: Path) -> None:
+    """A server that has not seen the last change serves the version before it, which the next would have removed."""
+    third, fourth, fifth = (write_fine_tuned(fine_tuned, tmp_path / f"{n}" / NAME, shift=n) for n in (1, 2, 3))
+    activate(copy, NAME, 1)
+    result = export(third, copy)
+    assert result.versions == [1, 2, 3]
+    assert [sentence.split(": ")[0] for sentence in result.left] == ["version 2 stays"]
+    assert served(copy) == (3, [1, 2, 3])
+    (copy / "tiny-bert-encoder" / "9").mkdir()
+    assert export(fourth, copy).versions == [1, 2, 3, 10]
+    assert not (copy / "tiny-bert-encoder" / "9").exists()  # no server ever served that
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
+    result = export(fifth, settled(copy, NAME))
+    assert (result.versions, len(result.left)) == ([10, 11], 3)
+    assert served(copy) == (11, [10, 11])
+
+
 def as_before_our_backend_had_a_name(target: Path) -> None:
     """What an older export left: a manifest that does not say `native`, and configs for Triton's own backends."""
     for file in sorted((target / NAME).glob(f"[0-9]*/{MANIFEST_FILE}")):
@@ -101,6 +120,7 @@ def as_before_our_backend_had_a_name(target: Path) -> None:
         del content["model"]["native"]
         file.write_text(json.dumps(content), encoding="utf-8")
     activate(target, NAME)
+    settled(target, NAME)
 
 
 def test_a_repository_from_before_our_backend_had_a_name_is_in_order_and_takes_a_new_version(
@@ -302,7 +322,7 @@ def test_an_old_version_that_cannot_be_removed_is_said_and_removed_by_the_next(
     assert served(copy) == (3, [2, 3])
     assert check_repository(copy) == [NAME, "tiny-xlmr"]
     monkeypatch.undo()
-    assert export(fourth, copy).versions == [3, 4]
+    assert export(fourth, settled(copy, NAME)).versions == [3, 4]
     assert not (copy / "tiny-bert-encoder" / "1").exists()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from triton_rerank_export.repository.warmup import warmup_files
 from triton_rerank_server import atomic
 
 DEFAULT_KEEP_VERSIONS = 2  # the active one and the one before, to go back to
+GRACE_S = 600.0  # that a server may take to notice a switch and load what it names; until then nothing is removed
 
 Progress = Callable[[str], object]
 
@@ -40,7 +42,7 @@ class Installed:
     Attributes:
         manifest: of the version that is active now.
         versions: that are there, ascending.
-        left: which older versions went, and what should have gone and could not, a sentence each.
+        left: which older versions went, and what should have gone and did not, a sentence each.
     """
 
     manifest: Manifest
@@ -138,7 +140,8 @@ def install(staged: Path, repository: Path, manifest: Manifest, *, replace: bool
         repository: model repository.
         manifest: of the staged version; it gets the next free number.
         replace: the model's folders are put in place of the old ones, with all their versions.
-        keep: versions that stay, this one included; the one that was active is among them.
+        keep: versions that stay, two at least: this one, and the one that was active. If that had been so for less
+            than `GRACE_S`, all stay: which of them a server serves is not known.
 
     Raises:
         ExportError: versions of the model with other settings are there.
@@ -228,6 +231,7 @@ def _renumbered(staged: Path, manifest: Manifest, version: int) -> Manifest:
 def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], keep: int) -> tuple[str, ...]:
     """Steps first, each config with the old versions and the new one; the ensemble's config is the switch."""
     active = active_version(repository, model.name)
+    active_s = time.time() - (repository / model.name / CONFIG_FILE).stat().st_mtime
     ensemble, *steps = reversed(model.configs())
     before = {step: (repository / step / CONFIG_FILE).read_bytes() for step in steps}
     try:
@@ -240,7 +244,11 @@ def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], ke
         if active_version(repository, model.name) == active:
             _take_back(repository, model, before)
         raise
-    return _prune(repository, model, _kept_versions(there, active, model.version, keep))
+    kept = _kept_versions(there, active, model.version, keep)
+    if active_s >= GRACE_S:
+        return _prune(repository, model, kept)
+    spared = sorted(there - set(kept))
+    return _prune(repository, model, [*kept, *spared]) + _told_of_spared(spared, active_s)
 
 
 def _bridge(repository: Path, model: ServedModel) -> ServedModel:
@@ -263,7 +271,16 @@ def _take_back(repository: Path, model: ServedModel, configs: dict[str, bytes]) 
 
 def _kept_versions(there: set[int], active: int, new: int, keep: int) -> list[int]:
     newest = sorted(there - {active}, reverse=True)[: max(0, keep - 2)]
-    return sorted({new, *({active} & there), *newest} if keep > 1 else {new})
+    return sorted({new, *({active} & there), *newest})
+
+
+def _told_of_spared(versions: Sequence[int], active_s: float) -> tuple[str, ...]:
+    """Any of them may be what a server serves that has not seen, or not loaded, what came since."""
+    return tuple(
+        f"version {version} stays: the change before this one was {max(0.0, active_s):.0f} s ago, and a server may not "
+        f"have taken it yet; a change {GRACE_S:.0f} s from now or later removes it"
+        for version in versions
+    )
 
 
 def _prune(repository: Path, model: ServedModel, kept: Sequence[int]) -> tuple[str, ...]:
