@@ -182,9 +182,9 @@ def _build(
         feeds=feeds,
         flat=served.graph == "flat",
     )
-    files = _graph_files(converted.path, served, work, options, on_step)
+    files, notes = _graph_files(converted.path, served, work, options, on_step)
     store.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
-    return converted.notes
+    return (*converted.notes, *notes)
 
 
 def _fp32_graph(
@@ -195,7 +195,9 @@ def _fp32_graph(
         check_form(checkpoint.family, served.precision, checkpoint.label, flat=True)  # it may be as there was
         return trace.export_flat_graph(checkpoint, work, packed=served.packed)
     fused = options.fused and checkpoint.family.fusion is not None
-    path = trace.export_graph(checkpoint, work, cut_last_layer=not fused)
+    path = trace.export_graph(
+        checkpoint, work, cut_last_layer=not fused, one_attention=_one_attention(checkpoint, options)
+    )
     if fused:
         on_step("fusing attention, layer norm and GELU")
         traced, path = path, trace.fuse(path, checkpoint, work)
@@ -218,26 +220,35 @@ def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:
     return calibration_feeds(tokenizer, served.tensors)
 
 
-def _graph_files(path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress) -> list[Path]:
-    """What the encoder's version folder holds."""
+def _graph_files(
+    path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress
+) -> tuple[list[Path], tuple[str, ...]]:
+    """What the encoder's version folder holds, and what the user should know of it."""
     from triton_rerank_export.tensorrt import accelerator, plans
 
     if options.accelerator == "tensorrt":
         plans.check_operators(path)
         accelerator.name_graph(path)
     if options.effective_engine != "tensorrt":
-        return trace.graph_files(path)
+        return trace.graph_files(path), ()
     plan = work / served.graph_file
-    plans.build_plan(
+    notes = plans.build_plan(
         path,
         plan,
+def _one_attention(checkpoint: Checkpoint, options: ExportOptions) -> bool:
+    """In a plan only: ONNX Runtime, through which TensorRT may run too, does not know how to let it fall apart."""
+    from triton_rerank_export.tensorrt.plans import imports_attention
+
+    return options.effective_engine == "tensorrt" and checkpoint.family.has_bert_layers and imports_attention()
+
+
         inputs=served.tensors,
         ladder=served.ladder,
         max_batch_size=served.max_batch_size,
         timing_cache=options.timing_cache or work / "timing.cache",
         on_step=on_step,
     )
-    return [plan]
+    return [plan], notes
 
 
 def _install(

@@ -18,6 +18,9 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate.parity import BOUNDS
+from triton_rerank_export.options import ExportOptions
+from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository.triton_config import length_ladder
 from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import accelerator_parameters, name_graph
@@ -44,6 +47,19 @@ def graph(tmp_path: Path) -> Path:
     return _write_graph(tmp_path / "model.onnx", weight=1.0)
 
 
+def _write_attention(path: Path) -> Path:
+    """One operator, which gives its values: a key each."""
+    shape: tuple[str | int, ...] = ("n", 1, 1, 4)
+    model_graph = helper.make_graph(
+        [helper.make_node("Attention", ["x", "x", "x"], ["logits"])],
+        "main_graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)],
+    )
+    onnx.save(helper.make_model(model_graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), path)
+    return path
+
+
 def _write_graph(path: Path, *, weight: float, domain: str = "") -> Path:
     weights = numpy_helper.from_array(np.full((4, 1), weight, dtype=np.float32), "weights")
     node = helper.make_node("MatMul", ["x", "weights"], ["logits"], domain=domain)
@@ -58,15 +74,15 @@ def _write_graph(path: Path, *, weight: float, domain: str = "") -> Path:
     return path
 
 
-def _build(graph: Path, output: Path, timing_cache: Path) -> None:
-    build_plan(
+def _build(graph: Path, output: Path, timing_cache: Path, steps: list[str] | None = None) -> tuple[str, ...]:
+    return build_plan(
         graph,
         output,
         inputs=INPUTS,
         ladder=LADDER,
         max_batch_size=8,
         timing_cache=timing_cache,
-        on_step=lambda _: None,
+        on_step=(lambda _: None) if steps is None else steps.append,
     )
 
 
@@ -257,8 +273,17 @@ class FakeTensorRT:
         def __init__(self) -> None:
             pass
 
-    def __init__(self, *, parser_errors: tuple[str, ...] = (), plan: bytes | None = b"plan", old: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        parser_errors: tuple[str, ...] = (),
+        plan: bytes | None = b"plan",
+        old: bool = True,
+        whole_attention: bool = True,
+    ) -> None:
         self.parser_errors, self.plan, self.accepts_old_timings = parser_errors, plan, old
+        self.whole_attention = whole_attention
+        self.parsed: list[onnx.ModelProto] = []
         self.network_flags = 0
         self.shapes: list[tuple[Any, ...]] = []
         self.offered: list[bytes] = []
@@ -269,10 +294,11 @@ class FakeTensorRT:
             return "network"
 
         def build_serialized_network(network: str, config: Any) -> bytes | None:
-            if self.plan is None:
-                logger.log(2, "a warning")
-                logger.log(1, "Error Code 10: no implementation\n for node /layer.0")
-            return self.plan
+            if self.plan is not None and (self.whole_attention or self._may_fall_apart()):
+                return self.plan
+            logger.log(2, "a warning")
+            logger.log(1, "Error Code 10: no implementation\n for node /layer.0")
+            return None
 
         return SimpleNamespace(
             create_network=create_network,
@@ -286,9 +312,16 @@ class FakeTensorRT:
             SimpleNamespace(node_operator=lambda: "Erf", node_name=lambda: "/gelu", desc=lambda text=text: text)
             for text in self.parser_errors
         ]
-        return SimpleNamespace(
-            parse_from_file=lambda path: not errors, num_errors=len(errors), get_error=errors.__getitem__
-        )
+
+        def parse_from_file(path: str) -> bool:
+            self.parsed.append(onnx.load(path))
+            return not errors
+
+        return SimpleNamespace(parse_from_file=parse_from_file, num_errors=len(errors), get_error=errors.__getitem__)
+
+    def _may_fall_apart(self) -> bool:
+        nodes = [node for node in self.parsed[-1].graph.node if node.op_type == "Attention"]
+        return all("TRT_decomposable" in [each.name for each in node.attribute] for node in nodes)
 
     def _config(self) -> Any:
         def create_timing_cache(stored: bytes) -> Any:
@@ -365,3 +398,86 @@ def test_no_engine_is_an_error_with_tensorrts_words_and_the_old_timings_stay(
         _build(graph, tmp_path / "model.plan", tmp_path / "timing.cache")
     assert (tmp_path / "timing.cache").read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "timing.cache"]
+
+
+# --- attention -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("serving", "imports"),
+    [
+        ("10.3.0.26", False),
+        ("10.13.3.9+cuda13.0", False),
+        ("9.99.0.1", False),
+        ("10.14.1.48-1+cuda13.0", True),
+        ("11.2.1.2", True),
+        ("", False),
+    ],
+)
+def test_which_tensorrt_imports_attention_as_one_operator(
+    monkeypatch: pytest.MonkeyPatch, serving: str, imports: bool
+) -> None:
+    monkeypatch.setenv(SERVED_VERSION, serving)
+    assert plans.imports_attention() is imports
+
+
+def test_attention_is_one_kernel_where_there_is_one(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], tmp_path: Path
+) -> None:
+    package = with_package(FakeTensorRT())
+    assert _build(_write_attention(tmp_path / "model.onnx"), tmp_path / "model.plan", tmp_path / "timing.cache") == ()
+    (parsed,) = package.parsed
+    assert not parsed.graph.node[0].attribute
+
+
+def test_attention_falls_apart_where_there_is_no_kernel_for_the_whole_and_that_is_told(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], tmp_path: Path
+) -> None:
+    package, steps = with_package(FakeTensorRT(whole_attention=False)), list[str]()
+    told = _build(_write_attention(tmp_path / "model.onnx"), tmp_path / "model.plan", tmp_path / "cache", steps)
+    assert told == (
+        "attention is computed by several kernels: with one for the whole model.onnx: TensorRT built no engine: "
+        "Error Code 10: no implementation for node /layer.0",
+    )
+    assert [len(model.graph.node[0].attribute) for model in package.parsed] == [0, 1]
+    assert steps == [
+        "building the TensorRT plan, 3 profiles up to 512; this takes minutes",
+        "building the TensorRT plan with attention by several kernels, 3 profiles up to 512; this takes minutes",
+    ]
+    assert (tmp_path / "model.plan").read_bytes() == b"plan"
+
+
+def test_no_engine_of_attention_in_any_form_is_an_error(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT], tmp_path: Path
+) -> None:
+    package = with_package(FakeTensorRT(plan=None))
+    with pytest.raises(ExportError, match="built no engine: Error Code 10"):
+        _build(_write_attention(tmp_path / "model.onnx"), tmp_path / "model.plan", tmp_path / "timing.cache")
+    assert len(package.parsed) == 2
+
+
+@pytest.mark.parametrize(("serving", "operators"), [("10.13.3.9", (0, 2)), ("10.14.1.48", (2, 0))])
+def test_an_export_gives_tensorrt_the_form_that_it_imports(
+    with_package: Callable[[FakeTensorRT], FakeTensorRT],
+    checkpoints: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    serving: str,
+    operators: tuple[int, int],
+) -> None:
+    """The whole export, gate included; the plan is run by ONNX Runtime, as the graph that the parser was given."""
+    package = with_package(FakeTensorRT())
+    monkeypatch.setattr(plans, "check_available", lambda: None)
+    monkeypatch.setenv(SERVED_VERSION, serving)
+
+    def runner(plan: Path) -> Callable[[int, dict[str, Any]], Any]:
+        assert plan.read_bytes() == b"plan"
+        session = ort.InferenceSession(package.parsed[0].SerializeToString(), providers=["CPUExecutionProvider"])
+        return lambda profile, rows: session.run(["logits"], rows)[0]
+
+    monkeypatch.setattr(tensorrt_package, "PlanRunner", runner)
+    options = ExportOptions(precision="fp16", engine="tensorrt", max_batch_size=64)
+    result = export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=lambda _: None)
+    assert result.report.max_logit_difference <= BOUNDS["fp16"].max_logit_difference
+    names = [node.op_type for node in package.parsed[0].graph.node]
+    assert (names.count("Attention"), names.count("Softmax")) == operators

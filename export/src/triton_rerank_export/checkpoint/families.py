@@ -90,8 +90,8 @@ class Family:
     longest: int | None = None
 
     @property
-    def has_flat_graph(self) -> bool:
-        """Its layers are BERT's, for whose attention there are operators over rows without padding."""
+    def has_bert_layers(self) -> bool:
+        """Its attention is BERT's, which can be one operator: over rows without padding too, in a flat graph."""
         return self.traced_as is as_traced.bert_layers
 
 
@@ -248,14 +248,14 @@ def check_form(family: Family, precision: Precision, label: str, *, flat: bool =
             f"{label}: {family.architecture} cannot be exported in {precision}: {family.no_fp16}; it can be in "
             f"{', '.join(family.precisions)}"
         )
-    if flat and not family.has_flat_graph:
+    if flat and not family.has_bert_layers:
         raise ExportError(
             f"{label}: {family.architecture} has no flat graph; {', '.join(_flat_ones())} have. Leave --graph out"
         )
 
 
 def _flat_ones() -> list[str]:
-    return [family.architecture for family in _ROWS if family.has_flat_graph]
+    return [family.architecture for family in _ROWS if family.has_bert_layers]
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:

@@ -14,6 +14,9 @@ from typing import Any
 
 from triton_rerank.contract import LOGITS
 
+# Queries, keys and values ``(rows, heads, tokens, size)``, the mask that is added to their scores, size.
+Weigh = Callable[[Any, Any, Any, Any, int], Any]
+
 
 @contextlib.contextmanager
 def computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
@@ -28,8 +31,13 @@ def computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = before
 
 
-def _bert_attention(module: Any, queries: slice) -> Callable[..., Any]:
-    """BERT's attention in the form that ONNX Runtime's fusion knows; transformers 4 and 5 write others."""
+def in_parts(query: Any, keys: Any, values: Any, mask: Any, size: int) -> Any:
+    """Attention in the operators that ONNX Runtime's fusion knows; transformers 4 and 5 write others."""
+    return (query @ keys.transpose(-1, -2) / math.sqrt(size) + mask).softmax(dim=-1) @ values
+
+
+def _bert_attention(module: Any, queries: slice, weigh: Weigh) -> Callable[..., Any]:
+    """BERT's attention from its queries, keys and values."""
 
     def heads(some: Any) -> Any:
         return some.view(some.shape[0], -1, module.num_attention_heads, module.attention_head_size).transpose(1, 2)
@@ -39,24 +47,25 @@ def _bert_attention(module: Any, queries: slice) -> Callable[..., Any]:
             heads(part(some))
             for part, some in ((module.query, tokens[:, queries]), (module.key, tokens), (module.value, tokens))
         )
-        weights = query @ keys.transpose(-1, -2) / math.sqrt(module.attention_head_size) + attention_mask
-        attended = (weights.softmax(dim=-1) @ values).permute(0, 2, 1, 3)
+        attended = weigh(query, keys, values, attention_mask, module.attention_head_size)
+        attended = attended.permute(0, 2, 1, 3)
         return attended.reshape(attended.shape[0], -1, module.all_head_size), None
 
     return attend
 
 
 @contextlib.contextmanager
-def bert_layers(model: Any) -> Iterator[None]:
-    """Let every layer's attention be of the form that ONNX Runtime's fusion knows."""
+def bert_layers(model: Any, weigh: Weigh = in_parts) -> Iterator[None]:
+    """Let every layer's attention be made of its queries, keys and values by ``weigh``."""
     with contextlib.ExitStack() as stack:
         for layer in model.base_model.encoder.layer:
-            stack.enter_context(computing(layer.attention.self, _bert_attention(layer.attention.self, slice(None))))
+            made = _bert_attention(layer.attention.self, slice(None), weigh)
+            stack.enter_context(computing(layer.attention.self, made))
         yield
 
 
 @contextlib.contextmanager
-def bert_last_layer(model: Any) -> Iterator[None]:
+def bert_last_layer(model: Any, weigh: Weigh = in_parts) -> Iterator[None]:
     """Let the last layer's queries, and what is added to their output, be those of the first token.
 
     Keys and values are still made of all tokens. BERT and its kin name these modules alike.
@@ -64,7 +73,7 @@ def bert_last_layer(model: Any) -> Iterator[None]:
     attention = model.base_model.encoder.layer[-1].attention
     hook = attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1]))
     try:
-        with computing(attention.self, _bert_attention(attention.self, slice(1))):
+        with computing(attention.self, _bert_attention(attention.self, slice(1), weigh)):
             yield
     finally:
         hook.remove()

@@ -19,7 +19,7 @@ from typing import Any
 from triton_rerank.contract import INPUT_IDS, LOGITS, WIDTHS
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError, explained
-from triton_rerank_export.graph import graph_file
+from triton_rerank_export.graph import attention, graph_file
 from triton_rerank_export.graph.flat import flat
 from triton_rerank_export.repository.triton_config import encoder_inputs
 
@@ -29,7 +29,9 @@ _FLOAT, _OUTSIDE = 1, 1  # onnx.TensorProto.FLOAT and .EXTERNAL
 _KNOWN_FORM = "what transformers 4.53 to 5.24 make is known"
 
 
-def export_graph(checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = False) -> Path:
+def export_graph(
+    checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = False, one_attention: bool = False
+) -> Path:
     """Trace the checkpoint with dynamic batch and length.
 
     Attention is eager, and its mask is made by us: few plain operators, which fusion and the conversion to fp16 look
@@ -42,6 +44,8 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = F
         cut_last_layer: the last layer is computed for the one token that the classifier reads: the same logits for
             less work, in a form that ONNX Runtime's fusion does not know. Nothing changes for a family whose layers
             cannot be cut.
+        one_attention: attention is one operator, as attention.py says, and the last layer is cut; for TensorRT, and
+            a family whose layers are BERT's.
 
     Returns:
         ``<work>/traced/model.onnx``: fp32, standard operators, tensor names as in contract.py.
@@ -51,6 +55,8 @@ def export_graph(checkpoint: Checkpoint, work: Path, *, cut_last_layer: bool = F
     """
     family = checkpoint.family
     patches = [patch for patch in (family.traced_as, family.last_layer_cut if cut_last_layer else None) if patch]
+    if one_attention:
+        patches = [attention.as_one_operator]
     shape = {0: "batch_size", 1: "sequence_length"}
     example = {name: (2, 16) for name in encoder_inputs(token_type_ids=checkpoint.token_type_ids)}
     return _export(checkpoint, work, patches, example, shape)
@@ -97,6 +103,8 @@ def _export(
         for patch in patches:
             stack.enter_context(patch(model))
         _trace(model, path, example, axes)
+        if attention.as_one_operator in patches:
+            attention.make_standard(path)
         _attach_weights(path, model, checkpoint, list(example))  # a patch may have made some of the weights
     del model
     graph_file.free_memory()

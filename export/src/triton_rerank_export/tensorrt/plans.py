@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.graph import attention
 from triton_rerank_export.tensorrt import tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles
@@ -37,6 +38,10 @@ CONTAINER_COMMAND: Final = (
     "triton-rerank-export export --model MODEL --engine tensorrt --precision fp16 --model-repository /models"
 )
 
+# The first whose parser imports ONNX's operator Attention: NVIDIA/TensorRT's CHANGELOG.md, 10.14 GA, "Parsers: Added
+# support for the Attention operator"; onnx-tensorrt's docs/operators.md of 10.15 lists it, up to opset 24.
+_IMPORTS_ATTENTION: Final = (10, 14)
+
 _DRIVER = "libcuda.so.1"
 
 Ids = npt.NDArray[np.int64]
@@ -54,6 +59,11 @@ def check_available() -> None:
         raise ExportError(
             f"no TensorRT plan can be built here: {fault}; in the container (docker/README.md): {CONTAINER_COMMAND}"
         )
+
+
+def imports_attention() -> bool:
+    """The TensorRT that will serve takes attention as one operator (graph/attention.py)."""
+    return tuple(int(part) for part in re.findall(r"\d+", _serving())[:2]) >= _IMPORTS_ATTENTION
 
 
 def check_operators(graph: Path) -> None:
@@ -79,11 +89,14 @@ def build_plan(
     max_batch_size: int,
     timing_cache: Path,
     on_step: Progress,
-) -> None:
+) -> tuple[str, ...]:
     """Build a plan with two profiles for each padded length; precision is the graph's.
 
+    Where TensorRT has no kernel for the whole of an operator Attention on this GPU, it builds no engine. Then it is
+    asked once more, and may compute attention by several.
+
     Args:
-        graph: fp16 ONNX file of standard operators; its external data lie beside it.
+        graph: fp16 ONNX file of standard operators; its external data lie beside it. It may be changed.
         output: the plan.
         inputs: names of the graph's inputs.
         ladder: padded lengths, ascending.
@@ -91,14 +104,28 @@ def build_plan(
         timing_cache: kernel timings of earlier builds; read, and replaced by those of this one.
         on_step: called with what is being done.
 
+    Returns:
+        Sentences for the user: whether attention is computed by several kernels.
+
     Raises:
         ExportError: TensorRT refuses the graph or builds no engine; holds its words.
     """
     check_operators(graph)
     chosen = profiles(ladder, max_batch_size)
-    on_step(f"building the TensorRT plan, {len(chosen)} lengths up to {ladder[-1]}; this takes minutes")
-    with _staged(timing_cache) as cache:
-        tensorrt_package.build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
+
+    def build(how: str) -> None:
+        on_step(f"building the TensorRT plan{how}, {len(chosen)} profiles up to {ladder[-1]}; this takes minutes")
+        with _staged(timing_cache) as cache:
+            tensorrt_package.build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
+
+    try:
+        build("")
+    except tensorrt_package.NoEngineError as exc:
+        if not attention.let_fall_apart(graph):
+            raise
+        build(" with attention by several kernels")
+        return (f"attention is computed by several kernels: with one for the whole {exc}",)
+    return ()
 
 
 class PlanEngine:
@@ -155,12 +182,17 @@ def _tool_fault() -> str | None:
     package = tensorrt_package.load()
     if package is None:
         return "the Python package tensorrt is not installed"
-    version, serving = str(package.__version__), re.split("[+-]", os.environ.get(SERVED_VERSION, ""))[0]
+    version, serving = str(package.__version__), _serving()
     if not serving:
         return f"which TensorRT will serve is not known: {SERVED_VERSION} is not set, as NVIDIA's images have it"
     if version.split(".")[:3] != serving.split(".")[:3]:
         return f"TensorRT is {version}, but {SERVED_VERSION} says that {serving} will serve; plans run on their own"
     return _torch_fault()
+
+
+def _serving() -> str:
+    """Version of the TensorRT that will serve, without CUDA's; "" where nobody says it."""
+    return re.split("[+-]", os.environ.get(SERVED_VERSION, ""))[0]
 
 
 def _torch_fault() -> str | None:

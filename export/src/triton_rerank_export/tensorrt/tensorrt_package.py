@@ -17,6 +17,10 @@ from triton_rerank_export.tensorrt.profiles import Profile
 _SHOWN_ERRORS = 3
 
 
+class NoEngineError(ExportError):
+    """TensorRT read the graph and built no engine of it; holds its words."""
+
+
 def load() -> Any:
     """The package, or None. ``tensorrt_bindings`` alone uses the TensorRT libraries that the container has."""
     for name in ("tensorrt", "tensorrt_bindings"):
@@ -38,7 +42,8 @@ def build(graph: Path, output: Path, *, inputs: Sequence[str], profiles: Sequenc
         timing_cache: read if it is there, and written.
 
     Raises:
-        ExportError: the parser refuses the graph, or no engine could be built; holds TensorRT's words.
+        NoEngineError: no engine could be built.
+        ExportError: the parser refuses the graph; holds TensorRT's words.
     """
     trt = load()
     errors: list[str] = []
@@ -54,7 +59,7 @@ def build(graph: Path, output: Path, *, inputs: Sequence[str], profiles: Sequenc
     cache = _attach_timing_cache(config, timing_cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise ExportError(f"{graph.name}: TensorRT built no engine: {_last(errors)}")
+        raise NoEngineError(f"{graph.name}: TensorRT built no engine: {_last(errors)}")
     output.write_bytes(plan)
     timing_cache.write_bytes(cache.serialize())
 
