@@ -21,7 +21,7 @@ from triton_rerank_export.graph.calibration import Feed, calibration_feeds
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository import staging, store
 from triton_rerank_export.repository.check import version_is_whole
-from triton_rerank_export.repository.manifest import Manifest, build_manifest
+from triton_rerank_export.repository.manifest import Manifest, build_manifest, version_folders
 from triton_rerank_export.repository.settings import Settings
 from triton_rerank_export.repository.triton_config import Graph, ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
@@ -94,8 +94,7 @@ def export_model(
         if not options.replace:
             store.check_compatible(model_repository, served)
         with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
-            notes = _build(checkpoint, served, staged, Path(work), options, on_step)
-            report = run_gate(checkpoint, staged, served, on_step=on_step)
+            notes, report = _built(checkpoint, served, staged, Path(work), options, on_step)
         manifest = build_manifest(staged, served, report, (*_notes(checkpoint), *notes, *report.notes))
         on_step("installing")
         with staging.locked(model_repository, served.name, on_step) as target:
@@ -164,8 +163,37 @@ def _check_names(*paths: str | Path) -> None:
             raise ExportError(f"{path}: its name is not UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from exc
 
 
-def _build(
+def _built(
     checkpoint: Checkpoint, served: ServedModel, staged: Path, work: Path, options: ExportOptions, on_step: Progress
+) -> tuple[tuple[str, ...], parity.ParityReport]:
+    """Make the files and hold them against PyTorch. A flat fp16 graph that fails with fp16 residuals gets fp32 ones."""
+
+    def build(*, half_residuals: bool) -> tuple[tuple[str, ...], parity.ParityReport]:
+        notes = _build(checkpoint, served, staged, work, options, on_step, half_residuals=half_residuals)
+        return notes, run_gate(checkpoint, staged, served, on_step=on_step)
+
+    try:
+        return build(half_residuals=served.packed)
+    except parity.DisagreementError as exc:
+        if not served.packed:
+            raise
+        on_step("fp16 does not hold what passes from layer to layer: once more, with fp32 there")
+        for folder in version_folders(staged, served):
+            shutil.rmtree(folder)
+        notes, report = build(half_residuals=False)
+        told = f"What passes from layer to layer (residuals) is fp32: in fp16 the {'; '.join(exc.misses)}."
+        return (*notes, told), report
+
+
+def _build(
+    checkpoint: Checkpoint,
+    served: ServedModel,
+    staged: Path,
+    work: Path,
+    options: ExportOptions,
+    on_step: Progress,
+    *,
+    half_residuals: bool,
 ) -> tuple[str, ...]:
     """Make the files of the version folders; what the user should know of them comes back."""
     from triton_rerank_export.graph.precision import convert
@@ -180,7 +208,7 @@ def _build(
         family=checkpoint.family,
         reduce_range=options.reduce_range,
         feeds=feeds,
-        flat=served.graph == "flat",
+        half_residuals=half_residuals,
     )
     files, notes = _graph_files(converted.path, served, work, options, on_step)
     store.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
@@ -203,6 +231,13 @@ def _fp32_graph(
         traced, path = path, trace.fuse(path, checkpoint, work)
         shutil.rmtree(traced.parent)  # as large as the weights
     return path
+
+
+def _one_attention(checkpoint: Checkpoint, options: ExportOptions) -> bool:
+    """In a plan only: ONNX Runtime, through which TensorRT may run too, does not know how to let it fall apart."""
+    from triton_rerank_export.tensorrt.plans import imports_attention
+
+    return options.effective_engine == "tensorrt" and checkpoint.family.has_bert_layers and imports_attention()
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -235,13 +270,6 @@ def _graph_files(
     notes = plans.build_plan(
         path,
         plan,
-def _one_attention(checkpoint: Checkpoint, options: ExportOptions) -> bool:
-    """In a plan only: ONNX Runtime, through which TensorRT may run too, does not know how to let it fall apart."""
-    from triton_rerank_export.tensorrt.plans import imports_attention
-
-    return options.effective_engine == "tensorrt" and checkpoint.family.has_bert_layers and imports_attention()
-
-
         inputs=served.tensors,
         ladder=served.ladder,
         max_batch_size=served.max_batch_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from support.graphs import checkpoint_of, onnx_logits, onnx_session
 from support.tiny_families import write_tiny
 
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.gate import parity
 from triton_rerank_export.gate.evaluated import EvaluatedOptions, EvaluatedSession
 from triton_rerank_export.gate.parity import BOUNDS
 from triton_rerank_export.graph import flat, trace
 from triton_rerank_export.graph.precision import convert
 from triton_rerank_export.options import ExportOptions
-from triton_rerank_export.pipeline import served_model
+from triton_rerank_export.pipeline import export_model, served_model
+from triton_rerank_export.repository.manifest import read_manifest
 from triton_rerank_server.backends.encoder.engine import Engine
 
 Rectangle = dict[str, npt.NDArray[np.int64]]
@@ -31,6 +36,7 @@ CLASSES = (
     64,
     sys.maxsize,
 )  # tiny models have 128 tokens: each class has rows in some batch, and none in others
+PARITY = parity.load_parity_set()
 BATCHES = {  # lengths of the rows of rectangles that are computed together
     "one row": [[7]],
     "one token": [[1], [1, 1, 1]],
@@ -78,7 +84,7 @@ def graphs(
         patch.setattr(flat, "_CLASSES", CLASSES)
         classes = trace.export_flat_graph(checkpoint, work / "classes", packed=False)
     packed = trace.export_flat_graph(checkpoint, work / "packed", packed=True)
-    fp16 = convert(packed, "fp16", work, family=checkpoint.family, flat=True).path
+    fp16 = convert(packed, "fp16", work, family=checkpoint.family, half_residuals=True).path
     return Graphs(checkpoint, padded, classes, packed, fp16)
 
 
@@ -200,3 +206,63 @@ def test_a_family_with_other_attention_is_refused_with_those_that_have_a_flat_gr
     check_form(FAMILIES["BertForSequenceClassification"], "fp32", "m", flat=True)
     with pytest.raises(ExportError, match="has no flat graph; BertForSequenceClassification, XLMRoberta"):
         check_form(FAMILIES["DistilBertForSequenceClassification"], "fp32", "m", flat=True)
+
+
+def _with_large_residuals(source: Path, folder: Path, size: float) -> Path:
+    """A residual of ``size`` in two of a token's numbers where layers add, half of it from either side.
+
+    What the last layer makes of its tokens is as before: no product reads the two, and its layer norm undoes what they
+    do to the others.
+    """
+    shutil.copytree(source, folder)
+    weights = load_file(folder / "model.safetensors")
+    width, half = weights["bert.pooler.dense.bias"].shape[0], torch.tensor([size / 2, -size / 2])
+    layer = "bert.encoder.layer.1.attention"
+    weights["bert.encoder.layer.0.output.LayerNorm.bias"][:2] = half
+    weights["bert.encoder.layer.0.output.LayerNorm.weight"][:2] = 0
+    for name in ("query", "key", "value"):
+        weights[f"{layer}.self.{name}.weight"][:, :2] = 0
+    weights[f"{layer}.output.dense.weight"][:2] = 0
+    weights[f"{layer}.output.dense.bias"][:2] = half
+    weights[f"{layer}.output.LayerNorm.weight"][:] = size * (2 / width) ** 0.5
+    weights[f"{layer}.output.LayerNorm.weight"][:2] = 0
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("size", "in_fp32"),
+    [
+        (100.0, False),
+        (8e4, True),  # passes fp16's range, though neither of what is added does
+    ],
+)
+def test_residuals_that_fp16_cannot_hold_are_fp32_and_that_is_told(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: float, in_fp32: bool
+) -> None:
+    monkeypatch.setattr(parity, "load_parity_set", lambda: PARITY[:3])
+    folder, steps = _with_large_residuals(checkpoints["tiny-bert"], tmp_path / "large", size), list[str]()
+    options = ExportOptions(precision="fp16", graph="flat")
+    result = export_model(str(folder), tmp_path / "r", options, on_step=steps.append)
+    assert result.report.max_logit_difference <= BOUNDS["fp16"].max_logit_difference
+    path = tmp_path / "r" / "large-encoder" / "1" / "model.onnx"
+    tensors = EvaluatedSession(str(path)).tensors(
+        as_triton_flattens(rectangles(checkpoint_of(folder), BATCHES["ragged"]))
+    )
+    norms = [node for node in onnx.load(path).graph.node if node.op_type == "LayerNormalization"]
+    assert {str(tensors[norm.input[0]].dtype) for norm in norms} == {"float32" if in_fp32 else "float16"}
+    told = [note for note in result.manifest.notes if "(residuals) is fp32: in fp16 the largest logit" in note]
+    assert len(told) == in_fp32
+    assert read_manifest(tmp_path / "r" / "large" / "1" / "manifest.json").notes == result.manifest.notes
+    assert len([step for step in steps if "once more, with fp32 there" in step]) == in_fp32
+
+
+def test_a_flat_graph_that_disagrees_in_fp32_too_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "load_parity_set", lambda: PARITY[:3])
+    monkeypatch.setitem(BOUNDS, "fp16", parity.Bounds(1e-9, 0.99, 1.0))
+    options = ExportOptions(precision="fp16", graph="flat")
+    with pytest.raises(ExportError, match="the fp16 export does not agree with PyTorch"):
+        export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=lambda _: None)
+    assert not (tmp_path / "r" / "tiny-bert").exists()

@@ -45,8 +45,9 @@ def run_gate(checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_st
         How the export compared with PyTorch, all bounds kept.
 
     Raises:
-        ExportError: the tokens differ, sentence-transformers gives other scores, an activation is too large for fp16,
-            or a bound is not kept.
+        DisagreementError: a bound is not kept.
+        ExportError: the tokens differ, sentence-transformers gives other scores, or an activation is too large for
+            fp16.
     """
     queries = parity.load_parity_set()
     with _told(checkpoint, staged):

@@ -29,6 +29,18 @@ _CLEAR = 0.03  # documents closer than this share of the median query's range co
 Logits = npt.NDArray[np.float32]
 
 
+class DisagreementError(ExportError):
+    """An export does not agree with PyTorch.
+
+    Attributes:
+        misses: the bounds that it does not keep, each as a sentence.
+    """
+
+    def __init__(self, message: str, misses: Sequence[str]) -> None:
+        super().__init__(message)
+        self.misses = tuple(misses)
+
+
 @dataclass(frozen=True)
 class Bounds:
     """What an export in some precision must keep.
@@ -176,15 +188,16 @@ def check(report: ParityReport, precision: Precision) -> None:
     """Hold a report against the bounds of its precision.
 
     Raises:
-        ExportError: a bound is not kept; names it and the worst pairs.
+        DisagreementError: a bound is not kept; names it and the worst pairs.
     """
     misses = report.misses(BOUNDS[precision])
     if misses:
-        raise ExportError(
+        raise DisagreementError(
             f"the {precision} export does not agree with PyTorch on {report.pairs} pairs: {'; '.join(misses)}. "
             + _ADVICE.get(precision, "")
             + "Worst pairs (PyTorch, export):\n  "
-            + "\n  ".join(report.worst)
+            + "\n  ".join(report.worst),
+            misses,
         )
 
 

@@ -42,7 +42,7 @@ def convert(
     family: Family,
     reduce_range: bool = False,
     feeds: Iterable[Feed] | None = None,
-    flat: bool = False,
+    half_residuals: bool = False,
 ) -> Converted:
     """Write a graph in the precision that is served: one file or, above 256 MiB of weights, two.
 
@@ -56,7 +56,7 @@ def convert(
             16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
             but NVIDIA's backend cannot set it (docs/LOG.md).
         feeds: pairs that static int8 takes the ranges of activations from; None for anything else.
-        flat: it is a flat graph: fp16 is its layer norms' type too, and so the residuals'.
+        half_residuals: fp16 is its layer norms' type too, and so the residuals'; for a flat graph.
 
     Returns:
         ``<work>/<precision>/model.onnx``; for fp32 and bf16 ``graph`` itself if it already has the right form.
@@ -65,7 +65,9 @@ def convert(
         ExportError: the graph cannot be converted.
     """
     try:
-        return _convert(graph, precision, work, family, reduce_range=reduce_range, feeds=feeds, flat=flat)
+        return _convert(
+            graph, precision, work, family, reduce_range=reduce_range, feeds=feeds, half_residuals=half_residuals
+        )
     finally:
         graph_file.free_memory()
 
@@ -78,7 +80,7 @@ def _convert(
     *,
     reduce_range: bool,
     feeds: Iterable[Feed] | None,
-    flat: bool,
+    half_residuals: bool,
 ) -> Converted:
     notes: tuple[str, ...] = ()
 
@@ -91,7 +93,7 @@ def _convert(
     if precision == "int8" and family.shares_weights:
         _unshare(model.graph)
     if precision == "fp16":
-        notes = fp16.to_fp16(model.graph, values, residuals=flat)
+        notes = fp16.to_fp16(model.graph, values, residuals=half_residuals)
     elif feeds is not None:
         static_int8.quantise(model, values, static_int8.measure(graph, feeds), reduce_range=reduce_range)
     elif precision == "int8":
