@@ -11,7 +11,7 @@ import pytest
 
 from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.graph.trace import export_graph
-from triton_rerank_server.backends.encoder import onnxruntime_session
+from triton_rerank_server.backends.encoder import cuda, onnxruntime_session
 from triton_rerank_server.backends.encoder.engine import Engine, Rows, flattened, micro_batches, options_of
 from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
 from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
@@ -131,6 +131,19 @@ def test_a_device_puts_the_cuda_provider_first(tiny_repository: Path, monkeypatc
     with pytest.raises(EngineError, match="opened the model on the CPU"):  # as it is here
         Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", OnnxRuntimeOptions(device_id=3))
     assert asked == [("CUDAExecutionProvider", {"device_id": "3"}), "CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize(("short", "batches"), [(20, 1), (60, 2)])
+def test_on_a_gpu_a_batch_ends_where_its_padding_would_cost_more_than_another_one(
+    tiny_repository: Path, monkeypatch: pytest.MonkeyPatch, short: int, batches: int
+) -> None:
+    """20 rows of 20 tokens beside one of 100 are 1,600 tokens of padding, 60 rows are 4,800."""
+    opened = ort.InferenceSession
+    monkeypatch.setattr(ort, "InferenceSession", lambda *a, **_: opened(*a, providers=["CPUExecutionProvider"]))
+    monkeypatch.setattr(cuda, "check_on_gpu", lambda _: None)
+    engine = Engine(tiny_repository / "tiny-bert-encoder" / "1" / "model.onnx", OnnxRuntimeOptions(device_id=0))
+    engine.logits([pairs([20] * short + [100], 128)])
+    assert engine.computed.batches == batches
 
 
 @pytest.mark.parametrize(
