@@ -134,6 +134,7 @@ def test_a_config_survives_text_and_back(tmp_path: Path) -> None:
     [
         ({"precision": "int8"}, pb.ModelInstanceGroup.KIND_CPU),
         ({"precision": "fp32", "graph": "flat"}, pb.ModelInstanceGroup.KIND_CPU),
+        ({"precision": "int8", "graph": "flat"}, pb.ModelInstanceGroup.KIND_CPU),
         ({"precision": "fp32"}, pb.ModelInstanceGroup.KIND_AUTO),
         ({"precision": "fp16"}, pb.ModelInstanceGroup.KIND_AUTO),
         ({"precision": "fp16", "accelerator": "tensorrt"}, pb.ModelInstanceGroup.KIND_GPU),
@@ -187,7 +188,7 @@ def test_a_native_config_keeps_to_what_the_native_backend_takes(precision: Any) 
     assert config.default_model_filename == "model.onnx"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "fp16"])
 @pytest.mark.parametrize("native", [True, False])
 def test_a_flat_graph_gets_ragged_inputs_and_natively_the_widths(precision: Any, native: bool) -> None:
     """Rules of the native backend, where they were tried: names, types, one dimension are the graph's, widths are made.

@@ -83,7 +83,7 @@ def _add_artefact_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--graph",
         choices=GRAPHS,
-        help="flat: nothing is computed for padding, fp32 for CPUs, fp16 for GPUs; default: as there is, or padded",
+        help="flat: nothing is computed for padding; not in bf16 or for OpenVINO; default: as there is, or padded",
     )
     parser.add_argument(
         "--native", action="store_true", help="serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"

@@ -18,7 +18,7 @@ from triton_rerank_export.repository.triton_config import (
 from triton_rerank_export.repository.warmup import Warmup
 
 _IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
-_FLAT: tuple[Precision, ...] = ("fp32", "fp16")
+_FLAT: tuple[Precision, ...] = ("fp32", "int8", "fp16")
 LEAST_VERSIONS = 2  # a server serves the one before until it has loaded the new one
 MOST_VERSIONS = 100
 
@@ -32,7 +32,8 @@ class ExportOptions(Settings):
         engine: the library that computes the encoder; None means OpenVINO for bf16, else ONNX Runtime. int8 is dynamic
             in ONNX Runtime and static in OpenVINO.
         accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
-        graph: "flat" takes rows one after the other and computes nothing for padding; fp32 for CPUs, fp16 for GPUs.
+        graph: "flat" takes rows one after the other and computes nothing for padding; fp32 and dynamic int8 for CPUs,
+            fp16 for GPUs.
             None means as in the version that is there, or "padded".
         native: let Triton's own ONNX Runtime backend serve the graph, instead of ours.
         name: public name; None means the catalogue's, or the last part of the id or folder.
@@ -97,10 +98,10 @@ class ExportOptions(Settings):
                 "--native cannot serve OpenVINO: Triton's own backend of it takes executions of exactly max_batch_size "
                 "pairs; leave --native out"
             )
-        if self.graph == "flat" and (self.precision not in _FLAT or tensorrt):
+        if self.graph == "flat" and (self.precision not in _FLAT or engine != "onnxruntime" or tensorrt):
             raise ExportError(
-                f"--graph flat is for {' and '.join(_FLAT)} in ONNX Runtime; --precision is {self.precision}"
-                + (", for TensorRT" if tensorrt else "")
+                f"--graph flat is for {', '.join(_FLAT)} in ONNX Runtime; --precision is {self.precision}, --engine "
+                + (f"{engine}, for TensorRT" if tensorrt else engine)
             )
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")

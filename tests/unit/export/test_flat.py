@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from support.graphs import checkpoint_of, onnx_logits, onnx_session
 from support.tiny_families import write_tiny
@@ -146,6 +147,24 @@ def test_the_paddings_id_inside_a_text_and_a_row_of_nothing_but_padding(graphs: 
     (got,), (expected,) = engine.logits([given]), onnx_logits(graphs.padded, [given])
     assert largest([got[[0, 2]]], [expected[[0, 2]]]) < 1e-5
     assert np.isfinite(got).all()
+
+
+def _int8_weights(path: Path) -> list[tuple[tuple[int, ...], bytes]]:
+    weights = [w for w in onnx.load(path).graph.initializer if w.data_type == onnx.TensorProto.INT8 and w.dims]
+    return sorted((tuple(w.dims), numpy_helper.to_array(w).tobytes()) for w in weights)
+
+
+def test_int8_has_the_weights_of_a_padded_graphs_and_its_logits(graphs: Graphs, tmp_path: Path) -> None:
+    """Of a Gemm too: tables, head, and the second feed-forward matrix of the first third of the layers stay fp32."""
+    family = graphs.checkpoint.family
+    int8 = convert(graphs.classes, "int8", tmp_path / "flat", family=family).path
+    padded = convert(graphs.padded, "int8", tmp_path / "padded", family=family).path
+    matrices = [weight for weight in _int8_weights(int8) if len(weight[0]) == 2]
+    assert _int8_weights(int8) == _int8_weights(padded)
+    assert len(matrices) >= 11  # six a layer but the one that is kept
+    given = [one for batch in BATCHES.values() for one in rectangles(graphs.checkpoint, batch)]
+    got, expected = Engine(int8).logits(given), onnx_logits(graphs.padded, given)
+    assert 0 < largest(got, expected) < 0.1
 
 
 def test_inputs_are_flat_as_native_backends_want_ragged_ones(graphs: Graphs) -> None:

@@ -32,8 +32,12 @@ from triton_rerank_export.options import ExportOptions
         (["--engine", "onnxruntime", "--precision", "bf16"], "--precision bf16 is served by OpenVINO only"),
         (["--scheduling", "continuous", "--native"], "--scheduling continuous is our encoder's"),
         (["--native", "--engine", "openvino"], "--native cannot serve OpenVINO"),
-        (["--graph", "flat"], "--graph flat is for fp32 and fp16 in ONNX Runtime; --precision is int8"),
-        (["--graph", "flat", "--precision", "fp16", "--engine", "tensorrt"], "--precision is fp16, for TensorRT"),
+        (
+            ["--graph", "flat", "--precision", "bf16"],
+            "fp32, int8, fp16 in ONNX Runtime; --precision is bf16, --engine openvino",
+        ),
+        (["--graph", "flat", "--engine", "openvino"], "--precision is int8, --engine openvino"),
+        (["--graph", "flat", "--precision", "fp16", "--engine", "tensorrt"], "fp16, --engine tensorrt, for TensorRT"),
         (
             ["--engine", "tensorrt", "--accelerator", "tensorrt", "--precision", "fp16"],
             "--accelerator is for ONNX Runtime",

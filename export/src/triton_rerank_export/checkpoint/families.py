@@ -77,7 +77,7 @@ class Family:
     modules: bool = False
     classifier: str = "classifier"
     layer_weights: str = r"encoder\.layer\.(\d{1,6})\."
-    feed_forward_out: str = r"/layer\.\d+/output/dense/MatMul$"
+    feed_forward_out: str = r"/layer\.\d+/output/dense/(MatMul|Gemm)$"  # the latter in a flat graph
     in_half: str = r"\.encoder\."
     last_layer_cut: Patch | None = as_traced.bert_last_layer
     traced_as: Patch | None = as_traced.bert_layers

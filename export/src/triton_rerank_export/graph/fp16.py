@@ -29,8 +29,10 @@ LARGEST = float(np.finfo(np.float16).max)  # 65504
 # com.microsoft.Attention is fp16 with its softmax inside. On CUDA its kernels scale the scores in the matrix product
 # and compute exponentials and their sums in fp32 registers (ONNX Runtime's attention_softmax.cu, and its memory
 # efficient kernel). Kernels that it took from TensorRT as binaries, for GPUs before Hopper, cannot be read; the
-# environment variable ORT_DISABLE_FUSED_ATTENTION=1 avoids them. The fused layer norms sum in fp16 there
-# (skip_layer_norm_impl.cu), so they get fp32.
+# environment variable ORT_DISABLE_FUSED_ATTENTION=1 avoids them. On Hopper and later, ONNX Runtime up to 1.28 has no
+# fused kernel for a mask of one length a row, which is ours: it stores the scores in fp16 between two products. 1.31
+# takes cuDNN's (onnxruntime#29717). The fused layer norms sum in fp16 there (skip_layer_norm_impl.cu), so they get
+# fp32.
 _LAYER_NORMS = {"LayerNormalization", "SkipLayerNormalization"}
 _SUMS = {*_LAYER_NORMS, "Softmax"}
 _OF_ANGLES = {"Cos", "Sin"}

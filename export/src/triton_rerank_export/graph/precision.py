@@ -176,8 +176,7 @@ def _kept_fp32(nodes: Sequence[NodeProto], family: Family) -> list[str]:
             f"({family.feed_forward_out}), which int8 keeps in fp32 in the first layers; the installed transformers "
             "is not one that is known here. Export fp32"
         )
-    head = [node for node in nodes[names.index(layers[-1]) + 1 :] if node.op_type in ("MatMul", "Gemm")]
-    return [
-        *(name for number, name in enumerate(layers) if 3 * number < len(layers)),
-        *(node.name + "_MatMul" * (node.op_type == "Gemm") for node in head),  # it makes a MatMul of a Gemm first
-    ]
+    head = [node.name for node in nodes[names.index(layers[-1]) + 1 :] if node.op_type in ("MatMul", "Gemm")]
+    kept = {*(name for number, name in enumerate(layers) if 3 * number < len(layers)), *head}
+    # it makes a MatMul of a Gemm first
+    return [node.name + "_MatMul" * (node.op_type == "Gemm") for node in nodes if node.name in kept]

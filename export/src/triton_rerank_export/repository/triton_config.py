@@ -59,7 +59,7 @@ class ServedModel:
             model.plan.
         accelerator: "tensorrt" lets ONNX Runtime run the graph through TensorRT.
         graph: "padded" takes rectangles; "flat" takes rows one after the other, and computes nothing for padding: in
-            fp32 by operators for CPUs, in fp16 by operators that only CUDA has.
+            fp32 and int8 by operators for CPUs, in fp16 by operators that only CUDA has.
         native: Triton's own ONNX Runtime backend computes the encoder, padded graphs on rectangles of one width; else
             ours does, on requests of any widths together.
         scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
