@@ -217,7 +217,7 @@ def test_a_single_name_whose_addresses_change_gets_a_new_connection(names: Names
         with pytest.raises(ServerUnavailableError):
             client.score("q", ["a"])
         assert wait_until(lambda: connections.places is not None, 10)
-        before = connections._sync
+        before = connections._opened[None]
         names.known["localhost"] = ["127.0.0.1", "127.0.0.9"]
         time.sleep(FAST.lookup_s)
         with pytest.raises(ServerUnavailableError):
@@ -225,7 +225,7 @@ def test_a_single_name_whose_addresses_change_gets_a_new_connection(names: Names
 
         def reopened() -> bool:
             client.is_ready(timeout_s=1.0)
-            return connections._sync is not before
+            return connections._opened[None] is not before
 
         assert wait_until(reopened, 10)
 

@@ -49,7 +49,9 @@ class Deadline:
         """
         left = self.timeout_s - self.elapsed_s()
         if left <= 0:
-            raise DeadlineExceededError(
-                f"timeout_s of {self.timeout_s:g} s passed before {doing}; raise it, or ask less"
-            )
+            raise self.passed(doing)
         return left
+
+    def passed(self, doing: str) -> DeadlineExceededError:
+        """The error that says that no time was left for something."""
+        return DeadlineExceededError(f"timeout_s of {self.timeout_s:g} s passed before {doing}; raise it, or ask less")

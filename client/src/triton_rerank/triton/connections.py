@@ -10,13 +10,12 @@ import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import grpc.aio
 
 from triton_rerank.core.scorer import Call
-from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
+from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.triton.channel import TritonOptions, open_channel
 from triton_rerank.triton.targets import grpc_target, has_names, look_up, needs_lookup
 from triton_rerank.triton.transport import SyncTransport, Translate, Transport
@@ -30,7 +29,7 @@ _LOOK_S = 2.0  # of such a call's time
 class _Opened:
     """A transport, and what the target stood for when it was made."""
 
-    transport: Any
+    transport: SyncTransport | AioTransport
     places: str | None
 
 
@@ -59,14 +58,13 @@ class Connections:
         self._places: str | None = None  # addresses that names stood for, None before they were looked up
         self._looked_at = -float("inf")
         self._looking = False
-        self._sync: _Opened | None = None
-        self._aio: dict[asyncio.AbstractEventLoop, _Opened] = {}
+        self._opened: dict[asyncio.AbstractEventLoop | None, _Opened] = {}  # None: of threads
         _made.add(self)
 
     @property
     def used(self) -> tuple[str, str] | None:
         """The target and its address as gRPC resolves it, while this process has connections."""
-        if self._address is None or self._process != os.getpid() or not (self._sync or self._aio):
+        if self._address is None or self._process != os.getpid() or not self._opened:
             return None
         return self._target, self._address.removeprefix("dns:///")
 
@@ -92,9 +90,7 @@ class Connections:
         self._process = os.getpid()
         self._look_again_if_due()
         with self._lock:
-            opened = self._loops() if call.runtime.is_async else self._threads()
-        transport: Transport = opened.transport
-        return transport
+            return self._of(asyncio.get_running_loop() if call.runtime.is_async else None)
 
     async def moved(self, call: Call, *, since: str | None) -> bool:
         """Look names up now, where a call found nobody: True if they stand for something else than they did.
@@ -115,36 +111,30 @@ class Connections:
 
     def close(self) -> None:
         """Close the transport of threads; a forked process leaves it alone, since closing it there could hang."""
-        with self._lock:
-            opened, self._sync = self._sync, None
-        if opened is not None and self._process == os.getpid():
-            opened.transport.close()
+        if isinstance(transport := self._let_go(None), SyncTransport):
+            transport.close()
 
     async def aclose(self) -> None:
         """Close the transports of threads and of this event loop."""
         self.close()
+        if isinstance(transport := self._let_go(asyncio.get_running_loop()), AioTransport):
+            await transport.close()
+
+    def _let_go(self, loop: asyncio.AbstractEventLoop | None) -> Transport | None:
         with self._lock:
-            opened = self._aio.pop(asyncio.get_running_loop(), None)
-        if opened is not None and self._process == os.getpid():
-            await opened.transport.close()
+            opened = self._opened.pop(loop, None)
+        return None if opened is None or self._process != os.getpid() else opened.transport
 
-    def _threads(self) -> _Opened:
-        if self._sync is None or self._sync.places != self._places:
-            self._sync = _Opened(SyncTransport(self._open(grpc), self._translate), self._places)
-        return self._sync
-
-    def _loops(self) -> _Opened:
-        loop = asyncio.get_running_loop()
-        opened = self._aio.get(loop)
+    def _of(self, loop: asyncio.AbstractEventLoop | None) -> Transport:
+        opened = self._opened.get(loop)
         if opened is None or opened.places != self._places:
-            for over in [loop for loop in self._aio if loop.is_closed()]:
-                del self._aio[over]
-            opened = self._aio[loop] = _Opened(AioTransport(self._open(grpc.aio), self._translate), self._places)
-        return opened
-
-    def _open(self, api: Any) -> Any:
-        assert self._address is not None
-        return open_channel(api, self._address, self._target, self._options)
+            for over in [known for known in self._opened if known is not None and known.is_closed()]:
+                del self._opened[over]
+            assert self._address is not None
+            api, made_of = (grpc, SyncTransport) if loop is None else (grpc.aio, AioTransport)
+            channel = open_channel(api, self._address, self._target, self._options)
+            opened = self._opened[loop] = _Opened(made_of(channel, self._translate), self._places)
+        return opened.transport
 
     async def _find(self, call: Call) -> None:
         """The address, at first: a list's names must be known, a single name is left to gRPC."""
@@ -156,7 +146,7 @@ class Connections:
         try:
             self._take(await call.runtime.in_thread(lambda: look_up(self._target), timeout_s=left_s))
         except TimeoutError as exc:
-            raise DeadlineExceededError(f"timeout_s of {call.deadline.timeout_s:g} s passed before {doing}") from exc
+            raise call.deadline.passed(doing) from exc
 
     def _look_again_if_due(self) -> None:
         with self._lock:
@@ -179,8 +169,7 @@ class Connections:
         with self._lock:
             self._looked_at = time.monotonic()
             if self._places is None and self._address is not None:  # a single name: gRPC looked it up just so
-                self._sync = self._sync and _Opened(self._sync.transport, found)
-                self._aio = {loop: _Opened(made.transport, found) for loop, made in self._aio.items()}
+                self._opened = {loop: _Opened(made.transport, found) for loop, made in self._opened.items()}
             self._places = found
             self._address = found if "," in self._target else grpc_target(self._target)
 

@@ -67,14 +67,9 @@ class TritonScorer(Remade):
         self.target = check_target(target)
         self.model = check_model(model)
         self.options = options or TritonOptions()
-        self._name = name or f"triton({target})"
+        self.name = name or f"triton({target})"
         self._info: ModelInfo | None = None
-        self._connections = Connections(self.target, self.options, self._translate, self._name)
-
-    @property
-    def name(self) -> str:
-        """What results and logs call it."""
-        return self._name
+        self._connections = Connections(self.target, self.options, self._translate, self.name)
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         """Split the request, send its parts, merge the answers.
@@ -153,7 +148,7 @@ class TritonScorer(Remade):
         scores = parts[0][1] if len(parts) == 1 else wire.merge(parts, len(request.documents))
         return Scored(
             model=self.model,
-            served_by=self._name,
+            served_by=self.name,
             logits=scores.logits,
             scores=activate(scores.logits, info.activation),
             truncated=scores.truncated,

@@ -1,12 +1,13 @@
-"""Calls of Triton's gRPC service, blocking: the sync half of `TritonScorer`. `transport_aio` is the other half."""
+"""Calls of Triton's gRPC service, and how they block; `transport_aio` has how they are awaited."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from tritonclient.grpc import service_pb2_grpc
@@ -47,69 +48,69 @@ class InferRequest:
         return rpc(self.message, timeout=left_s, metadata=self.metadata, compression=self.compression)
 
 
-class Transport(Protocol):
-    """What `TritonScorer` needs of a connection."""
+class Transport(ABC):
+    """What `TritonScorer` needs of a connection.
 
+    Args:
+        channel: to Triton, of ``grpc`` or ``grpc.aio``; closed with this.
+        translate: makes the error for an RPC that failed.
+    """
+
+    def __init__(self, channel: Any, translate: Translate) -> None:
+        self._channel = channel
+        self._service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        self._translate = translate
+
+    @abstractmethod
     async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[Any]:
         """Answers (``ModelInferResponse``) in order; the first failure ends the others."""
 
     async def ask(self, method: str, message: Any, *, timeout_s: float, metadata: Metadata) -> Any:
         """Call a method of the service that is no inference."""
+        return await self._told(lambda: getattr(self._service, method)(message, timeout=timeout_s, metadata=metadata))
+
+    async def _infer(self, request: InferRequest) -> Any:
+        return await self._told(lambda: request.send(self._service.ModelInfer), request.message.id)
+
+    @abstractmethod
+    async def _told(self, rpc: Callable[[], Any], request_id: str | None = None) -> Any:
+        """What an RPC gives, or an error of ours."""
 
 
-class SyncTransport:
-    """Blocks.
-
-    Args:
-        channel: to Triton; closed with this.
-        translate: makes the error for an RPC that failed.
-    """
-
-    def __init__(self, channel: grpc.Channel, translate: Translate) -> None:
-        self._channel = channel
-        self._service = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        self._translate = translate
+class SyncTransport(Transport):
+    """Blocks."""
 
     async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[Any]:
         """Send from this thread; answers come through a queue, and what is under way is cancelled on a failure."""
         if len(requests) == 1 or concurrency == 1:
-            return [self._infer(request) for request in requests]
+            return [await self._infer(request) for request in requests]
         answers: SimpleQueue[int] = SimpleQueue()
         results: list[Any] = [None] * len(requests)
         waiting = iter(range(len(requests)))
         running: dict[int, Any] = {}
         try:
             for first in islice(waiting, concurrency):
-                running[first] = self._start(requests[first], first, answers)
+                running[first] = await self._start(requests[first], first, answers)
             while running:
                 place = self._next(answers, requests[0])
-                results[place] = self._told(running.pop(place).result, requests[place])
+                results[place] = await self._told(running.pop(place).result, requests[place].message.id)
                 for following in islice(waiting, 1):
-                    running[following] = self._start(requests[following], following, answers)
+                    running[following] = await self._start(requests[following], following, answers)
         finally:
             for call in running.values():
                 call.cancel()
         return results
 
-    async def ask(self, method: str, message: Any, *, timeout_s: float, metadata: Metadata) -> Any:
-        """Call it."""
-        return self._told(lambda: getattr(self._service, method)(message, timeout=timeout_s, metadata=metadata))
-
     def close(self) -> None:
         """Close the channel."""
         self._channel.close()
 
-    def _infer(self, request: InferRequest) -> Any:
-        return self._told(lambda: request.send(self._service.ModelInfer), request)
-
-    def _start(self, request: InferRequest, place: int, answers: SimpleQueue[int]) -> Any:
-        call = self._told(lambda: request.send(self._service.ModelInfer.future), request)
+    async def _start(self, request: InferRequest, place: int, answers: SimpleQueue[int]) -> Any:
+        call = await self._told(lambda: request.send(self._service.ModelInfer.future), request.message.id)
         call.add_done_callback(lambda _: answers.put(place))
         return call
 
-    def _told(self, rpc: Callable[[], T], request: InferRequest | None = None) -> T:
-        """What it gives, or an error of ours."""
-        request_id = None if request is None else request.message.id
+    async def _told(self, rpc: Callable[[], Any], request_id: str | None = None) -> Any:
         try:
             return rpc()
         except grpc.RpcError as exc:
