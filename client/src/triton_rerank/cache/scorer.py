@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import logging
 import time
-from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +13,8 @@ from triton_rerank.cache.memory import CacheCounters, Flight, Found, Generation,
 from triton_rerank.core.deadline import Clock
 from triton_rerank.core.numbers import real, whole
 from triton_rerank.core.ranking import activate
-from triton_rerank.core.scorer import Call, ModelScorer, PairRequest, Scored
-from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
+from triton_rerank.core.scorer import Around, Call, ModelScorer, PairRequest, Scored, in_time
+from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.types import ModelInfo
 
 __all__ = ["CacheCounters", "CachedScorer"]
@@ -29,7 +23,7 @@ _CHECK_TIMEOUT_S = 1.0  # and at most half of what is left: hits wait this long 
 logger = logging.getLogger("triton_rerank")
 
 
-class CachedScorer:
+class CachedScorer(Around):
     """Answers pairs from memory, and asks ``scorer`` for the others only.
 
     Keeps a float32 logit, the truncated flag and the number of tokens of each pair, under a digest of the three
@@ -82,27 +76,10 @@ class CachedScorer:
                 f"scorer is a {type(scorer).__name__}, which has no model_info: a cache must know which version of "
                 "which model answers; put one around each scorer of a chain or cascade"
             )
-        self._scorer = scorer
-        self._settings: dict[str, Any] = {
-            "max_pairs": max_pairs,
-            "ttl_s": ttl_s,
-            "revalidate_s": revalidate_s,
-            "name": name,
-        }
-        self._clock = clock
-        self.name = scorer.name if name is None else name
+        super().__init__(scorer, name)
         self._revalidate_s = _seconds("revalidate_s", revalidate_s, above_zero=False)
         max_pairs = whole("max_pairs", max_pairs, must="a whole number from 1")
         self._memory = PairMemory(max_pairs, _seconds("ttl_s", ttl_s, above_zero=True), clock)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy is empty, and holds no more than the scorer and the numbers."""
-        return partial(type(self), clock=self._clock, **self._settings), (self._scorer,)
-
-    @property
-    def model(self) -> str:
-        """The scorer's model."""
-        return str(getattr(self._scorer, "model", ""))
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         """Look the pairs up, and ask for those that are missing.
@@ -118,7 +95,8 @@ class CachedScorer:
             return self._remembered(generation, found)
         boarded = self._memory.board(_missing(request, found), is_async=call.runtime.is_async, may_wait=True)
         if not isinstance(boarded, Flight):
-            await _over(boarded, call)
+            for flight in boarded:  # over when the call that asks has ended, well or not
+                await in_time(flight, call, doing="another call had the same pairs scored")
             generation, found = await self._look(request, call)
             if found.hit.all():
                 return self._remembered(generation, found)
@@ -155,21 +133,9 @@ class CachedScorer:
 
     async def model_info(self, call: Call) -> ModelInfo:
         """Ask the scorer; drop everything if the model changed."""
-        info = await self._scorer.model_info(call)
+        info = await super().model_info(call)
         self._memory.begin(info)
         return info
-
-    async def is_ready(self, call: Call) -> bool:
-        """True if the scorer is; pairs that are here are answered in any case."""
-        return await self._scorer.is_ready(call)
-
-    def close(self) -> None:
-        """Close the scorer."""
-        self._scorer.close()
-
-    async def aclose(self) -> None:
-        """Close the scorer."""
-        await self._scorer.aclose()
 
     def counters(self) -> CacheCounters:
         """What it did so far."""
@@ -180,7 +146,7 @@ class CachedScorer:
         self._memory.clear()
 
     async def _generation(self, call: Call) -> Generation:
-        return self._memory.generation or self._memory.begin(await self._scorer.model_info(call))
+        return self._memory.generation or self._memory.begin(await super().model_info(call))
 
     async def _check(self, generation: Generation, call: Call) -> Generation:
         """The generation that holds now: another one if the model changed."""
@@ -189,7 +155,7 @@ class CachedScorer:
         left_s = call.deadline.left_s(doing="the model was checked")
         deadline = call.deadline.part(min(0.5, _CHECK_TIMEOUT_S / left_s))
         try:
-            info = await self._scorer.model_info(replace(call, deadline=deadline))
+            info = await super().model_info(replace(call, deadline=deadline))
         except RerankError as error:
             if not error.falls_back:
                 self._memory.unclaim_check()
@@ -249,26 +215,6 @@ def _missing(request: PairRequest, found: Found) -> PairRequest:
     """The request without what was here."""
     rows = np.flatnonzero(~found.hit).tolist()
     return replace(request, documents=tuple(request.documents[row] for row in rows))
-
-
-async def _over(flights: Sequence[Future[None]], call: Call) -> None:
-    """Wait until the calls that ask for these pairs have ended, well or not.
-
-    Raises:
-        DeadlineExceededError: the deadline passed first.
-    """
-    doing = "another call had the same pairs scored"
-    for flight in flights:
-        left_s = call.deadline.left_s(doing=doing)
-        try:
-            if call.runtime.is_async:
-                await asyncio.wait_for(asyncio.wrap_future(flight), left_s)
-            else:
-                flight.result(left_s)
-        except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as exc:  # two classes before Python 3.11
-            raise DeadlineExceededError(
-                f"timeout_s of {call.deadline.timeout_s:g} s passed before {doing}; raise it, or ask less"
-            ) from exc
 
 
 def _seconds(name: str, value: object, *, above_zero: bool) -> float:

@@ -10,7 +10,7 @@ import asyncio
 import concurrent.futures
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -44,9 +44,7 @@ class SyncRuntime:
         """Wait for a thread of its own."""
         pool = ThreadPoolExecutor(1, thread_name_prefix="triton-rerank")
         try:
-            return pool.submit(work).result(timeout_s)
-        except concurrent.futures.TimeoutError as exc:  # the builtin one from Python 3.11 on
-            raise TimeoutError(timeout_s) from exc
+            return await outcome(pool.submit(work), self, timeout_s)
         finally:
             pool.shutdown(wait=False)
 
@@ -78,31 +76,35 @@ class AsyncRuntime:
             raise TimeoutError(timeout_s) from exc
 
     async def gather(self, jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
-        """One task for each job that runs; cancelling the caller, or a bug in one of them, cancels the others."""
-        return await gather_tasks(jobs, concurrency=concurrency)
+        """One task for each job that runs; what one raises, or the caller's cancellation, first ends the others."""
+        free = asyncio.Semaphore(concurrency)
+
+        async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
+            """Run a job when fewer than ``concurrency`` others run."""
+            async with free:
+                return await job()
+
+        tasks = [asyncio.ensure_future(run(job)) for job in jobs]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def gather_tasks(jobs: Sequence[Callable[[], Coroutine[Any, Any, T]]], *, concurrency: int) -> list[T]:
-    """Results in the order of the jobs; what one raises, or the caller's cancellation, first ends the others.
+async def outcome(future: Future[T], runtime: Runtime, timeout_s: float) -> T:
+    """Result of a thread's work, waited for as the runtime waits.
 
-    Args:
-        jobs: make the coroutines; each is run as a task of its own.
-        concurrency: most that run at a time.
+    Raises:
+        TimeoutError: ``timeout_s`` passed first; the work goes on.
     """
-    free = asyncio.Semaphore(concurrency)
-
-    async def run(job: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a job when fewer than ``concurrency`` others run."""
-        async with free:
-            return await job()
-
-    tasks = [asyncio.ensure_future(run(job)) for job in jobs]
     try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if runtime.is_async:
+            return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s)
+        return future.result(timeout_s)
+    except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as exc:  # the builtin one from Python 3.11 on
+        raise TimeoutError(timeout_s) from exc
 
 
 def run_sync(coroutine: Awaitable[T]) -> T:

@@ -8,15 +8,20 @@ are coroutines that wait through ``call.runtime`` only, so one implementation se
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from triton_rerank.core.deadline import Deadline
-from triton_rerank.core.runtime import Runtime
+from triton_rerank.core.remade import Remade
+from triton_rerank.core.runtime import Runtime, outcome
+from triton_rerank.errors import ConfigurationError
 from triton_rerank.types import Attempt, ModelInfo
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,3 +146,64 @@ class ModelScorer(Scorer, Protocol):
 
     async def model_info(self, call: Call) -> ModelInfo:
         """Activation, limits and version of the model, asked anew."""
+
+
+class Around(Remade):
+    """What a scorer around one other passes on as it is; a copy is made of a copy of that one."""
+
+    def __init__(self, scorer: Scorer, name: str | None = None) -> None:
+        self.name = scorer.name if name is None else name
+        self._scorer = scorer
+
+    @property
+    def model(self) -> str:
+        """The scorer's model, "" if it has several."""
+        return str(getattr(self._scorer, "model", ""))
+
+    async def is_ready(self, call: Call) -> bool:
+        """True if the scorer is."""
+        return await self._scorer.is_ready(call)
+
+    async def model_info(self, call: Call) -> ModelInfo:
+        """What the scorer's model says.
+
+        Raises:
+            ConfigurationError: the scorer has several models.
+        """
+        return await info_of(self._scorer, call)
+
+    def close(self) -> None:
+        """Close the scorer."""
+        self._scorer.close()
+
+    async def aclose(self) -> None:
+        """Close the scorer."""
+        await self._scorer.aclose()
+
+
+async def info_of(scorer: Scorer, call: Call) -> ModelInfo:
+    """What a scorer's model says.
+
+    Raises:
+        ConfigurationError: the scorer has several models.
+    """
+    if not isinstance(scorer, ModelScorer):
+        raise ConfigurationError(f"{scorer.name} is no single model: ask one of its scorers for model_info")
+    return await scorer.model_info(call)
+
+
+async def in_time(future: Future[T], call: Call, *, doing: str) -> T:
+    """Result of a thread's work, within the call's deadline.
+
+    Args:
+        future: of the work, which may go on afterwards.
+        call: whose deadline holds.
+        doing: what is done when it comes; named in the error.
+
+    Raises:
+        DeadlineExceededError: the deadline passed first.
+    """
+    try:
+        return await outcome(future, call.runtime, call.deadline.left_s(doing=doing))
+    except TimeoutError as exc:
+        raise call.deadline.passed(doing) from exc

@@ -10,14 +10,15 @@ the caller's event loop, where an async client breaks in its second one.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from triton_rerank.core.runtime import outcome
 from triton_rerank.core.scorer import Call
 from triton_rerank.errors import DeadlineExceededError, InvalidResponseError, ServerUnavailableError
 
@@ -82,10 +83,8 @@ class HttpChannel:
         left_s = call.deadline.left_s(doing=f"{request.who} was asked")
         exchange = self._start(request)
         try:
-            if call.runtime.is_async:
-                return await asyncio.wait_for(asyncio.wrap_future(exchange), left_s)
-            return exchange.result(left_s)
-        except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as exc:  # two classes before Python 3.11
+            return await outcome(exchange, call.runtime, left_s)
+        except TimeoutError as exc:
             raise DeadlineExceededError(
                 f"{request.who} did not answer in the {left_s:.3g} s left of timeout_s; raise it, or ask less",
                 request_id=request.request_id,
@@ -102,7 +101,7 @@ class HttpChannel:
         if loop is not None:
             loop.join(_CLOSE_S)
 
-    def _start(self, request: HttpRequest) -> concurrent.futures.Future[HttpReply]:
+    def _start(self, request: HttpRequest) -> Future[HttpReply]:
         with self._lock:  # also orders it before or after a close
             if self._loop is None or self._loop.pid != os.getpid():
                 self._loop = _LoopThread(self._make_client)
@@ -123,7 +122,7 @@ class _LoopThread:
         self._thread = threading.Thread(target=self._run, name="triton-rerank-http", daemon=True)
         self._thread.start()
 
-    def start(self, request: HttpRequest) -> concurrent.futures.Future[HttpReply]:
+    def start(self, request: HttpRequest) -> Future[HttpReply]:
         """Begin an exchange in the loop's thread; the future is done with the reply."""
         return asyncio.run_coroutine_threadsafe(self._exchange(request), self._loop)
 

@@ -6,8 +6,6 @@ doing, and the thread stops after the micro-batch that it computes.
 
 from __future__ import annotations
 
-import asyncio
-import concurrent.futures
 import importlib.util
 import os
 import threading
@@ -20,8 +18,8 @@ from typing import TypeVar
 from triton_rerank.core.numbers import whole
 from triton_rerank.core.ranking import activate
 from triton_rerank.core.remade import Remade
-from triton_rerank.core.scorer import Call, PairRequest, Scored
-from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
+from triton_rerank.core.scorer import Call, PairRequest, Scored, in_time
+from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.local.model import Model, artefacts_of, not_installed, open_model, score_pairs
 from triton_rerank.types import ModelInfo
 
@@ -54,18 +52,13 @@ class LocalScorer(Remade):
             raise not_installed("no module triton_rerank_server")
         self.model_repository = Path(model_repository)
         self.model = model
-        self._name = name or "local"
+        self.name = name or "local"
         self._threads = threads
         self._loaded: Model | None = None
         self._load_lock = threading.Lock()  # held while a model loads
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = threading.Lock()
         self._pid = os.getpid()  # of the process that the pool and the model belong to
-
-    @property
-    def name(self) -> str:
-        """What results and logs call it."""
-        return self._name
 
     def load(self) -> None:
         """Load the active version, unless one is loaded. Blocks: inside an event loop use ``asyncio.to_thread``.
@@ -122,17 +115,11 @@ class LocalScorer(Remade):
 
     async def _in_time(self, work: Callable[[threading.Event], T], call: Call, *, doing: str) -> T:
         """Result of work in a thread of ours; its event is set as soon as nobody waits for it any more."""
-        left_s = call.deadline.left_s(doing=doing)
+        call.deadline.left_s(doing=doing)
         stop = threading.Event()
         future = self._submit(partial(work, stop))
         try:
-            if call.runtime.is_async:  # without in_thread: its threads would be used up by calls that wait
-                return await asyncio.wait_for(asyncio.wrap_future(future), left_s)
-            return future.result(left_s)
-        except (asyncio.TimeoutError, concurrent.futures.TimeoutError) as exc:
-            raise DeadlineExceededError(
-                f"timeout_s of {call.deadline.timeout_s:g} s passed before {doing}; raise it, or ask less"
-            ) from exc
+            return await in_time(future, call, doing=doing)
         finally:
             stop.set()
             future.cancel()

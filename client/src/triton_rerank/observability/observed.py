@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 import weakref
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from triton_rerank.core.scorer import Call, ModelScorer, PairRequest, Scored, Scorer
+from triton_rerank.core.scorer import Around, Call, PairRequest, Scored, Scorer
 from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.observability.servers import ServersCollector
-from triton_rerank.types import ModelInfo
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -28,46 +26,7 @@ _LOGITS = (-10, -8, -6, -4, -2, -1, 0, 1, 2, 4, 6, 8, 10)
 _MARGINS = (0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8)
 
 
-class _Around:
-    """One scorer, passed on as it is."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-
-    @property
-    def name(self) -> str:
-        """The scorer's own."""
-        return self._scorer.name
-
-    @property
-    def model(self) -> str:
-        """The scorer's model, "" if it has several."""
-        return str(getattr(self._scorer, "model", ""))
-
-    async def is_ready(self, call: Call) -> bool:
-        """Is the scorer?"""
-        return await self._scorer.is_ready(call)
-
-    async def model_info(self, call: Call) -> ModelInfo:
-        """What the scorer's model says.
-
-        Raises:
-            ConfigurationError: the scorer has several models.
-        """
-        if not isinstance(self._scorer, ModelScorer):
-            raise ConfigurationError(f"{self.name} is no single model: ask one of its scorers for model_info")
-        return await self._scorer.model_info(call)
-
-    def close(self) -> None:
-        """Close the scorer."""
-        self._scorer.close()
-
-    async def aclose(self) -> None:
-        """Close the scorer."""
-        await self._scorer.aclose()
-
-
-class MeteredScorer(_Around):
+class MeteredScorer(Around):
     """Counts what ``scorer`` is asked and what it says, in metrics of Prometheus named ``triton_rerank_client_…``.
 
     Around a chain it sees what callers see; inside one, what that scorer does. Labels are the model, the scorer that
@@ -88,12 +47,7 @@ class MeteredScorer(_Around):
 
     def __init__(self, scorer: Scorer, *, registry: CollectorRegistry | None = None) -> None:
         super().__init__(scorer)
-        self._registry = registry
         self._metrics = _metrics(registry)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy counts in its own process's default registry."""
-        return functools.partial(type(self), registry=self._registry), (self._scorer,)
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         """What the scorer says; an error is counted, and raised."""
@@ -107,7 +61,7 @@ class MeteredScorer(_Around):
         return scored
 
 
-class TracedScorer(_Around):
+class TracedScorer(Around):
     """Makes a span of OpenTelemetry of each request to ``scorer``, and tells Triton of it (``traceparent``).
 
     The span has the model, the scorer that answered, numbers of documents and tokens, and whether another than the
@@ -130,10 +84,6 @@ class TracedScorer(_Around):
         self._inject, self._error = propagate.inject, trace.StatusCode.ERROR
         self._kind = trace.SpanKind.CLIENT
         self._tracer = trace.get_tracer("triton_rerank")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy uses the tracer of its own process."""
-        return type(self), (self._scorer,)
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         """What the scorer says, inside a span."""
