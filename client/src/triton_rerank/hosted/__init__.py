@@ -1,7 +1,5 @@
 """Scorers of hosted rerankers; they need ``pip install 'triton-rerank[hosted]'``."""
 
-from triton_rerank.hosted.cohere import CohereScorer
-from triton_rerank.hosted.jina import JinaScorer
-from triton_rerank.hosted.voyage import VoyageScorer
+from triton_rerank.hosted.providers import CohereScorer, JinaScorer, VoyageScorer
 
 __all__ = ["CohereScorer", "JinaScorer", "VoyageScorer"]

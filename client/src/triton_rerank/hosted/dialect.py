@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,38 +18,6 @@ _MOST_TOKENS = 10**12  # a count that is larger, or no number, is no count
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What one HTTP request asks.
-
-    Attributes:
-        model: the provider's name of it.
-        query: not blank.
-        documents: at most as many as the dialect allows; all of them are to be scored.
-        max_length: tokens, None for the provider's own bound.
-    """
-
-    model: str
-    query: str
-    documents: Sequence[str]
-    max_length: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Where a dialect keeps what we need of an answer; nothing is checked yet.
-
-    Attributes:
-        rows: should be a list of objects with ``index`` and ``relevance_score``.
-        token_count: tokens read, if it tells.
-        model: the model that answered, if it tells.
-    """
-
-    rows: object
-    token_count: object = None
-    model: object = None
-
-
-@dataclass(frozen=True, slots=True)
 class Dialect:
     """One provider's rerank endpoint.
 
@@ -58,8 +27,13 @@ class Dialect:
         path: of the endpoint, after ``base_url``.
         key_variable: environment variable that holds the API key.
         max_documents: most documents in one request; more are split.
-        body: question -> the request's JSON.
-        answer: the answer's JSON -> its parts.
+        wanted: name of the number of results; all are wanted, and some servers refuse a request without it.
+        max_length: name of the bound on a document's tokens; None if it has none.
+        settings: what else is sent with every request.
+        empty: what is sent for an empty document.
+        rows: name of the answer's list, of objects with ``index`` and ``relevance_score``.
+        tokens: names that lead to the number of tokens read.
+        tells_model: the answer may have the name of the model under ``model``.
     """
 
     provider: str
@@ -67,8 +41,33 @@ class Dialect:
     path: str
     key_variable: str
     max_documents: int
-    body: Callable[[Question], dict[str, Any]]
-    answer: Callable[[Mapping[str, Any]], Answer]
+    wanted: str = "top_n"
+    max_length: str | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    empty: str = ""
+    rows: str = "results"
+    tokens: tuple[str, ...] = ("usage", "total_tokens")
+    tells_model: bool = True
+
+    def body(self, model: str, query: str, documents: Sequence[str], max_length: int | None) -> bytes:
+        """The JSON of one request.
+
+        Args:
+            model: the provider's name of it.
+            query: not blank.
+            documents: at most ``max_documents``; all of them are to be scored.
+            max_length: tokens of a document, None for the provider's own bound.
+        """
+        body = {
+            "model": model,
+            "query": query,
+            "documents": [document or self.empty for document in documents],
+            self.wanted: len(documents),
+            **self.settings,
+        }
+        if self.max_length is not None and max_length is not None:
+            body[self.max_length] = max_length
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +110,9 @@ def read_answer(dialect: Dialect, body: bytes, *, n_documents: int, model: str) 
         raise InvalidResponseError(f"the answer of {len(body)} bytes is no JSON; check base_url") from exc
     if not isinstance(payload, dict):
         raise InvalidResponseError(f"the answer is a JSON {type(payload).__name__}: an object was expected")
-    answer = dialect.answer(payload)
-    tokens, named = answer.token_count, answer.model
+    tokens, named = field(payload, *dialect.tokens), payload.get("model") if dialect.tells_model else None
     return Relevance(
-        scores=_scores(answer.rows, n_documents),
+        scores=_scores(payload.get(dialect.rows), n_documents),
         token_count=int(tokens) if isinstance(tokens, int | float) and 0 < tokens < _MOST_TOKENS else 0,
         model=named if isinstance(named, str) and named else model,
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
 import time
@@ -20,7 +19,7 @@ from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.core.validate import Secret
 from triton_rerank.errors import ConfigurationError, InvalidResponseError, RerankError
 from triton_rerank.hosted.channel import HttpChannel, HttpReply, HttpRequest
-from triton_rerank.hosted.dialect import Dialect, Question, Relevance, read_answer
+from triton_rerank.hosted.dialect import Dialect, Relevance, read_answer
 from triton_rerank.hosted.retry import RetryBudget, backoff_s, retry_after_s
 from triton_rerank.hosted.status import error_for
 
@@ -106,7 +105,7 @@ class HostedScorer(Remade):
         size = self.dialect.max_documents
         parts = [documents[start : start + size] for start in range(0, len(documents), size)]
         most = request.max_document_tokens or request.max_length
-        answers = await self._ask_all([Question(self.model, query, part, most) for part in parts], call)
+        answers = await self._ask_all(query, parts, most, call)
         return Scored(
             model=answers[0].model,
             served_by=self.name,
@@ -138,26 +137,28 @@ class HostedScorer(Remade):
     def _who(self) -> str:
         return f"{self.model!r} at {self.base_url}{self._through}"
 
-    async def _ask_all(self, questions: Sequence[Question], call: Call) -> list[Relevance]:
+    async def _ask_all(
+        self, query: str, parts: Sequence[Sequence[str]], most: int | None, call: Call
+    ) -> list[Relevance]:
         failures: list[RerankError] = []
 
-        async def ask(question: Question) -> Relevance | None:
-            """Ask one question; after a failure the others are not asked."""
+        async def ask(documents: Sequence[str]) -> Relevance | None:
+            """Ask for one part; after a failure the others are not asked for."""
             if failures:  # the whole call has failed: spend no more on it
                 return None
             try:
-                return await self._ask(question, call)
+                return await self._ask(query, documents, most, call)
             except RerankError as exc:
                 failures.append(exc)
                 return None
 
-        answers = await call.runtime.gather([partial(ask, q) for q in questions], concurrency=_CONCURRENCY)
+        answers = await call.runtime.gather([partial(ask, part) for part in parts], concurrency=_CONCURRENCY)
         if failures:
             raise failures[0]
         return [answer for answer in answers if answer is not None]
 
-    async def _ask(self, question: Question, call: Call) -> Relevance:
-        body = json.dumps(self.dialect.body(question), ensure_ascii=False, separators=(",", ":")).encode()
+    async def _ask(self, query: str, documents: Sequence[str], most: int | None, call: Call) -> Relevance:
+        body = self.dialect.body(self.model, query, documents, most)
         request_id = uuid.uuid4().hex
         headers = {
             "Authorization": Secret(f"Bearer {self._api_key}"),
@@ -165,48 +166,42 @@ class HostedScorer(Remade):
             "X-Request-Id": request_id,
         }
         url = self.base_url + self.dialect.path
-        reply = await self._post(HttpRequest("POST", url, headers, body, self._who, request_id), question, call)
+        request = HttpRequest("POST", url, headers, body, self._who, request_id)
+        reply = await self._post(request, (query, *documents), call)
         try:
-            return read_answer(self.dialect, reply.body, n_documents=len(question.documents), model=self.model)
+            return read_answer(self.dialect, reply.body, n_documents=len(documents), model=self.model)
         except InvalidResponseError as exc:
             raise InvalidResponseError(f"{self._who}: {exc}", request_id=request_id) from exc
 
-    async def _post(self, request: HttpRequest, question: Question, call: Call) -> HttpReply:
+    async def _post(self, request: HttpRequest, texts: Sequence[str], call: Call) -> HttpReply:
         attempt = 0
         while True:
             asked_s: float | None = None
             try:
                 reply = await self._channel.send(request, call)
                 asked_s = retry_after_s(reply.headers.get("Retry-After"), now=time.time())
-                self._raise_for_status(reply, request, question, asked_s)
+                if 200 <= reply.status < 300:
+                    self._budget.earn()
+                    return reply
+                raise error_for(
+                    reply.status,
+                    reply.body,
+                    who=self._who,
+                    secret=self._api_key,
+                    texts=texts,
+                    retry_after_s=asked_s,
+                    request_id=request.request_id,
+                )
             except RerankError as exc:
                 wait_s = backoff_s(attempt) + (asked_s or 0.0)
                 if not exc.retryable or attempt >= self.retries or not self._may_retry(wait_s, call):
                     raise
-            else:
-                self._budget.earn()
-                return reply
             attempt += 1
             await call.runtime.sleep(wait_s)
 
     def _may_retry(self, wait_s: float, call: Call) -> bool:
         # the fault is told rather than slept on: another scorer may still answer in the time that is left
         return call.deadline.elapsed_s() + wait_s < call.deadline.timeout_s and self._budget.spend()
-
-    def _raise_for_status(
-        self, reply: HttpReply, request: HttpRequest, question: Question, asked_s: float | None
-    ) -> None:
-        if 200 <= reply.status < 300:
-            return
-        raise error_for(
-            reply.status,
-            reply.body,
-            who=self._who,
-            secret=self._api_key,
-            texts=(question.query, *question.documents),
-            retry_after_s=asked_s,
-            request_id=request.request_id,
-        )
 
 
 def _make_client(proxy: str | None, ssl_context: ssl.SSLContext | None) -> httpx.AsyncClient:
