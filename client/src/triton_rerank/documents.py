@@ -12,9 +12,9 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,6 @@ _CALLED = {
     "tsv": "CSV with tabs",
 }
 _GZIP = b"\x1f\x8b"
-_DELIMITERS = {"csv": ",;\t|", "tsv": "\t"}
 
 
 def read_documents(
@@ -66,8 +65,8 @@ def read_documents(
         text = _decoded(content)
     except (OSError, ValueError, EOFError, zlib.error) as exc:
         raise InvalidRequestError(f"--documents {source}: cannot be read ({exc}); give a UTF-8 file, or -") from exc
-    file = _File(source, text, text_key)
-    return list(_READERS[_form_of(file, name, say) if form == "auto" else form](file, say))
+    file = _File(source, text, text_key, say)
+    return list(_READERS[_form_of(file, name) if form == "auto" else form](file))
 
 
 @dataclass(frozen=True)
@@ -75,6 +74,7 @@ class _File:
     source: str
     text: str
     text_key: str
+    say: Callable[[str], None]
 
     @cached_property
     def value(self) -> Any:
@@ -118,7 +118,7 @@ def _decoded(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
-def _form_of(file: _File, name: str, say: Callable[[str], None]) -> str:
+def _form_of(file: _File, name: str) -> str:
     """The form by the name, held to the content; by the content, where the name says nothing."""
     named, seen = _ENDINGS.get(Path(name).suffix if name != "-" else ""), _seen(file)
     if named == "json" and seen == "jsonl":
@@ -126,7 +126,9 @@ def _form_of(file: _File, name: str, say: Callable[[str], None]) -> str:
     if named is None:
         form = seen or "text"
         if seen is not None:
-            say(f"{file.source} was read as {_CALLED[form]}, for that is what is in it; --format says it for certain")
+            file.say(
+                f"{file.source} was read as {_CALLED[form]}, for that is what is in it; --format says it for certain"
+            )
         return form
     if seen is not None and seen != named:
         raise file.refuse(
@@ -150,11 +152,7 @@ def _seen(file: _File) -> str | None:
     return None
 
 
-def _text(file: _File, _: Callable[[str], None]) -> Iterator[Any]:
-    yield from file.lines()
-
-
-def _jsonl(file: _File, _: Callable[[str], None]) -> Iterator[Any]:
+def _jsonl(file: _File) -> Iterator[Any]:
     for number, line in enumerate(file.lines(), 1):
         if line.strip():
             place = f"{file.source}:{number}"
@@ -165,7 +163,7 @@ def _jsonl(file: _File, _: Callable[[str], None]) -> Iterator[Any]:
             yield _with_text(place, document, file.text_key)
 
 
-def _json(file: _File, _: Callable[[str], None]) -> Iterator[Any]:
+def _json(file: _File) -> Iterator[Any]:
     if isinstance(file.value, Exception):
         raise file.refuse(f"not JSON ({file.value}); for one text a line say --format text") from file.value
     if not isinstance(file.value, list):
@@ -174,19 +172,11 @@ def _json(file: _File, _: Callable[[str], None]) -> Iterator[Any]:
         yield _with_text(f"{file.source}[{number}]", document, file.text_key)
 
 
-def _csv(file: _File, say: Callable[[str], None]) -> Iterator[Any]:
-    yield from _table(file, "csv", say)
-
-
-def _tsv(file: _File, say: Callable[[str], None]) -> Iterator[Any]:
-    yield from _table(file, "tsv", say)
-
-
-def _table(file: _File, form: str, say: Callable[[str], None]) -> Iterator[dict[str, str]]:
+def _table(file: _File, delimiters: str) -> Iterator[dict[str, str]]:
     head = file.text.partition("\n")[0]
-    delimiter = next((one for one in _DELIMITERS[form] if file.text_key in _cells(head, one)), _DELIMITERS[form][0])
-    if delimiter != _DELIMITERS[form][0]:
-        say(f"{file.source} was read with {delimiter!r} between its columns, as in its head line")
+    delimiter = next((one for one in delimiters if file.text_key in _cells(head, one)), delimiters[0])
+    if delimiter != delimiters[0]:
+        file.say(f"{file.source} was read with {delimiter!r} between its columns, as in its head line")
     before = csv.field_size_limit(MAX_TEXT_BYTES)
     try:
         rows = csv.reader(io.StringIO(file.text, newline=""), delimiter=delimiter, strict=True)
@@ -231,10 +221,10 @@ def _with_text(place: str, document: Any, text_key: str) -> Any:
     return document
 
 
-_READERS: dict[str, Callable[[_File, Callable[[str], None]], Iterator[Any]]] = {
-    "text": _text,
+_READERS: dict[str, Callable[[_File], Iterable[Any]]] = {
+    "text": _File.lines,
     "jsonl": _jsonl,
     "json": _json,
-    "csv": _csv,
-    "tsv": _tsv,
+    "csv": partial(_table, delimiters=",;\t|"),
+    "tsv": partial(_table, delimiters="\t"),
 }
