@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 
 from triton_rerank.confidence import ConfidenceBands
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
@@ -46,9 +45,7 @@ class AsyncRerankClient(Remade):
     async def __aenter__(self) -> AsyncRerankClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *raised: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 
 from triton_rerank.confidence import ConfidenceBands
 from triton_rerank.contract import DEFAULT_TIMEOUT_S
@@ -64,7 +63,7 @@ class RerankClient(Remade):
     def __enter__(self) -> RerankClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def close(self) -> None:

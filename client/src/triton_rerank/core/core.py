@@ -10,7 +10,7 @@ from triton_rerank.core.deadline import Deadline
 from triton_rerank.core.long import DEFAULT_MAX_CHUNKS, DEFAULT_OVERLAP_TOKENS, LongDocuments
 from triton_rerank.core.numbers import described, whole
 from triton_rerank.core.runtime import Runtime
-from triton_rerank.core.scorer import Call, ModelScorer, PairRequest, Scored, Scorer
+from triton_rerank.core.scorer import Call, PairRequest, Scored, Scorer, info_of
 from triton_rerank.errors import AllScorersFailedError, ConfigurationError, InvalidRequestError, RerankError
 from triton_rerank.types import D, ModelInfo, RerankResult, Timings, Usage
 
@@ -51,56 +51,11 @@ class Core:
         self._confidence = confidence
         self._closed = False
 
-    async def rerank(self, query: str, documents: Iterable[D], options: Options) -> RerankResult[D]:
-        """Order documents by how well they answer the query."""
-        return await self._rerank(query, documents, options, self._deadline(options.timeout_s))
-
-    async def rerank_many(
-        self, queries: Iterable[str], document_lists: Iterable[Iterable[D]], options: Options, concurrency: int
-    ) -> list[RerankResult[D] | RerankError]:
-        """Rerank for each query under one deadline."""
-        deadline = self._deadline(options.timeout_s)
-        concurrency = whole("concurrency", concurrency, error=InvalidRequestError)
-        asked = validate.check_many(queries, document_lists)
-
-        async def outcome(query: str, documents: Iterable[D]) -> RerankResult[D] | RerankError:
-            """Rank one list; its error stands in its place, so that it fails alone."""
-            try:
-                return await self._rerank(query, documents, options, deadline)
-            except RerankError as exc:
-                return exc
-
-        jobs = [lambda pair=pair: outcome(*pair) for pair in asked]
-        return await self._runtime.gather(jobs, concurrency=concurrency)
-
-    async def score(self, query: str, documents: Iterable[object], options: Options) -> list[float]:
-        """Scores in the caller's order."""
-        deadline = self._deadline(options.timeout_s)
-        request = validate.check_request(query, documents, self._text_key)
-        pairs = _pairs(request, options)
-        if not pairs.documents:
-            return []
-        scored = await self.scorer.score(pairs, self._call(deadline, options))
-        scores = _one_scale(scored)
-        return [scores[place] for place in request.places]
-
-    async def model_info(self, timeout_s: float | None) -> ModelInfo:
-        """What the model's server says of it."""
-        if not isinstance(self.scorer, ModelScorer):
-            raise ConfigurationError(f"{self.scorer.name} is no single model: ask one of its scorers for model_info")
-        return await self.scorer.model_info(self._call(self._deadline(timeout_s), Options()))
-
-    async def is_ready(self, timeout_s: float) -> bool:
-        """Would a call be answered?"""
-        return await self.scorer.is_ready(self._call(self._deadline(timeout_s), Options()))
-
-    def forget(self) -> None:
-        """No calls after this."""
-        self._closed = True
-
-    async def _rerank(
-        self, query: str, documents: Iterable[D], options: Options, deadline: Deadline
+    async def rerank(
+        self, query: str, documents: Iterable[D], options: Options, deadline: Deadline | None = None
     ) -> RerankResult[D]:
+        """Order documents by how well they answer the query; without a deadline, one begins here."""
+        deadline = deadline or self._deadline(options.timeout_s)
         request = validate.check_request(query, documents, self._text_key)
         top_k = validate.check_top_k(options.top_k, len(request.documents))
         min_score = validate.check_min_score(options.min_score)
@@ -131,6 +86,47 @@ class Core:
             reason=scored.reason,
             attempts=scored.attempts,
         )
+
+    async def rerank_many(
+        self, queries: Iterable[str], document_lists: Iterable[Iterable[D]], options: Options, concurrency: int
+    ) -> list[RerankResult[D] | RerankError]:
+        """Rerank for each query under one deadline."""
+        deadline = self._deadline(options.timeout_s)
+        concurrency = whole("concurrency", concurrency, error=InvalidRequestError)
+        asked = validate.check_many(queries, document_lists)
+
+        async def outcome(query: str, documents: Iterable[D]) -> RerankResult[D] | RerankError:
+            """Rank one list; its error stands in its place, so that it fails alone."""
+            try:
+                return await self.rerank(query, documents, options, deadline)
+            except RerankError as exc:
+                return exc
+
+        jobs = [lambda pair=pair: outcome(*pair) for pair in asked]
+        return await self._runtime.gather(jobs, concurrency=concurrency)
+
+    async def score(self, query: str, documents: Iterable[object], options: Options) -> list[float]:
+        """Scores in the caller's order."""
+        deadline = self._deadline(options.timeout_s)
+        request = validate.check_request(query, documents, self._text_key)
+        pairs = _pairs(request, options)
+        if not pairs.documents:
+            return []
+        scored = await self.scorer.score(pairs, self._call(deadline, options))
+        scores = _one_scale(scored)
+        return [scores[place] for place in request.places]
+
+    async def model_info(self, timeout_s: float | None) -> ModelInfo:
+        """What the model's server says of it."""
+        return await info_of(self.scorer, self._call(self._deadline(timeout_s), Options()))
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        """Would a call be answered?"""
+        return await self.scorer.is_ready(self._call(self._deadline(timeout_s), Options()))
+
+    def forget(self) -> None:
+        """No calls after this."""
+        self._closed = True
 
     def _deadline(self, timeout_s: float | None) -> Deadline:
         return Deadline(self.timeout_s if timeout_s is None else validate.check_timeout(timeout_s))
