@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.tls import Authority
 
 from triton_rerank import CachedScorer, CascadeScorer, ConfigurationError, FallbackScorer
 from triton_rerank_gateway import settings as options
@@ -220,3 +221,20 @@ def test_keys_come_from_flags_the_file_and_a_file_of_their_own(path: Path, tmp_p
 def test_a_new_key_is_shown_once_with_its_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--new-key", "team"]) == 0
     assert "[[keys]]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "files", [("absent", "absent"), ("chain", None), (None, "key"), ("root", "key"), ("text", "text")]
+)
+def test_a_certificate_that_cannot_be_served_is_told_in_one_line(
+    files: tuple[str | None, str | None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority.write(tmp_path / "tls", "localhost")
+    (tmp_path / "text").write_text("no PEM")
+    paths = {"chain": authority.server_chain, "key": authority.server_key, "root": authority.root}
+    flags = ["--model", "m", "--port", "0"]
+    for flag, file in zip(("--tls-certificate", "--tls-key"), files, strict=True):
+        flags += [] if file is None else [flag, str(paths.get(file, tmp_path / file))]
+    assert main(flags) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("triton-rerank-gateway: tls_certificate is ") and error.count("\n") == 1

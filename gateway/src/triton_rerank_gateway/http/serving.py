@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 
 import uvicorn
 
@@ -18,10 +19,11 @@ def make_server(gateway: Gateway) -> uvicorn.Server:
     """A server that is not started yet.
 
     Raises:
-        ConfigurationError: no keys on an address that others can reach.
+        ConfigurationError: no keys on an address that others can reach, or a certificate that cannot be served.
     """
     settings = gateway.settings
     check_closed(settings, gateway.keys)
+    _check_certificate(settings)
     config = uvicorn.Config(
         make_app(gateway),
         host=settings.address,
@@ -52,6 +54,18 @@ def check_closed(settings: Settings, keys: Keys) -> None:
         f"address is {settings.address!r}, which others can reach, and there is no key: make one with --new-key NAME, "
         "bind 127.0.0.1, or let everybody in with --no-auth"
     )
+
+
+def _check_certificate(settings: Settings) -> None:
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if not certificate and not key:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate or "", key)
+    except OSError as exc:  # ssl.SSLError is one
+        raise ConfigurationError(
+            f"tls_certificate is {certificate!r} and tls_key {key!r}: no PEM files of a certificate and its key ({exc})"
+        ) from exc
 
 
 def _is_loopback(address: str) -> bool:
