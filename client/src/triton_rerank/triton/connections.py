@@ -18,8 +18,7 @@ from triton_rerank.core.scorer import Call
 from triton_rerank.errors import ConfigurationError, RerankError
 from triton_rerank.triton.channel import TritonOptions, open_channel
 from triton_rerank.triton.targets import grpc_target, has_names, look_up, needs_lookup
-from triton_rerank.triton.transport import SyncTransport, Translate, Transport
-from triton_rerank.triton.transport_aio import AioTransport
+from triton_rerank.triton.transport import AioTransport, SyncTransport, Translate, Transport
 
 _LEAST_BETWEEN_S = 1.0  # calls that find nobody look names up no more often
 _LOOK_S = 2.0  # of such a call's time

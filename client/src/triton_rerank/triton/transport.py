@@ -1,18 +1,22 @@
-"""Calls of Triton's gRPC service, and how they block; `transport_aio` has how they are awaited."""
+"""Calls of Triton's gRPC service, blocking or awaited."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
+import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
 from triton_rerank.core.deadline import Deadline
+from triton_rerank.core.runtime import AsyncRuntime
 from triton_rerank.errors import ConfigurationError, DeadlineExceededError, RerankError
 
 Metadata: TypeAlias = "tuple[tuple[str, str], ...]"
@@ -129,3 +133,38 @@ class SyncTransport(Transport):
                 f"nothing came {_GRACE_S:g} s after timeout_s of {request.deadline.timeout_s:g} s, where gRPC ends "
                 "calls; please report it"
             ) from exc
+
+
+class AioTransport(Transport):
+    """Awaits; belongs to the event loop in which it was made."""
+
+    async def infer_all(self, requests: Sequence[InferRequest], concurrency: int) -> list[Any]:
+        """One task a sub-request; the first failure, or the caller's cancellation, cancels the others."""
+        if len(requests) == 1:
+            return [await self._infer(requests[0])]
+        jobs = [partial(self._infer, request) for request in requests]
+        return await AsyncRuntime().gather(jobs, concurrency=concurrency)
+
+    async def close(self) -> None:
+        """Close the channel."""
+        await self._channel.close()
+
+    async def _told(self, rpc: Callable[[], Any], request_id: str | None = None) -> Any:
+        try:
+            call = asyncio.ensure_future(rpc())
+        except grpc.aio.UsageError as exc:  # "Channel is closed."
+            raise ConfigurationError(CLOSED, request_id=request_id) from exc
+        try:
+            await asyncio.wait({call})  # so that its being cancelled is not taken for this task's: see below
+        except asyncio.CancelledError:
+            call.cancel()
+            raise
+        try:
+            return call.result()
+        except grpc.RpcError as exc:
+            raise self._translate(exc, request_id) from exc
+        except (
+            asyncio.CancelledError,
+            grpc.aio.UsageError,
+        ) as exc:  # gRPC cancels the calls of a channel that is closed
+            raise ConfigurationError(CLOSED, request_id=request_id) from exc
