@@ -77,9 +77,11 @@ class CachedScorer(Around):
                 "which model answers; put one around each scorer of a chain or cascade"
             )
         super().__init__(scorer, name)
-        self._revalidate_s = _seconds("revalidate_s", revalidate_s, above_zero=False)
+        must = "a finite number of seconds"
+        self._revalidate_s = real("revalidate_s", revalidate_s, least=0, must=f"{must} at least 0")
         max_pairs = whole("max_pairs", max_pairs, must="a whole number from 1")
-        self._memory = PairMemory(max_pairs, _seconds("ttl_s", ttl_s, above_zero=True), clock)
+        ttl_s = real("ttl_s", ttl_s, least=0, above=True, must=f"{must} above 0")
+        self._memory = PairMemory(max_pairs, ttl_s, clock)
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         """Look the pairs up, and ask for those that are missing.
@@ -90,17 +92,16 @@ class CachedScorer(Around):
         Raises:
             RerankError: the scorer's own.
         """
-        generation, found = await self._look(request, call)
-        if found.hit.all():
-            return self._remembered(generation, found)
-        boarded = self._memory.board(_missing(request, found), is_async=call.runtime.is_async, may_wait=True)
-        if not isinstance(boarded, Flight):
-            for flight in boarded:  # over when the call that asks has ended, well or not
-                await in_time(flight, call, doing="another call had the same pairs scored")
+        for may_wait in (True, False):
             generation, found = await self._look(request, call)
             if found.hit.all():
                 return self._remembered(generation, found)
-            boarded = self._memory.board(_missing(request, found), is_async=call.runtime.is_async, may_wait=False)
+            missing = _missing(request, found)
+            boarded = self._memory.board(missing, is_async=call.runtime.is_async, may_wait=may_wait)
+            if isinstance(boarded, Flight):
+                break
+            for flight in boarded:  # over when the call that asks has ended, well or not
+                await in_time(flight, call, doing="another call had the same pairs scored")
         assert isinstance(boarded, Flight)
         try:
             return await self._complete(generation, found, request, call)
@@ -215,8 +216,3 @@ def _missing(request: PairRequest, found: Found) -> PairRequest:
     """The request without what was here."""
     rows = np.flatnonzero(~found.hit).tolist()
     return replace(request, documents=tuple(request.documents[row] for row in rows))
-
-
-def _seconds(name: str, value: object, *, above_zero: bool) -> float:
-    must = f"a finite number of seconds {'above 0' if above_zero else 'at least 0'}"
-    return real(name, value, least=0, above=above_zero, must=must)
