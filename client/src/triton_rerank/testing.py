@@ -32,7 +32,7 @@ from triton_rerank.core.ranking import activate
 from triton_rerank.core.remade import Remade
 from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.errors import DeadlineExceededError
-from triton_rerank.triton.wire import decode_logits
+from triton_rerank.triton.wire import finite
 from triton_rerank.types import Activation, ModelInfo
 
 
@@ -115,8 +115,7 @@ class FakeScorer(Remade):
         await self._wait(call, error)
         query = request.query.decode()
         documents = [document.decode() for document in request.documents]
-        values = np.array([[self._logit(query, document)] for document in documents], np.float32)  # (n, 1)
-        logits = decode_logits(values, n_documents=len(documents))
+        logits = finite(np.fromiter((self._logit(query, document) for document in documents), np.float32))  # (n,)
         kept = min(len(query.split()), request.max_query_tokens or self._max_length)
         lengths = np.array([len(document.split()) for document in documents])
         kept_of_each = np.minimum(lengths, request.max_document_tokens or self._max_length)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tritonclient.utils import serialize_byte_tensor
 
 from triton_rerank import InvalidResponseError
-from triton_rerank.triton.wire import OUTPUTS, Tensor, decode_logits, decode_scores, encode_pairs, merge
+from triton_rerank.triton.wire import OUTPUTS, Tensor, decode_scores, encode_pairs, finite, merge
 
 
 def tensor(datatype: str, values: Sequence[float], dtype: npt.DTypeLike) -> Tensor:
@@ -37,31 +37,22 @@ def test_an_answer_is_decoded() -> None:
 
 def test_fp16_logits_become_float32() -> None:
     half = {**outputs(0.0, 0.0), "logits": tensor("FP16", [1.5, -2.0], np.float16)}
-    for logits in (
-        decode_scores(half, n_documents=2).logits,
-        decode_logits(np.array([[1.5], [-2.0]], np.float16), n_documents=2),
-    ):
-        assert logits.dtype == np.float32
-        assert logits.tolist() == [1.5, -2.0]
+    logits = decode_scores(half, n_documents=2).logits
+    assert logits.dtype == np.float32
+    assert logits.tolist() == [1.5, -2.0]
 
 
 @pytest.mark.parametrize("bad", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf], [3e38, np.inf]])
 def test_a_logit_that_is_not_finite_is_an_error_and_never_a_rank(bad: list[float]) -> None:
-    logits = np.array([[0.0], *([value] for value in bad)], np.float32)
+    logits = np.array([0.0, *bad], np.float32)
     n_bad = np.count_nonzero(~np.isfinite(logits))
     with pytest.raises(InvalidResponseError, match=rf"{n_bad} values that are not finite, the first .* in row [12]:"):
-        decode_logits(logits, n_documents=len(logits))
+        finite(logits)
 
 
 def test_the_largest_logits_are_finite_all_together() -> None:
-    largest = np.full((1000, 1), np.finfo(np.float32).max)
-    assert decode_logits(largest, n_documents=1000).tolist() == [float(largest[0, 0])] * 1000
-
-
-@pytest.mark.parametrize("shape", [(2,), (3, 1), (2, 2)])
-def test_an_engine_that_gives_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidResponseError, match=r"\(2, 1\) of floats was expected"):
-        decode_logits(np.zeros(shape, np.float32), n_documents=2)
+    largest = np.full(1000, np.finfo(np.float32).max)
+    assert finite(largest).tolist() == [float(largest[0])] * 1000
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

@@ -19,7 +19,7 @@ from triton_rerank.contract import ENCODER_SUFFIX, LOGITS
 from triton_rerank.core.scorer import PairRequest
 from triton_rerank.errors import ConfigurationError, InferenceError, InvalidRequestError
 from triton_rerank.repository import Artefacts, read_artefacts
-from triton_rerank.triton.wire import decode_logits
+from triton_rerank.triton.wire import finite
 
 if TYPE_CHECKING:
     from triton_rerank_server.backends.encoder.engine import Engine
@@ -65,7 +65,7 @@ def score_pairs(
         raise
     except BaseException as exc:  # out of memory, a panic of Rust: nothing that the caller could change
         raise InferenceError(f"{model.artefacts.encoder_file}: {str(exc) or repr(exc)}") from exc
-    return decode_logits(logits, n_documents=n), token_counts, truncated
+    return finite(logits[:, 0]), token_counts, truncated
 
 
 def _encoder(tokenizer: PairTokenizer, request: PairRequest) -> Callable[[npt.NDArray[np.intp]], PairTensors]:

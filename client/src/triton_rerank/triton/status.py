@@ -66,17 +66,16 @@ def error_for(status: str, message: str, *, target: str, model: str, request_id:
     """Make the error for an RPC that failed.
 
     Args:
-        status: gRPC status name, with or without the prefix ``StatusCode.``.
+        status: gRPC status name.
         message: the server's or the channel's words.
         target: ``host:port`` that was called.
         model: model that was asked for.
         request_id: id of the request.
     """
-    name = status.removeprefix("StatusCode.")
     lowered = message.lower()
     error, advice = next(
-        ((error, advice) for code, fragment, error, advice in TABLE if code == name and fragment in lowered),
+        ((error, advice) for code, fragment, error, advice in TABLE if code == status and fragment in lowered),
         (InferenceError, "see the server's log"),
     )
     said = _STEP.sub("", message)
-    return error(f"{model!r} at {target}: {message} [{name}]; {advice}", request_id=request_id, said=said)
+    return error(f"{model!r} at {target}: {message} [{status}]; {advice}", request_id=request_id, said=said)

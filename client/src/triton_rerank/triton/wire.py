@@ -63,30 +63,10 @@ def decode_scores(outputs: Mapping[str, Tensor], *, n_documents: int) -> PairSco
         InvalidResponseError: an output is missing, has another shape or datatype, or a logit is NaN or infinite.
     """
     return PairScores(
-        logits=_finite(_column(outputs, LOGITS, n_documents)),
+        logits=finite(_column(outputs, LOGITS, n_documents)),
         token_count=_column(outputs, TOKEN_COUNT, n_documents),
         truncated=_column(outputs, TRUNCATED, n_documents),
     )
-
-
-def decode_logits(output: npt.NDArray[Any], *, n_documents: int) -> npt.NDArray[np.float32]:
-    """Check a ``logits`` tensor and return one float32 logit per document.
-
-    Args:
-        output: fp16 or fp32 array of shape ``(n_documents, 1)``, as the ensemble returns it.
-        n_documents: number of pairs sent; the row count must equal it.
-
-    Returns:
-        float32 array of shape ``(n_documents,)``, in request order. Unbounded, not activated.
-
-    Raises:
-        InvalidResponseError: wrong shape or dtype, or a NaN or infinite logit (its row is in the message).
-    """
-    if output.shape != (n_documents, 1) or output.dtype.kind != "f":
-        raise InvalidResponseError(
-            f"{LOGITS} has shape {output.shape} of {output.dtype}: {(n_documents, 1)} of floats was expected"
-        )
-    return _finite(output[:, 0])
 
 
 def merge(parts: Sequence[tuple[Sequence[int], PairScores]], n_documents: int) -> PairScores:
@@ -107,7 +87,12 @@ def merge(parts: Sequence[tuple[Sequence[int], PairScores]], n_documents: int) -
     return merged
 
 
-def _finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Logits ``(n,)``, fp16 or fp32, as float32.
+
+    Raises:
+        InvalidResponseError: one is NaN or infinite; its row is in the message.
+    """
     logits = column.astype(np.float32, copy=False)
     if not math.isfinite(sum(logits.tolist())):  # in float64, where float32 values cannot add up to infinity
         bad = np.flatnonzero(~np.isfinite(logits))
