@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
@@ -19,15 +20,18 @@ from support.tiny_families import write_tiny
 
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.gate import parity
+from triton_rerank_export.gate import parity, served
 from triton_rerank_export.gate.evaluated import EvaluatedOptions, EvaluatedSession
 from triton_rerank_export.gate.parity import BOUNDS
+from triton_rerank_export.gate.served import ServedScorer
 from triton_rerank_export.graph import flat, trace
 from triton_rerank_export.graph.precision import convert
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model, served_model
 from triton_rerank_export.repository.manifest import read_manifest
+from triton_rerank_export.repository.store import lay_out
 from triton_rerank_server.backends.encoder.engine import Engine
+from triton_rerank_server.backends.encoder.session import EngineError
 
 Rectangle = dict[str, npt.NDArray[np.int64]]
 CLASSES = (
@@ -285,3 +289,23 @@ def test_a_flat_graph_that_disagrees_in_fp32_too_is_refused(
     with pytest.raises(ExportError, match="the fp16 export does not agree with PyTorch"):
         export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=lambda _: None)
     assert not (tmp_path / "r" / "tiny-bert").exists()
+
+
+def test_on_a_gpu_the_gate_computes_with_the_providers_options_that_are_served(
+    graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = served_model(graphs.checkpoint, ExportOptions(precision="fp16", graph="flat"))
+    lay_out(tmp_path, model, graphs.checkpoint.folder / "tokenizer.json", [Path(shutil.copy(graphs.fp16, tmp_path))])
+    (accelerator,) = model.configs()[model.encoder_name].optimization.execution_accelerators.gpu_execution_accelerator
+    opened: list[Any] = []
+
+    def refuse(_: str, __: Any, providers: list[Any]) -> Any:
+        opened.extend(providers)
+        raise RuntimeError("no GPU")
+
+    monkeypatch.setattr(served, "cuda_available", lambda: True)
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(EngineError, match="no GPU"):
+        ServedScorer(tmp_path, model).logits("q", ["d"])
+    assert opened[0] == ("CUDAExecutionProvider", {**accelerator.parameters, "device_id": "0"})
+    assert opened[0][1]["enable_skip_layer_norm_strict_mode"] == "1"

@@ -67,4 +67,12 @@ class ServedScorer:
         on_gpu = self._model.precision == "fp16" and cuda_available()
         if self._model.packed and not on_gpu:
             return Engine(path, EvaluatedOptions())
-        return Engine(path, options_of(self._model.engine, self._model.parameters, device_id=0 if on_gpu else None))
+        return Engine(
+            path,
+            options_of(
+                self._model.engine,
+                self._model.parameters,
+                device_id=0 if on_gpu else None,
+                cuda_options=self._model.cuda_options,
+            ),
+        )

@@ -178,6 +178,11 @@ class ServedModel:
         return named
 
     @property
+    def cuda_options(self) -> dict[str, str]:
+        """Options of ONNX Runtime's CUDA provider, wherever it computes the encoder."""
+        return {"enable_skip_layer_norm_strict_mode": "1"} if self.packed else {}  # sums of fp16 numbers in fp32
+
+    @property
     def graph_file(self) -> str:
         """Name of the file that the encoder's version folder holds."""
         return "model.plan" if self.engine == "tensorrt" else "model.onnx"
@@ -293,8 +298,8 @@ def _encoder_instances(model: ServedModel) -> Any:
 
 
 def _optimization(model: ServedModel) -> Any:
-    if model.packed:
-        name, parameters = "cuda", {"enable_skip_layer_norm_strict_mode": "1"}  # sums of fp16 numbers in fp32
+    if model.cuda_options:
+        name, parameters = "cuda", model.cuda_options
     elif model.accelerator == "tensorrt":
         name = accelerator.NAME
         parameters = accelerator.accelerator_parameters(
