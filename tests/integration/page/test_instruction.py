@@ -11,7 +11,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from support.gateways import Running, fake, model, running, wait_for
 from support.page import QUIET, Watched, ask, copied, run_copied, shown
 
-from triton_rerank import ModelInfo
+from triton_rerank import FallbackScorer, ModelInfo
 from triton_rerank.core.scorer import Call, PairRequest, Scored
 from triton_rerank.testing import FakeScorer
 from triton_rerank_gateway.models.models import Models
@@ -85,6 +85,22 @@ def test_a_page_that_was_opened_before_the_model_was_known_offers_it_as_soon_as_
             expect(field).to_be_hidden()
             known.takes_instruction = True
             expect(field).to_be_visible()
+
+
+def test_a_chain_that_was_said_to_take_it_is_told(context: BrowserContext) -> None:
+    first = Prompted(model="prompted", activation="sigmoid")
+    chain = FallbackScorer([first])
+    with (
+        running(QUIET, Models([model(chain, "chain", takes_instruction=True), model(chain, "quiet")])) as gateway,
+        Watched(context, gateway.url) as page,
+    ):
+        wait_for(
+            lambda: [row["takes_instruction"] for row in gateway.get("/v1/models").json()["data"]] == [True, False]
+        )
+        page.get_by_label("Instruction").fill(TOLD)
+        ask(page)
+        assert shown(page) == FOLLOWED
+        assert first.requests[-1].instruction == TOLD
 
 
 def test_of_two_models_side_by_side_the_one_that_takes_it_is_told(page: Page) -> None:

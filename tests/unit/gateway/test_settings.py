@@ -179,6 +179,7 @@ def test_a_file_that_cannot_be_is_refused(tmp_path: Path, text: str, said: str) 
         ([{"scorer": {}}], "no name"),
         ([{"name": "a", "colour": 1}], "'colour' is no field"),
         ([{"name": "a", "canary": {"query": "q", "x": 1}}], "canary must have"),
+        ([{"name": "a", "takes_instruction": "yes"}], "takes_instruction must be true or false"),
         ([{"name": "a", "scorer": {"type": "abacus"}}], "scorer type 'abacus' is none of"),
         ([{"name": "a", "scorer": {"type": "fallback"}}], "check its table"),
         (

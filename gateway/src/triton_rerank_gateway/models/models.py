@@ -16,7 +16,7 @@ from triton_rerank_gateway.settings import Settings
 
 _log = logging.getLogger("triton_rerank_gateway")
 DEFAULT_MAX_LENGTH = 512  # where a scorer does not say
-_TABLE = {"name", "aliases", "scorer", "canary", "max_length"}
+_TABLE = {"name", "aliases", "scorer", "canary", "max_length", "takes_instruction"}
 # What frameworks and applications send when nobody told them otherwise.
 KNOWN_NAMES = (
     "rerank-v3.5",
@@ -59,7 +59,8 @@ class Model:
         canary: None for one that needs only be answered.
         max_length: longest pair in tokens, as far as is known; for estimates.
         prompt_tokens: that a prompt of the model takes of it.
-        takes_instruction: the prompt has a place for one; None until that is known.
+        takes_instruction: the prompt has a place for one; None until that is known. What was given is kept of a
+            scorer that cannot be asked.
         version: that answered last, "" if that is not known.
         proved_s: monotonic seconds when the canary was last ordered rightly, 0 if never.
         unready: why it is not ready.
@@ -108,7 +109,7 @@ class Model:
             self.max_length, self.prompt_tokens = info.max_length, info.prompt_tokens
             self.takes_instruction = info.takes_instruction
         except ConfigurationError as exc:  # a chain, a hosted model
-            self.takes_instruction = False
+            self.takes_instruction = bool(self.takes_instruction)
             _log.debug("no model_info", extra={"model": self.name, "error": str(exc)})
         except RerankError as exc:
             _log.debug("no model_info", extra={"model": self.name, "error": str(exc)})
@@ -203,6 +204,9 @@ def _model(table: Mapping[str, Any], settings: Settings, aliases: Sequence[str])
     if not isinstance(name, str) or not name or unknown:
         what = f"{sorted(unknown)[0]!r} is no field" if unknown else "it has no name"
         raise ConfigurationError(f"a table [[models]]: {what}; fields are {', '.join(sorted(_TABLE))}")
+    told = table.get("takes_instruction")
+    if not isinstance(told, bool | None):
+        raise ConfigurationError(f"model {name!r}: takes_instruction must be true or false")
     scorer: Scorer = scorers.build(table.get("scorer", {"type": "triton", "model": name}), target=settings.target)
     return Model(
         name,
@@ -210,6 +214,7 @@ def _model(table: Mapping[str, Any], settings: Settings, aliases: Sequence[str])
         (*table.get("aliases", ()), *aliases),
         _canary(name, table.get("canary", {})),
         table.get("max_length", DEFAULT_MAX_LENGTH),
+        takes_instruction=told,
     )
 
 
