@@ -1,5 +1,6 @@
 """Haystack: `TritonRanker`, a ranker component."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -106,21 +107,8 @@ class TritonRanker:
 
     def to_dict(self) -> dict[str, Any]:
         """The component as Haystack serialises it."""
-        return default_to_dict(
-            self,
-            model=self.model,
-            target=self.target,
-            scorer=self.scorer,
-            top_k=self.top_k,
-            score_threshold=self.score_threshold,
-            timeout_s=self.timeout_s,
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-            max_length=self.max_length,
-            max_query_tokens=self.max_query_tokens,
-            instruction=self.instruction,
-            keep_retrieval_score=self.keep_retrieval_score,
-        )
+        _, *names = inspect.signature(TritonRanker.__init__).parameters
+        return default_to_dict(self, **{name: getattr(self, name) for name in names})
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "TritonRanker":

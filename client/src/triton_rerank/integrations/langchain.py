@@ -3,30 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from triton_rerank.integrations import DEGRADED_KEY, not_installed, retrieval_key
 
 try:
     from langchain_core.callbacks import Callbacks
     from langchain_core.documents import BaseDocumentCompressor, Document
-    from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 except ImportError as exc:
     raise not_installed("langchain", exc) from exc
 
-from triton_rerank.aio import AsyncRerankClient
-from triton_rerank.client import RerankClient
-from triton_rerank.contract import DEFAULT_TIMEOUT_S
-from triton_rerank.core.numbers import plain
-from triton_rerank.core.scorer import Scorer
+from triton_rerank.integrations.fields import Options
 from triton_rerank.types import RankedDocument, RerankResult
 
 SCORE_KEY = "relevance_score"  # as LangChain's other rerankers call it
-Whole = Annotated[int, BeforeValidator(plain)]  # numpy's too, which pydantic refuses
-Real = Annotated[float, BeforeValidator(plain)]
 
 
-class TritonRerank(BaseDocumentCompressor):
+class TritonRerank(BaseDocumentCompressor, Options):
     """Reorders retrieved documents by a cross-encoder, for a ContextualCompressionRetriever or a chain of your own.
 
     Examples:
@@ -55,25 +48,9 @@ class TritonRerank(BaseDocumentCompressor):
         ConfigurationError: neither or both of model and scorer.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt top_n would return everything
-
-    target: str | None = None
-    model: str | None = None
-    scorer: SkipValidation[Scorer] | None = Field(default=None, exclude=True)
-    top_n: Whole | None = Field(default=None, ge=1)
-    min_score: Real | None = None
-    timeout_s: Real = Field(default=DEFAULT_TIMEOUT_S, gt=0)
-    max_length: Whole | None = Field(default=None, ge=1)
-    max_query_tokens: Whole | None = Field(default=None, ge=1)
-    instruction: str | None = None
-    keep_retrieval_score: bool | str = False
-    _client: RerankClient = PrivateAttr()
-    _async_client: AsyncRerankClient = PrivateAttr()
-
     def model_post_init(self, context: Any, /) -> None:
         """Make the clients; nothing is sent before the first call."""
-        self._client = RerankClient(self.target, model=self.model, scorer=self.scorer, text_key="page_content")
-        self._async_client = AsyncRerankClient(scorer=self._client.scorer, text_key="page_content")
+        self._connect("page_content")
 
     def compress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -95,16 +72,6 @@ class TritonRerank(BaseDocumentCompressor):
     ) -> list[Document]:
         """As `compress_documents`; cancelling it cancels what it sent."""
         return self._compressed(await self._async_client.rerank(query, documents, **self._options()))
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "top_k": self.top_n,
-            "min_score": self.min_score,
-            "timeout_s": self.timeout_s,
-            "max_length": self.max_length,
-            "max_query_tokens": self.max_query_tokens,
-            "instruction": self.instruction,
-        }
 
     def _compressed(self, result: RerankResult[Document]) -> list[Document]:
         kept = retrieval_key(self.keep_retrieval_score)

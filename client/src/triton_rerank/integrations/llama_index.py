@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 from triton_rerank.integrations import DEGRADED_KEY, not_installed, retrieval_key
 
@@ -14,24 +14,17 @@ try:
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-    from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, SkipValidation
 except ImportError as exc:
     raise not_installed("llama-index", exc) from exc
 
-from triton_rerank.aio import AsyncRerankClient
-from triton_rerank.client import RerankClient
-from triton_rerank.contract import DEFAULT_TIMEOUT_S
-from triton_rerank.core.numbers import plain
-from triton_rerank.core.scorer import Scorer
 from triton_rerank.errors import InvalidRequestError
+from triton_rerank.integrations.fields import Options
 from triton_rerank.types import RerankResult
 
 _dispatcher = get_dispatcher(__name__)
-Whole = Annotated[int, BeforeValidator(plain)]  # numpy's too, which pydantic refuses
-Real = Annotated[float, BeforeValidator(plain)]
 
 
-class TritonRerank(BaseNodePostprocessor):
+class TritonRerank(BaseNodePostprocessor, Options):
     """Reorders retrieved nodes by a cross-encoder, for ``node_postprocessors=`` of a query engine.
 
     Examples:
@@ -60,25 +53,9 @@ class TritonRerank(BaseNodePostprocessor):
         ConfigurationError: neither or both of model and scorer.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt top_n would return everything
-
-    target: str | None = None
-    model: str | None = None
-    scorer: SkipValidation[Scorer] | None = Field(default=None, exclude=True)
-    top_n: Whole | None = Field(default=None, ge=1)
-    min_score: Real | None = None
-    timeout_s: Real = Field(default=DEFAULT_TIMEOUT_S, gt=0)
-    max_length: Whole | None = Field(default=None, ge=1)
-    max_query_tokens: Whole | None = Field(default=None, ge=1)
-    instruction: str | None = None
-    keep_retrieval_score: bool | str = False
-    _client: RerankClient = PrivateAttr()
-    _async_client: AsyncRerankClient = PrivateAttr()
-
     def model_post_init(self, context: Any, /) -> None:
         """Make the clients; nothing is sent before the first call."""
-        self._client = RerankClient(self.target, model=self.model, scorer=self.scorer, text_key=_text)
-        self._async_client = AsyncRerankClient(scorer=self._client.scorer, text_key=_text)
+        self._connect(_text)
 
     @classmethod
     def class_name(cls) -> str:
@@ -98,16 +75,6 @@ class TritonRerank(BaseNodePostprocessor):
         with self._reported(nodes, query_bundle) as (query, ranked):
             ranked += self._nodes(await self._async_client.rerank(query, nodes, **self._options()))
         return ranked
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "top_k": self.top_n,
-            "min_score": self.min_score,
-            "timeout_s": self.timeout_s,
-            "max_length": self.max_length,
-            "max_query_tokens": self.max_query_tokens,
-            "instruction": self.instruction,
-        }
 
     def _nodes(self, result: RerankResult[NodeWithScore]) -> list[NodeWithScore]:
         kept = retrieval_key(self.keep_retrieval_score)
