@@ -183,17 +183,18 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 
 # --- development ------------------------------------------------------------------------------------------------
 
-NONE_CHOSEN := $(if $(ARGS),|| test $$$$? = 5) # pytest's code where ARGS chose none of these
+NONE_CHOSEN := $(if $(ARGS),|| test $$? = 5) # pytest's code where ARGS chose none of these
 WORKERS ?= 2 # processes; a third of the time is waiting for servers, so more than cores pays little
 .PHONY: test
 test: lint types imports deploy-tools gateway-sdks transformers5 docs-tools browser prometheus ## lint, types, import rules and every test, against a real Triton; installs what it needs
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not alone and not true_sizes' $(ARGS) $(NONE_CHOSEN)
-	$(BIN)/python -m pytest -m alone $(ARGS) $(NONE_CHOSEN)
+	TEST_EXPORTS=$$(mktemp -d); export TEST_EXPORTS; trap 'rm -rf "$$TEST_EXPORTS"' EXIT; \
+	  $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not alone and not true_sizes' $(ARGS) $(NONE_CHOSEN); \
+	  $(BIN)/python -m pytest -m alone $(ARGS) $(NONE_CHOSEN)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.test ## lint, and the tests of client and gateway, which start no Triton: a minute
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile tests/unit/client tests/unit/gateway $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder tests/unit/client tests/unit/gateway $(ARGS)
 
 .PHONY: browser prometheus
 browser: # Debian's Chromium, for the tests of the gateway's page; without it they are skipped, and say so

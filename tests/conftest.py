@@ -35,6 +35,19 @@ TINY = ("tiny-bert", "tiny-xlmr")
 REPOSITORY = "model_repository"
 
 
+LONG = (  # most of them minutes
+    "test_finetune_example", "test_never_half", "test_families", "test_gateway_sdks", "test_notebook", "test_perf",
+    "test_transformers5", "test_gpu", "test_source", "test_precisions", "test_outage", "test_rollout", "test_peers",
+    "test_guide", "test_fuzz", "test_vocabulary", "test_local",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long modules first: one at the end keeps one worker, and the others have nothing left to do."""
+    order = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """No garbage is looked for among what modules import, which stays."""
@@ -84,9 +97,13 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """``once(name, write)``: the folder of that name, written by the first worker that asks, read by all."""
+    """``once(name, write)``: the folder of that name, written by the first worker that asks, read by all.
+
+    TEST_EXPORTS is a folder that several runs share: of one state of the sources.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    shared = Path(os.environ.get("TEST_EXPORTS") or shared)
 
     def get(name: str, write: Callable[[Path], object]) -> Path:
         folder, done = shared / name, shared / f"{name}.done"
@@ -181,14 +198,20 @@ def demo_fp32(once: Once) -> Path:
 
 
 def export(model: str | Path, repository: Path, precision: Precision) -> None:
+    """fp32 passes a short gate: tests of export compute the whole one, of both families and in each precision."""
     from support.tiny_models import BOUNDED
 
+    from triton_rerank_export.gate import parity
     from triton_rerank_export.options import ExportOptions
     from triton_rerank_export.pipeline import export_model
 
     _torch_on_one_thread()
     gc.freeze()  # what was imported just now
-    export_model(str(model), repository, ExportOptions(precision=precision, **BOUNDED), on_step=lambda _: None)
+    few = parity.load_parity_set()[:4]
+    with pytest.MonkeyPatch.context() as patch:
+        if precision == "fp32":
+            patch.setattr(parity, "load_parity_set", lambda: few)
+        export_model(str(model), repository, ExportOptions(precision=precision, **BOUNDED), on_step=lambda _: None)
 
 
 @pytest.fixture(scope="session")

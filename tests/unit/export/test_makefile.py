@@ -81,6 +81,11 @@ def would_run(*arguments: str, only_if_older: bool = False) -> str:
     return " ".join(made.stdout.replace("\\\n", " ").split())
 
 
+def test_what_chooses_none_of_the_tests_alone_or_only_those_is_no_failure() -> None:
+    assert would_run("test", "ARGS=-k name").count("-k name || test $? = 5") == 2
+    assert "test $?" not in would_run("test")
+
+
 @pytest.mark.parametrize("given", [(), ("TRAIN=lines.jsonl",), ("OUTPUT=folder",)])
 def test_finetune_says_what_make_was_not_told(given: tuple[str, ...]) -> None:
     command = ["make", "--old-file=.venv/.demo", "finetune", *given]
