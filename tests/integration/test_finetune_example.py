@@ -13,7 +13,9 @@ import pytest
 
 @pytest.mark.timeout(1800)
 def test_200_triples_make_the_served_model_better_on_queries_that_it_never_saw(root: Path, demo_fp32: Path) -> None:
-    command = [sys.executable, str(root / "examples" / "finetune.py"), "--model-repository", str(demo_fp32)]
+    """After one epoch of the two that are the example's default: 31 of 50 were right, of 4."""
+    example = str(root / "examples" / "finetune.py")
+    command = [sys.executable, example, "--model-repository", str(demo_fp32), "--epochs", "1"]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # threads that wait for each other on busy cores
     done = subprocess.run(command, capture_output=True, text=True, timeout=1700, check=False, env=alone)
     assert done.returncode == 0, done.stderr
