@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,10 @@ def digest(folder: Path, version: int) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _configs_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def _configs_are_read_and_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the time goes there."""
     parse, seen = text_format.Parse, {}
+    tell, told = text_format.MessageToString, {}
 
     def parsed(text: str, message: Any) -> Any:
         if text not in seen:
@@ -84,7 +85,14 @@ def _configs_are_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
         message.CopyFrom(seen[text])
         return message
 
+    def as_text(message: Any) -> str:
+        key = message.SerializeToString(deterministic=True)
+        if key not in told:
+            told[key] = tell(message)
+        return told[key]
+
     monkeypatch.setattr(text_format, "Parse", parsed)
+    monkeypatch.setattr(text_format, "MessageToString", as_text)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +127,16 @@ def changes(two_versions: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         "activate fewer": Change(more, new, lambda target: activate(target, NAME, 3), new, [3, 4]),
         "settings of another": Change(one, old, with_settings(source=two, threads=2), new, [1]),
     }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """In memory where that can be: what is killed is a process, so nothing hangs on the disk, which takes longer."""
+    if not IN_MEMORY.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY) as memory:
+        yield Path(memory)
 
 
 @pytest.fixture
@@ -216,9 +234,9 @@ def kill_everywhere(change: Change, folder: Path, served: Served, outside: Path 
 
 @pytest.mark.parametrize("change", ALL, indirect=True)
 def test_a_kill_leaves_the_old_or_the_new_one_and_the_next_export_tidies_up(
-    change: Change, tmp_path: Path, served: Served
+    change: Change, folder: Path, served: Served
 ) -> None:
-    kill_everywhere(change, tmp_path, served)
+    kill_everywhere(change, folder, served)
 
 
 @pytest.mark.parametrize(
@@ -226,9 +244,9 @@ def test_a_kill_leaves_the_old_or_the_new_one_and_the_next_export_tidies_up(
     [*((name, False) for name in SOME), ("a third", True), ("replace two", True)],
     indirect=["change"],
 )
-def test_a_full_disk_says_what_holds(change: Change, tmp_path: Path, served: Served, for_ever: bool) -> None:
-    for at in range(1, count(change, tmp_path, served) + 1):
-        target = fresh(change, tmp_path, at)
+def test_a_full_disk_says_what_holds(change: Change, folder: Path, served: Served, for_ever: bool) -> None:
+    for at in range(1, count(change, folder, served) + 1):
+        target = fresh(change, folder, at)
         before, message = fingerprint(target), ""
         try:
             with failing(Operations(at, full_disk, for_ever=for_ever)):
@@ -242,9 +260,9 @@ def test_a_full_disk_says_what_holds(change: Change, tmp_path: Path, served: Ser
 
 
 @pytest.mark.parametrize("change", SOME, indirect=True)
-def test_ctrl_c_says_what_holds(change: Change, tmp_path: Path, served: Served) -> None:
-    for at in range(1, count(change, tmp_path, served) + 1):
-        target = fresh(change, tmp_path, at)
+def test_ctrl_c_says_what_holds(change: Change, folder: Path, served: Served) -> None:
+    for at in range(1, count(change, folder, served) + 1):
+        target = fresh(change, folder, at)
         before = fingerprint(target)
         with pytest.raises(KeyboardInterrupt) as stopped, failing(Operations(at, ctrl_c)):
             change.work(target)
