@@ -24,25 +24,32 @@ from rich.console import Console
 
 from triton_rerank import RerankClient
 from triton_rerank_bench import workloads
-from triton_rerank_bench.compare.catalogue import ONNX_FILES, OPENVINO_FILES, PEERS, PLAIN, Peer, Setting
+from triton_rerank_bench.compare.catalogue import (
+    HERE,
+    INSTALLED,
+    ONNX_FILES,
+    OPENVINO_FILES,
+    PEERS,
+    PLAIN,
+    Peer,
+    Setting,
+)
 from triton_rerank_bench.compare.contestants import (
     CALL_TIMEOUT_S,
     Contestant,
-    load_cross_encoder,
     n_threads,
     token_counts,
     tokenizer_of,
 )
-from triton_rerank_bench.compare.contestants import Peer as InThisProcess
 from triton_rerank_bench.compare.folders import ModelFolders, python_of
-from triton_rerank_bench.compare.process import PeerError
+from triton_rerank_bench.compare.process import Workers
+from triton_rerank_bench.compare.race import PeerContestant
 from triton_rerank_bench.compare.rounds import kendall_tau, ratio, run_rounds, timing
-from triton_rerank_bench.compare.search import PeerContestant
-from triton_rerank_bench.compare.workers import Workers
+from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.machine import OtherLoad, describe_machine
 from triton_rerank_bench.report import Json, Table, others
 from triton_rerank_bench.served import read_model
-from triton_rerank_bench.workloads import Workload, token_statistics
+from triton_rerank_bench.workloads import token_statistics
 from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
@@ -181,17 +188,17 @@ def peers(
 ) -> list[tuple[Peer, list[Setting], Workers]]:
     """Those that load a model, with the settings to time; the others are told."""
     folders = folders_of(model, options)
-    workers = stack.enter_context(
-        Workers(
-            lambda peer: python_of(options.environments, peer.environment),
-            lambda peer: folders.get(peer.files),
-            max_length=MAX_LENGTH,
-            n_threads=options.threads,
-        )
-    )
+
+    def locate(peer: Peer) -> tuple[Path, Path]:
+        """Interpreter and model folder."""
+        if peer.environment == HERE:
+            return Path(sys.executable), checkpoint(options.work, model).resolve()
+        return python_of(options.environments, peer.environment), folders.get(peer.files)
+
+    workers = stack.enter_context(Workers(locate, max_length=MAX_LENGTH, n_threads=options.threads))
     found = []
-    for peer in PEERS:
-        if peer.name.removeprefix("sentence-transformers ") in options.beside:
+    for peer in (INSTALLED, *PEERS):
+        if peer is INSTALLED or peer.name.removeprefix("sentence-transformers ") in options.beside:
             settings = [each for each in peer.settings if each.text in options.batch]
             try:
                 _, notes = workers.get(peer, settings[0])
@@ -211,10 +218,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     texts = {"passages": [hundred], "short": [ten, workloads.single(options.seed)]}[options.workload]
     files = read_model(repository, f"{options.model[0]}-fp32")
     options.threads = n_threads(files)
-    references = {
-        model: load_cross_encoder(checkpoint(options.work, model), max_length=MAX_LENGTH, n_threads=options.threads)
-        for model in options.model
-    }
+    expected: dict[str, dict[str, list[float]]] = {each.name: {} for each in texts}  # of torch fp32, by model
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0)))
         contestants: list[Contestant] = []
@@ -222,11 +226,12 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             for form in options.form:
                 client = RerankClient(server.grpc_target, model=f"{model}-{form}", timeout_s=CALL_TIMEOUT_S)
                 contestants.append(ServedForm(stack.enter_context(client), f"{model}: served {form}"))
-            for size in options.batch[: len(options.batch) if options.workload == "passages" else 1]:
-                name = f"{model}: sentence-transformers torch fp32, {size}"
-                contestants.append(InThisProcess(references[model], name=name, batch_size=int(size.split()[1])))
-            for peer, settings, workers in peers(model, options, stack, console) if options.beside else []:
+            for peer, settings, workers in peers(model, options, stack, console):
                 counted = settings if options.workload == "passages" else settings[:1]
+                if peer is INSTALLED:
+                    reference = PeerContestant(peer, settings[0], workers.get(peer, settings[0])[0])
+                    for each in texts:
+                        expected[each.name][model] = reference.scores(each.query, each.documents)
                 contestants += [Named(model, PeerContestant(peer, s, workers.get(peer, s)[0])) for s in counted]
         rounds = run_rounds(
             contestants, texts, n_rounds=options.rounds, seed=options.seed, on_call=lambda _: None, during=load
@@ -236,8 +241,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     console.print(others(load.share()), markup=False)
     for each in texts:
         tokens = token_statistics(each, token_counts(tokenizer, each.query, each.documents))
-        expected = {model: references[model]([(each.query, d) for d in each.documents], 32) for model in options.model}
-        rows = _rows(each, rounds.seconds[each.name], rounds.scores[each.name], expected, tokens)
+        rows = _rows(rounds.seconds[each.name], rounds.scores[each.name], expected[each.name], tokens)
         title = f"{each.name}: {tokens.pairs} pairs, {tokens.total:,} tokens"
         columns = {
             "model": "model", "form": "form", "median s": "timing.median_s:.4f", "least": "timing.min_s:.4f",
@@ -248,7 +252,6 @@ def measure(options: argparse.Namespace, console: Console) -> None:
 
 
 def _rows(
-    text: Workload,
     seconds: dict[str, list[float]],
     scores: dict[str, list[float]],
     expected: dict[str, list[float]],

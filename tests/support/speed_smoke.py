@@ -22,9 +22,9 @@ import numpy.typing as npt
 from triton_rerank import RerankClient
 from triton_rerank.repository import Artefacts
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, Contestant, InProcess, Served
-from triton_rerank_bench.compare.rounds import Ratio, run_rounds, summarise
+from triton_rerank_bench.compare.rounds import Ratio, ratio, run_rounds
 from triton_rerank_bench.machine import Machine
-from triton_rerank_bench.workloads import QUERY_WORDS, TextMaker, Workload, token_statistics
+from triton_rerank_bench.workloads import QUERY_WORDS, TextMaker, Workload
 
 UNSORTED = "unsorted"
 FP32 = "fp32"
@@ -160,8 +160,5 @@ def _measure(contestants: Sequence[Contestant], bounds: Sequence[Bound], n_round
     rounds = run_rounds(
         contestants, [workload], n_rounds=n_rounds, seed=seed, on_call=lambda _: None, during=nullcontext()
     )
-    ours = next(contestant for contestant in contestants if isinstance(contestant, InProcess))
-    tokens = token_statistics(workload, ours.token_counts(workload.query, workload.documents))
-    pairs = [(bound.numerator, bound.denominator) for bound in bounds]
-    ratios = summarise(workload, rounds, tokens, ratios=pairs).ratios
-    return [Verdict(bound, ratio) for bound, ratio in zip(bounds, ratios, strict=True)]
+    seconds = rounds.seconds[workload.name]
+    return [Verdict(bound, ratio(bound.numerator, bound.denominator, seconds)) for bound in bounds]

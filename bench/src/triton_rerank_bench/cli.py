@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from rich.console import Console
 from triton_rerank import RerankError
 from triton_rerank_bench import report
 from triton_rerank_bench.compare import command as peers
-from triton_rerank_bench.compare import speed
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gateway import command as gateway
 from triton_rerank_bench.gpu import command as gpu
@@ -23,17 +21,14 @@ from triton_rerank_server import ServerStartError, atomic
 
 WIDTH = 110  # of a report that goes to a file or a pipe
 
-_COMMANDS = {  # name -> (its module, help)
-    "speed": (speed, "seconds and memory, against sentence-transformers"),
-    "load": (load, "pairs a second and latency under load"),
-    "perf": (perf, "find the setting that serves most on this machine"),
-    "peers": (peers, "other rerankers beside ours, in one run"),
-    "gateway": (gateway, "HTTP over the client, and beside Infinity's"),
-    "gpu": (gpu, "served on a GPU, beside sentence-transformers on it"),
+_COMMANDS = {  # name -> (declares its options, runs it, help)
+    "speed": (peers.add_speed_arguments, peers.run_speed, "beside sentence-transformers as it is installed here"),
+    "load": (load.add_arguments, load.run, "pairs a second and latency under load"),
+    "perf": (perf.add_arguments, perf.run, "find the setting that serves most on this machine"),
+    "peers": (peers.add_arguments, peers.run, "other rerankers beside ours, in one run"),
+    "gateway": (gateway.add_arguments, gateway.run, "HTTP over the client, and beside Infinity's"),
+    "gpu": (gpu.add_arguments, gpu.run, "served on a GPU, beside sentence-transformers on it"),
 }
-
-
-Run = Callable[[argparse.Namespace, Console], tuple[report.Json, int]]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -46,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     try:
         _check_output(options.output)
-        run: Run = options.run
-        document, code = run(options, console)
+        document, code = _COMMANDS[options.command][1](options, console)
         if options.output:
             atomic.write_file(options.output, report.indented(document).encode())
     except (BenchError, RerankError, ServerStartError, OSError) as exc:
@@ -77,10 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="triton-rerank-bench", description="Speed of served rerankers.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('triton-rerank-bench')}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, (module, words) in _COMMANDS.items():
-        command = commands.add_parser(name, help=words)
-        command.set_defaults(run=module.run)
-        module.add_arguments(command)
+    for name, (add_arguments, _, words) in _COMMANDS.items():
+        add_arguments(commands.add_parser(name, help=words))
     return parser
 
 

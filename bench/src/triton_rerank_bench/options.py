@@ -6,24 +6,47 @@ import argparse
 import math
 from pathlib import Path
 
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench import workloads
 
 DEFAULT_SEED = 1
 
 
-def add_common(parser: argparse.ArgumentParser, seed_of: str) -> None:
-    """Options that nearly every command has."""
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """The repository that is served, and which of its models."""
+    parser.add_argument("--model-repository", type=Path, required=True, metavar="PATH", help="serve the model in it")
     parser.add_argument("--model", help="public model name, if the repository holds more than one")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help=f"{seed_of} (default %(default)s)")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """What the served model was made of."""
+    parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
+
+
+def add_workloads(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--workload``, any number of times; ``default`` is a name or "all", and stands in the help."""
+    names = list(workloads.BY_NAME)
+    told = f"{', '.join(names)}; repeatable (default {default})"
+    parser.add_argument("--workload", action="append", choices=names, metavar="NAME", help=told)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that every command has whose report is JSON."""
+    _add_seed(parser)
     parser.add_argument("--output", type=Path, help="write the report there as JSON")
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    """``--output`` of a command that writes several files; its report goes nowhere else."""
+    """Options of a command that writes several files; its report goes nowhere else."""
+    _add_seed(parser)
     parser.add_argument(
         "--output", dest="output_folder", type=Path, default=Path("perf"), metavar="DIR", help="default %(default)s"
     )
     parser.set_defaults(output=None)
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    told = "of the texts, and of turns or arrivals (default %(default)s)"
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help=told)
 
 
 def whole(value: str) -> int:
@@ -40,25 +63,17 @@ def positive(value: str) -> int:
     return int(value)
 
 
-def seconds(value: str) -> float:
-    """Seconds above 0, for argparse."""
-    try:
-        found = float(value)
-    except ValueError:
-        found = 0.0
-    if not 0 < found < math.inf:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a number of seconds above 0")
-    return found
+def from_zero(value: str) -> float:
+    """A number from 0, for argparse."""
+    return 0.0 if value.strip() in {"0", "0.0"} else number(value, "from 0")
 
 
-def number(flag: str, value: str | None) -> float | None:
-    """A number above 0, or None where none is given; raises BenchError where it is another."""
-    if value is None:
-        return None
+def number(value: str, bound: str = "above 0") -> float:
+    """A number above 0, for argparse."""
     try:
         found = float(value)
     except ValueError:
         found = math.nan
     if not (math.isfinite(found) and found > 0):
-        raise BenchError(f"{flag} {value}: it must be a number above 0")
+        raise argparse.ArgumentTypeError(f"{value!r} is not a number {bound}")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from triton_rerank_bench.tune.choice import operating_point
 from triton_rerank_bench.tune.findings import Sweep, Tuning
@@ -33,16 +33,7 @@ def plot_latency(tuning: Tuning, path: Path, *, title: str, caption: str) -> Non
     bound = tuning.wanted.p99_ms
     if bound is not None:
         axes.axhline(bound, color=_GREY, linestyle="--", linewidth=1)
-        axes.annotate(
-            f"bound: p99 {bound:,g} ms",
-            (1, bound),
-            xycoords=("axes fraction", "data"),
-            xytext=(-4, 3),
-            textcoords="offset points",
-            ha="right",
-            color=_GREY,
-            fontsize="small",
-        )
+        _note(axes, f"bound: p99 {bound:,g} ms", (1, bound), (-4, 3), xycoords=("axes fraction", "data"), ha="right")
     axes.set_xlabel("throughput, pairs a second")
     axes.set_ylabel("latency of a call, ms")
     axes.set_yscale("log")
@@ -97,16 +88,9 @@ def _panel(axes: Axes, figures: WorkloadPeers) -> None:
         for place, ratio in bars:
             spread = [[ratio.median - ratio.min], [ratio.max - ratio.median]]
             axes.barh(place + offset, ratio.median, 0.38, xerr=spread, color=colour, ecolor="#333333", capsize=2)
-            axes.annotate(
-                f"{ratio.median:.2f}",
-                (ratio.max, place + offset),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize="x-small",
-            )
+            _note(axes, f"{ratio.median:.2f}", (ratio.max, place + offset), (4, 0), va="center", color=_ANSWER)
     for place in (place for place, peer in enumerate(peers) if peer.default and not peer.default.ratio):
-        axes.annotate(" other order: no ratio", (0, place), va="center", fontsize="x-small", color=_GREY)
+        _note(axes, "other order: no ratio", (0, place), (4, 0), va="center")
     axes.axvline(1.0, color=_ANSWER, linewidth=1)
     axes.set_yticks(range(len(peers)), [peer.peer for peer in peers], fontsize="small")
     axes.invert_yaxis()
@@ -127,22 +111,12 @@ def _slowness(peer: PeerFigures) -> float:
 
 def _latency_curve(axes: Axes, sweep: Sweep, colour: str) -> None:
     speeds = [figures.pairs_per_s for figures in sweep.levels]
+    p99, p50 = ([getattr(f.latency, name) for f in sweep.levels] for name in ("p99_ms", "p50_ms"))
     label = f"{sweep.setting.repository} as exported"
-    axes.plot(
-        speeds, [f.latency.p99_ms for f in sweep.levels], color=colour, marker="o", label=f"{label}, p99 (callers)"
-    )
-    axes.plot(
-        speeds, [f.latency.p50_ms for f in sweep.levels], color=colour, linestyle=":", alpha=0.7, label=f"{label}, p50"
-    )
+    axes.plot(speeds, p99, color=colour, marker="o", label=f"{label}, p99 (callers)")
+    axes.plot(speeds, p50, color=colour, linestyle=":", alpha=0.7, label=f"{label}, p50")
     for figures in sweep.levels:
-        axes.annotate(
-            str(figures.concurrency),
-            (figures.pairs_per_s, figures.latency.p99_ms),
-            xytext=(6, 5),
-            textcoords="offset points",
-            color=colour,
-            fontsize="small",
-        )
+        _note(axes, str(figures.concurrency), (figures.pairs_per_s, figures.latency.p99_ms), (6, 5), color=colour)
 
 
 def _trials(axes: Axes, tuning: Tuning) -> None:
@@ -158,6 +132,12 @@ def _answer(axes: Axes, tuning: Tuning) -> None:
         label = f"the answer, p99 ({answer.concurrency})"
         place = ([answer.pairs_per_s], [answer.p99_ms])
         axes.scatter(*place, s=190, facecolors="none", edgecolors=_ANSWER, linewidths=1.6, label=label, zorder=4)
+
+
+def _note(axes: Axes, words: str, place: tuple[float, float], points: tuple[int, int], **how: Any) -> None:
+    """Words so many points beside a place."""
+    style: dict[str, Any] = {"color": _GREY, "fontsize": "small", **how}
+    axes.annotate(words, place, xytext=points, textcoords="offset points", **style)
 
 
 def _new(title: str, caption: str) -> tuple[Figure, Axes]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -195,55 +193,31 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class ReportFolder:
-    """Files are written beside their places, and moved there at the end; a context manager that tidies up.
-
-    Whether they can be written is found out at once, before anything is measured for them.
+def check_folder(folder: Path, names: Iterable[str]) -> None:
+    """Whether files of these names can be written there, before anything is measured for them.
 
     Raises:
-        BenchError: from ``with``: it is a file, or cannot be written to.
+        BenchError: it is a file, or cannot be written to, or one of the names is a folder in it.
     """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with atomic.scratch(there, "report"):
+            pass
+    except OSError as exc:
+        raise BenchError(f"--output {folder}: must be a folder to write to ({exc.strerror})") from exc
+    for name in names:
+        if (folder / name).is_dir():
+            raise BenchError(f"--output {folder}: {name} in it is a folder, and cannot be replaced")
 
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
-        self.folder, self._names = folder, names
-        self._made: list[Path] = []
-        self._beside: Path | None = None
-        self._stack = ExitStack()
 
-    def __enter__(self) -> ReportFolder:
-        try:
-            self._make()
-            self._beside = self._stack.enter_context(atomic.scratch(self.folder, "report"))
-        except OSError as exc:
-            self._remove_made()
-            raise BenchError(f"--output {self.folder}: must be a folder to write to ({exc.strerror})") from exc
-        blocked = [name for name in self._names if (self.folder / name).is_dir()]
-        if blocked:
-            self.__exit__(None, None, None)
-            raise BenchError(f"--output {self.folder}: {blocked[0]} in it is a folder, and cannot be replaced")
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
-        self._remove_made()
-
-    def path(self, name: str) -> Path:
-        """Where to write a file until `publish`."""
-        assert self._beside is not None
-        return self._beside / name
-
-    def publish(self) -> list[Path]:
-        """Move all files to their places; OSError, and nothing is moved, where one was not written."""
-        sizes = {name: self.path(name).stat().st_size for name in self._names}  # raises before anything is moved
-        return [self.path(name).replace(self.folder / name) for name in sizes]
-
-    def _make(self) -> None:
-        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
-        for path in reversed(missing):
-            path.mkdir()
-            self._made.append(path)
-
-    def _remove_made(self) -> None:
-        for path in reversed(self._made):
-            with suppress(OSError):  # it holds the report
-                path.rmdir()
+def publish(folder: Path, files: Mapping[str, str | Callable[[Path], None]]) -> list[Path]:
+    """Write files, texts or what draws to a path, and put them in the places of older ones when all are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic.scratch(folder, "report") as beside:
+        for name, content in files.items():
+            if isinstance(content, str):
+                (beside / name).write_text(content, encoding="utf-8")
+            else:
+                content(beside / name)
+            (beside / name).stat()  # raises before anything is moved
+        return [(beside / name).replace(folder / name) for name in files]

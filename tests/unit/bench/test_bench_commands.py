@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from triton_rerank_bench.cli import main
-from triton_rerank_bench.compare.rounds import Ratio, WorkloadSpeed
-from triton_rerank_bench.compare.speed import judge
+from triton_rerank_bench.compare.command import Measured, judge_speed
+from triton_rerank_bench.compare.race import AtSetting, PeerFigures, WorkloadPeers
+from triton_rerank_bench.compare.rounds import Ratio, timing
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.memory import PeakMemory
 from triton_rerank_bench.served import name_repositories, read_model
@@ -40,16 +43,23 @@ def test_speed_times_all_contestants_and_they_agree(
     assert code == 0
     assert document == json.loads(output.read_text(encoding="utf-8"))
     passages, single = document["workloads"]
-    assert [timing["contestant"] for timing in passages["timings"]] == [
-        *("served", "in process", "sentence-transformers", "sentence-transformers, batch 8")
-    ]
-    assert all(agreement["kendall_tau"] > 0.99 for agreement in passages["agreements"])
-    assert all(timing["min_s"] <= timing["median_s"] <= timing["max_s"] for timing in single["timings"])
+    assert [timing["contestant"] for timing in passages["ours"]] == ["served", "in process"]
+    (peer,) = passages["peers"]
+    assert list(peer["tried"]) == ["batch 32", "batch 8"]
+    assert (peer["default"]["setting"], peer["best"]["setting"] in peer["tried"]) == ("batch 32", True)
+    assert min(passages["our_kendall_tau"], peer["default"]["kendall_tau"], peer["best"]["kendall_tau"]) > 0.99
+    assert all(timing["min_s"] <= timing["median_s"] <= timing["max_s"] for timing in single["ours"])
     assert (passages["tokens"]["pairs"], single["tokens"]["pairs"]) == (100, 1)
     assert len(document["server_memory"]["processes"]) == 5  # tritonserver, and two stubs a model
     assert document["server_memory"]["pss_bytes"] > 10**7
     targets = document["targets"]
-    assert [target["passed"] for target in targets][2:] == [None, True]  # no int8 here; memory is small
+    assert [target["text"].partition(":")[0] for target in targets] == [
+        "served / in process, 100 pairs",
+        "sentence-transformers torch fp32 / served, 100 pairs",
+        "served − in process, one pair, ms",
+        "peak server memory, MB",
+    ]
+    assert [target["passed"] for target in targets][1::2] == [None, True]  # no int8 here; memory is small
 
 
 def test_missing_checkpoint_ends_with_2(
@@ -122,13 +132,12 @@ def test_unknown_model_is_told(tiny_repository: Path) -> None:
         read_model(tiny_repository, "absent")
 
 
-def figures(overhead: float, speedup: float) -> WorkloadSpeed:
-    tokens = TokenStatistics(100, 9000, 90.0, 88.0, 200, 1.15)
-    ratios = [
-        Ratio("served", "in process", overhead, overhead, overhead),
-        Ratio("sentence-transformers", "served", speedup, speedup, speedup),
-    ]
-    return WorkloadSpeed("passages", tokens, [], ratios, [])
+def figures(pairs: int, overhead: float, added_ms: float, speedup: float) -> WorkloadPeers:
+    tokens = TokenStatistics(pairs, 9000, 90.0, 88.0, 200, 1.15)
+    over = Ratio("served", "in process", overhead, overhead, overhead)
+    slower = Ratio("torch", "served", speedup, speedup, speedup)
+    peer = PeerFigures("torch", "fp32", 0.995, {}, AtSetting("batch 32", 1.0, timing("torch", [1.0], tokens), slower))
+    return WorkloadPeers("passages", tokens, 1, [], over, added_ms, 1.0, [peer], 0.0)
 
 
 @pytest.mark.parametrize(
@@ -136,14 +145,23 @@ def figures(overhead: float, speedup: float) -> WorkloadSpeed:
     [
         (1.03, 1.5, 2.0, 10**9, "int8", [True, True, True, True]),
         (1.04, 1.6, 1.99, 10**9 + 1, "int8", [False, False, False, False]),
-        (1.0, -0.1, 1.5, 0, "fp32", [True, True, None, True]),
+        (1.0, -0.1, 1.5, 0, "fp32", [True, None, True, True]),
     ],
 )
 def test_targets_hold_at_their_bounds(
     overhead: float, single_ms: float, speedup: float, memory: int, precision: str, passed: list[bool | None]
 ) -> None:
-    targets = judge(figures(overhead, speedup), single_ms, precision, PeakMemory(memory))
+    files = cast(Any, SimpleNamespace(info=SimpleNamespace(precision=precision)))
+    workloads = [figures(100, overhead, 0.0, speedup), figures(1, 1.0, single_ms, 1.0)]
+    targets = judge_speed(Measured(files, 1, workloads=workloads, memory=PeakMemory(memory, samples=1)))
     assert [target["passed"] for target in targets] == passed
+
+
+def test_what_was_not_measured_is_not_judged() -> None:
+    files = cast(Any, SimpleNamespace(info=SimpleNamespace(precision="int8")))
+    assert judge_speed(Measured(files, 1)) == []
+    without = replace(figures(100, 1.0, 0.0, 2.0), peers=[PeerFigures("torch", "fp32", 0.995, not_measured="died")])
+    assert len(judge_speed(Measured(files, 1, workloads=[without]))) == 1
 
 
 REPOSITORY = ["--model-repository", "absent"]  # the report's place is looked at first

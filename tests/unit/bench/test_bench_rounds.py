@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 import pytest
 
-from triton_rerank_bench.compare.rounds import WARM_UP_ROUNDS, Rounds, kendall_tau, run_rounds, summarise, turns
+from triton_rerank_bench.compare.rounds import WARM_UP_ROUNDS, Rounds, added_ms, kendall_tau, ratio, run_rounds, timing
+from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.workloads import TokenStatistics, Workload
 
 TOKENS = TokenStatistics(pairs=2, total=30, mean=15.0, median=15.0, longest=20, tokens_per_word=1.1)
@@ -54,7 +55,7 @@ def test_warm_up_rounds_are_not_counted() -> None:
     worker = Worker("a", clock, lambda call: 100.0 if call < WARM_UP_ROUNDS else 1.0)
     rounds, seen = run([worker], clock)
     assert rounds.seconds["pair"]["a"] == [1.0] * 5
-    assert len(seen) == turns(1, 1, 5) == worker.calls
+    assert len(seen) == WARM_UP_ROUNDS + 5 == worker.calls
 
 
 def test_every_round_has_one_turn_of_each_contestant_in_a_seeded_order() -> None:
@@ -79,26 +80,46 @@ def test_short_calls_are_repeated_and_divided() -> None:
 
 
 def test_medians_rates_and_spread_are_those_of_the_rounds() -> None:
-    rounds = Rounds({"pair": {"a": [3.0, 1.0, 2.0]}}, {"pair": {"a": [1.0, 2.0]}})
-    (timing,) = summarise(PAIR, rounds, TOKENS, ratios=[]).timings
-    assert (timing.median_s, timing.min_s, timing.max_s) == (2.0, 1.0, 3.0)
-    assert (timing.pairs_per_s, timing.tokens_per_s) == (1.0, 15.0)
+    found = timing("a", [3.0, 1.0, 2.0], TOKENS)
+    assert (found.median_s, found.min_s, found.max_s) == (2.0, 1.0, 3.0)
+    assert (found.pairs_per_s, found.tokens_per_s) == (1.0, 15.0)
 
 
 def test_ratios_are_paired_within_rounds() -> None:
     # A slow round slows both: unpaired, the spread would be 0.25 to 4.
     seconds = {"a": [2.0, 8.0, 2.2], "b": [1.0, 4.0, 1.0]}
-    rounds = Rounds({"pair": seconds}, {"pair": {"a": [1.0, 2.0], "b": [1.0, 2.0]}})
-    (ratio,) = summarise(PAIR, rounds, TOKENS, ratios=[("a", "b")]).ratios
-    assert (ratio.median, ratio.min, ratio.max) == pytest.approx((2.0, 2.0, 2.2))
+    found = ratio("a", "b", seconds)
+    assert (found.median, found.min, found.max) == pytest.approx((2.0, 2.0, 2.2))
+    assert added_ms("a", "b", seconds) == pytest.approx(1200.0)
 
 
-def test_agreement_tells_a_contestant_that_scores_wrongly() -> None:
-    scores = {"a": [1.0, 2.0], "b": [0.1, 0.7], "c": [2.0, 1.0]}
-    rounds = Rounds({"pair": {name: [1.0] for name in scores}}, {"pair": scores})
-    agreements = summarise(PAIR, rounds, TOKENS, ratios=[]).agreements
-    found = {(each["first"], each["second"]): each["kendall_tau"] for each in agreements}
-    assert found == pytest.approx({("a", "b"): 1.0, ("a", "c"): -1.0, ("b", "c"): -1.0})
+def test_who_gives_up_has_no_more_turns_and_the_others_go_on() -> None:
+    clock = Clock()
+
+    def give_up(call: int) -> float:
+        if call == 3:
+            raise PeerError("its process ended")
+        return 1.0
+
+    doomed, other = Worker("doomed", clock, give_up), Worker("other", clock, lambda _: 1.0)
+    rounds, seen = run([doomed, other], clock)
+    assert rounds.failed == {"doomed": "its process ended"}
+    assert seen.count("doomed") == 4
+    assert rounds.complete("pair") == 5
+    assert rounds.seconds == {"pair": {"other": [1.0] * 5}}
+
+
+def test_an_interrupted_round_is_left_out() -> None:
+    rounds = Rounds({"pair": {"a": [1.0, 2.0], "b": [3.0]}})
+    assert rounds.complete("pair") == 1
+    assert rounds.seconds == {"pair": {"a": [1.0], "b": [3.0]}}
+    assert Rounds().complete("pair") == 0
+
+
+def test_orders_that_are_reversed_are_told() -> None:
+    assert kendall_tau([1.0, 2.0], [0.1, 0.7]) == pytest.approx(1.0)
+    assert kendall_tau([1.0, 2.0], [2.0, 1.0]) == pytest.approx(-1.0)
+    assert kendall_tau([1.0], [2.0]) == 1.0
 
 
 def test_a_constant_list_has_no_order_to_agree_with() -> None:

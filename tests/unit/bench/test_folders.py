@@ -9,7 +9,7 @@ import pytest
 
 from triton_rerank_bench.compare.catalogue import ONNX_FILES, PLAIN
 from triton_rerank_bench.compare.folders import ModelFolders
-from triton_rerank_bench.compare.process import PeerError
+from triton_rerank_bench.errors import PeerError
 
 
 @pytest.fixture

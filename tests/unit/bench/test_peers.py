@@ -15,15 +15,12 @@ from rich.console import Console
 
 from triton_rerank_bench.compare import command as peers_command
 from triton_rerank_bench.compare.catalogue import LEAST_TAU, PEERS, Peer, Setting
-from triton_rerank_bench.compare.command import FILES, Measured, judge, peers_report, write_peers
+from triton_rerank_bench.compare.command import Measured, comparison_report, judge, write_peers
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED
-from triton_rerank_bench.compare.process import PeerError
-from triton_rerank_bench.compare.race import Race, WorkloadPeers
-from triton_rerank_bench.compare.search import Found, search
-from triton_rerank_bench.compare.workers import Workers
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.compare.process import Workers
+from triton_rerank_bench.compare.race import Found, Race, WorkloadPeers, search
+from triton_rerank_bench.errors import BenchError, PeerError
 from triton_rerank_bench.machine import OtherLoad
-from triton_rerank_bench.report import ReportFolder
 from triton_rerank_bench.workloads import Workload, token_statistics
 
 TEXT = Workload("passages", "q", ["a", "bb", "ccc", "dddd"], calls=1)
@@ -137,16 +134,16 @@ def race(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
         workers = FakeWorkers()
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         ours = [Ours(SERVED, workers, 2.0, interrupt_at), Ours(IN_PROCESS, workers, 1.6)]
-        tokens = token_statistics(TEXT, [3, 4, 5, 6])
         fake = cast(Workers, workers)
-        it = Race(peers, TEXT, tokens, REFERENCE, fake, n_rounds=3, seed=1, on_step=silent, clock=workers.clock)
-        return it, workers, ours
+        load = OtherLoad(lambda: (1.0, 0.0, 0.0))
+        return Race(peers, fake, 3, 1, silent, load, clock=workers.clock), workers, ours
 
     return make
 
 
 def run(race: Race, ours: Any) -> list[WorkloadPeers]:
-    return race.run(ours, OtherLoad(lambda: (1.0, 0.0, 0.0)))
+    figures = race.run(ours, TEXT, token_statistics(TEXT, [3, 4, 5, 6]), REFERENCE)
+    return [figures] if figures else []
 
 
 GOOD = a_peer("good", setting("batch 32", 8.0), setting("batch 8", 5.0))
@@ -163,7 +160,9 @@ def test_a_race_gives_ratios_at_default_and_best_and_none_to_a_wrong_order(race:
     assert (good.best.setting, good.notes) == ("batch 8", {"computes in": "fp32"})
     assert (liar.default.ratio, liar.best.ratio, liar.default.kendall_tau) == (None, None, -1.0)
     assert (absent.not_measured, absent.default) == ("its environment is not there", None)
-    assert figures.served_over_in_process == pytest.approx(1.25)
+    assert figures.served_over_in_process
+    assert figures.served_over_in_process.median == pytest.approx(1.25)
+    assert figures.added_ms == pytest.approx(400.0)
     assert (figures.n_rounds, it.interrupted) == (3, False)
     targets = judge([figures])
     assert [target["value"] for target in targets] == pytest.approx([4.0, 2.5])  # the liar does not count
@@ -205,12 +204,11 @@ def test_the_report_says_who_was_not_measured_and_whose_order_is_wrong(race: Any
     it, _, ours = race(GOOD, LIAR, ABSENT)
     files = SimpleNamespace(info=SimpleNamespace(name="m", precision="int8", max_length=512), engine="onnxruntime")
     measured = Measured(cast(Any, files), 2, "2.51.0", workloads=run(it, ours))
-    report = peers_report(measured, {"seed": 1}, {"onnx": {"torch": "2.13.0"}})
-    with ReportFolder(tmp_path / "perf", FILES) as folder:
-        markdown, line, plot = write_peers(folder, measured, report)
+    report = comparison_report("peers", measured, {"seed": 1}, [], {"onnx": {"torch": "2.13.0"}})
+    markdown, line, plot = write_peers(tmp_path / "perf", measured, report)
     text = markdown.read_text(encoding="utf-8")
-    assert "| good (computes in fp32) | batch 32 | 8.000 | 4.00 (4.00 to 4.00) | batch 8 | 5.000 |" in text
-    assert "| liar (computes in fp32) | batch 32 | 0.100 | other order |" in text
+    assert "| good (computes in fp32) | batch 32 | 8.0000 | 4.00 (4.00 to 4.00) | batch 8 | 5.0000 |" in text
+    assert "| liar (computes in fp32) | batch 32 | 0.1000 | other order |" in text
     assert "- liar: gets no ratio: Kendall's tau to torch fp32 is -1.000, and fp32 must reach 0.995" in text
     assert "| absent | not measured |" in text
     assert "- absent: not measured: its environment is not there" in text
@@ -218,7 +216,7 @@ def test_the_report_says_who_was_not_measured_and_whose_order_is_wrong(race: Any
     assert json.loads(line.read_text(encoding="utf-8"))["workloads"][0]["peers"][0]["peer"] == "good"
     assert plot.read_bytes().startswith(b"\x89PNG")
     console = Console(record=True, width=140)
-    peers_report(replace(measured, interrupted=True), {}, {}).print(console)
+    comparison_report("peers", replace(measured, interrupted=True), {}, [], {}).print(console)
     assert "Interrupted" in console.export_text()
 
 
@@ -232,9 +230,6 @@ def options(*words: str) -> argparse.Namespace:
     ("words", "message"),
     [
         (["--only", "lucene"], "--only lucene: no peer's name begins so; there are sentence-transformers torch fp32"),
-        (["--rounds", "0"], "--rounds 0: must be a whole number from 1"),
-        (["--rounds", "x"], "--rounds x: must be a whole number from 1"),
-        (["--workload", "poems"], "--workload poems: must be one of passages, chunks"),
         ([], "looked for"),  # no model there
     ],
 )
@@ -245,6 +240,13 @@ def test_bad_input_is_one_line_and_writes_nothing(words: list[str], message: str
         peers_command.run(options(*place, *words), Console())
     assert "\n" not in str(caught.value)
     assert not output.exists()
+
+
+@pytest.mark.parametrize("words", [["--rounds", "0"], ["--rounds", "x"], ["--workload", "poems"]])
+def test_what_is_no_value_at_all_is_refused_by_the_parser(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        options("--model-repository", "r", "--checkpoint", "c", *words)
+    assert raised.value.code == 2
 
 
 def test_a_report_folder_that_is_a_file(tmp_path: Path) -> None:

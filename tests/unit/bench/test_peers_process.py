@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from triton_rerank_bench.compare import worker
-from triton_rerank_bench.compare.process import WORKER, PeerError, PeerProcess
+from triton_rerank_bench.compare.process import WORKER, PeerProcess
+from triton_rerank_bench.errors import PeerError
 
 # A library that the real worker's loop loads: scores are lengths, and it does what the model folder's name says.
 LIBRARY = """

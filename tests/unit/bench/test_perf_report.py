@@ -12,8 +12,7 @@ from support.fake_bench import EXPORTED, PAIRS, FakeBench, figures, tuner
 
 from triton_rerank_bench import plots
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.report import ReportFolder
-from triton_rerank_bench.tune import report as module
+from triton_rerank_bench.report import check_folder, publish
 from triton_rerank_bench.tune.answer import Exported, answer_lines, change_lines, machine_lines, setting_text
 from triton_rerank_bench.tune.findings import OpenLoop, Sweep, Trial, Tuning, Wanted
 from triton_rerank_bench.tune.knobs import UNBOUNDED, Setting
@@ -155,8 +154,7 @@ def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
     tuning = tuned("instances", "queue_bounds", p99_ms=1000, rate=1000)
     report = perf_report(tuning, ABOUT)
     document = report.json()
-    with ReportFolder(tmp_path / "new" / "perf", FILES) as folder:
-        written = write_report(folder, tuning, ABOUT, report)
+    written = write_report(tmp_path / "new" / "perf", tuning, ABOUT, report)
     assert sorted(path.name for path in (tmp_path / "new" / "perf").iterdir()) == sorted(FILES)
     assert sorted(path.name for path in written) == sorted(FILES)
     line = (tmp_path / "new" / "perf" / "report.json").read_text(encoding="utf-8")
@@ -200,32 +198,31 @@ def test_a_failure_leaves_old_files_as_they_were(tmp_path: Path, monkeypatch: py
     for name in FILES:
         (tmp_path / name).write_text("old")
     tuning = tuned()
-    monkeypatch.setattr(module, "markdown", lambda *_: 1 / 0)  # the last file
-    with pytest.raises(ZeroDivisionError), ReportFolder(tmp_path, FILES) as folder:
-        write_report(folder, tuning, ABOUT, perf_report(tuning, ABOUT))
+
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(plots, "plot_sizes", fail)
+    with pytest.raises(ZeroDivisionError):
+        write_report(tmp_path, tuning, ABOUT, perf_report(tuning, ABOUT))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, "old")
 
 
 def test_nothing_is_published_while_a_file_is_missing(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
-    with pytest.raises(FileNotFoundError), ReportFolder(tmp_path, ("a", "b")) as folder:
-        folder.path("a").write_text("new")
-        folder.publish()
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path, {"b": lambda _: None, "a": "new"})
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 
 
 def test_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with ReportFolder(tmp_path, ("a",)) as folder:
-        folder.path("a").write_text("new")
-        folder.publish()
+    publish(tmp_path, {"a": "new"})
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new", "mine": "mine"}
 
 
-def test_a_folder_that_was_made_for_nothing_goes(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), ReportFolder(tmp_path / "a" / "b", ("x",)):
-        assert (tmp_path / "a" / "b").is_dir()
-        raise KeyboardInterrupt
+def test_looking_whether_it_can_be_written_leaves_nothing(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b", ("x",))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,10 +230,10 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "full" / "a").mkdir(parents=True)
     for bad in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/perf")):
-        with pytest.raises(BenchError, match="must be a folder to write to"), ReportFolder(bad, ("a",)):
-            pass
-    with pytest.raises(BenchError, match="a in it is a folder"), ReportFolder(tmp_path / "full", ("a",)):
-        pass
+        with pytest.raises(BenchError, match="must be a folder to write to"):
+            check_folder(bad, ("a",))
+    with pytest.raises(BenchError, match="a in it is a folder"):
+        check_folder(tmp_path / "full", ("a",))
     assert (tmp_path / "file").read_text() == "mine"
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["a"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 # Kendall's tau to torch fp32 that a peer must reach to be given a ratio. Good fp32 kernels differ in the last bits,
@@ -12,6 +12,7 @@ from typing import Any
 LEAST_TAU = {"fp32": 0.995, "fp16": 0.99, "bf16": 0.98, "int8": 0.90}
 
 SENTENCE_TRANSFORMERS, ONNX, INFINITY = "sentence-transformers", "onnx", "infinity"  # environments
+HERE = ""  # the environment of this process, and the checkpoint itself
 
 # Which of the peer's model folders; see artefacts.
 PLAIN, ONNX_FILES, OPENVINO_FILES, INFINITY_FILES = "checkpoint", "onnx", "openvino", "infinity"
@@ -116,6 +117,10 @@ PEERS: tuple[Peer, ...] = (
 )
 
 
+# The peer that is installed with us: what `speed` compares, and whose order is everybody's reference.
+INSTALLED = replace(PEERS[0], environment=HERE)
+
+
 def on_device(device: str, attention: str, batch_sizes: Sequence[int]) -> Peer:
     """sentence-transformers in bf16 on a device, in the environment of this process; best with logits in one piece.
 
@@ -126,4 +131,4 @@ def on_device(device: str, attention: str, batch_sizes: Sequence[int]) -> Peer:
     )
     load = {"backend": "torch", "dtype": "bfloat16", "device": device, "attention": attention}
     settings = (*_batches(32), *best)
-    return Peer("sentence-transformers bf16", "bf16", "", SENTENCE_TRANSFORMERS, PLAIN, load, settings, judged=False)
+    return Peer("sentence-transformers bf16", "bf16", HERE, SENTENCE_TRANSFORMERS, PLAIN, load, settings, judged=False)

@@ -1,9 +1,13 @@
-"""``triton-rerank-bench peers``: ours beside other libraries, on the same weights and texts, in one run."""
+"""``triton-rerank-bench peers`` and ``speed``: ours beside other libraries, same weights and texts, in one run.
+
+``peers`` compares with everybody that has an environment, ``speed`` with sentence-transformers as it is installed here.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -12,31 +16,44 @@ from rich.console import Console
 
 from triton_rerank.repository import Artefacts
 from triton_rerank_bench import plots, workloads
-from triton_rerank_bench.compare.catalogue import PEERS, Peer
-from triton_rerank_bench.compare.contestants import (
-    PEER_BATCH_SIZE,
-    Contestant,
-    InProcess,
-    Served,
-    load_cross_encoder,
-    n_threads,
-)
-from triton_rerank_bench.compare.folders import ModelFolders, python_of
-from triton_rerank_bench.compare.race import AtSetting, PeerFigures, Race, WorkloadPeers
+from triton_rerank_bench.compare.catalogue import HERE, INSTALLED, PEERS, Peer
+from triton_rerank_bench.compare.contestants import Contestant, InProcess, Served, n_threads
+from triton_rerank_bench.compare.folders import ModelFolders, check_checkpoint, python_of
+from triton_rerank_bench.compare.process import Workers
+from triton_rerank_bench.compare.race import AtSetting, PeerFigures, Race, WorkloadPeers, reference_scores
 from triton_rerank_bench.compare.rounds import WARM_UP_ROUNDS
-from triton_rerank_bench.compare.workers import Workers
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
-from triton_rerank_bench.machine import OtherLoad, describe_machine, today
-from triton_rerank_bench.options import DEFAULT_SEED, add_folder
+from triton_rerank_bench.machine import describe_machine, today
+from triton_rerank_bench.memory import PeakMemory, watching
+from triton_rerank_bench.options import add_checkpoint, add_common, add_folder, add_model, positive
 from triton_rerank_bench.progress import OnStep, showing_time_left
-from triton_rerank_bench.report import LOUD, Json, Report, ReportFolder, Table, compact, others, target, targets, text
+from triton_rerank_bench.report import (
+    LOUD,
+    Json,
+    Report,
+    Table,
+    check_folder,
+    compact,
+    missed,
+    others,
+    publish,
+    target,
+    targets,
+    text,
+)
 from triton_rerank_bench.served import read_model, serve
 from triton_rerank_bench.workloads import Workload, token_statistics
 
 DEFAULT_ROUNDS, QUICK_ROUNDS = 5, 2
+QUICK_SETTINGS = 2  # of each peer: the default and the likeliest other
 DEFAULT_WORKLOADS = ("passages", "chunks")
+MEMORY_CALLS = 5  # untimed calls of the first workload, watched closely
 MIN_OVER_DEFAULT = 2.5  # seconds of the fastest peer at its default over ours served
 MIN_OVER_BEST = 1.2  # of any peer at its best
+MAX_OVERHEAD = 1.03  # served over in process, 100 pairs
+MAX_SINGLE_MS = 1.5  # served minus in process, one pair
+MIN_SPEEDUP = 2.0  # sentence-transformers fp32 over served int8
+MAX_MEMORY_MB = 1000
 REPORT, LINE, PLOT = "peers.md", "peers.json", "peers.png"
 FILES = (REPORT, LINE, PLOT)
 
@@ -45,8 +62,8 @@ _PACKAGES = (
     "onnxruntime", "infinity-emb", "fastembed", "FlashRank", "tokenizers",
 )  # fmt: skip
 _COLUMNS = {
-    "peer": "peer", "default": "default", "s": "default_s:.3f", "/ served": "default_ratio:.2f",
-    "best setting": "best", "best s": "best_s:.3f", "best / served": "best_ratio:.2f", "Kendall tau": "tau:.3f",
+    "peer": "peer", "default": "default", "s": "default_s:.4f", "/ served": "default_ratio:.2f",
+    "best setting": "best", "best s": "best_s:.4f", "best / served": "best_ratio:.2f", "Kendall tau": "tau:.3f",
 }  # fmt: skip
 _NOTES = (
     "s: seconds for the whole list, tokenisation included, median of the rounds. / served: those seconds over ours "
@@ -58,7 +75,7 @@ _NOTES = (
 
 @dataclass
 class Measured:
-    """Everything that one run measured; it is filled while it runs."""
+    """Everything that one run measured; it is filled while it runs. The memory is the server's."""
 
     files: Artefacts
     n_threads: int
@@ -66,21 +83,29 @@ class Measured:
     other_load: float = 0.0
     interrupted: bool = False
     workloads: list[WorkloadPeers] = field(default_factory=list)
+    memory: PeakMemory = field(default_factory=PeakMemory)
+
+
+def add_speed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `run_speed` reads."""
+    add_model(parser)
+    add_checkpoint(parser)
+    parser.add_argument("--rounds", type=positive, default=7, help="counted rounds (default %(default)s)")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_common(parser)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
-    parser.add_argument("--model-repository", type=Path, required=True, metavar="PATH", help="serve the model in it")
-    parser.add_argument("--model", help="public model name, if the repository holds more than one")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
+    add_model(parser)
+    add_checkpoint(parser)
     add_environments(parser)
-    parser.add_argument("--workload", action="append", default=[], metavar="NAME", help="default passages and chunks")
+    parser.add_argument("--workload", action="append", choices=DEFAULT_WORKLOADS, help="repeatable (default both)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="peers of this name, or whose name begins so"
     )
-    parser.add_argument("--rounds", metavar="N", help=f"counted rounds (default {DEFAULT_ROUNDS})")
+    parser.add_argument("--rounds", type=positive, metavar="N", help=f"counted rounds (default {DEFAULT_ROUNDS})")
     parser.add_argument("--quick", action="store_true", help="passages, two settings a peer, two rounds")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts and turns (default %(default)s)")
     add_folder(parser)
 
 
@@ -103,64 +128,102 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
         ServerStartError: Triton did not start.
         RerankError: the served model did not answer.
     """
-    peers, texts, n_rounds = choose_peers(options.only), _texts(options), _rounds(options)
-    with ReportFolder(options.output_folder, FILES) as folder:
-        with showing_time_left() as on_step:
-            measured = measure_peers(options, peers, texts, n_rounds, on_step=on_step)
-        if not measured.workloads:
-            console.print("interrupted before anything was measured: nothing is written")
-            return {"kind": "peers", "interrupted": True}, INTERRUPTED
-        settings: Json = {"seed": options.seed, "rounds": n_rounds, "quick": options.quick, "only": options.only}
-        report = peers_report(measured, settings, _versions(options.environments, peers))
-        written = write_peers(folder, measured, report)
+    peers, quick = choose_peers(options.only), options.quick
+    n_rounds = options.rounds or (QUICK_ROUNDS if quick else DEFAULT_ROUNDS)
+    names = dict.fromkeys(options.workload or DEFAULT_WORKLOADS[: 1 if quick else None])
+    texts = [workloads.BY_NAME[name](options.seed)[0] for name in names]
+    check_folder(options.output_folder, FILES)
+    files = read_model(options.model_repository, options.model)
+    checkpoint, environments = check_checkpoint(options.checkpoint), options.environments
+    with showing_time_left() as on_step:
+        folders = ModelFolders(
+            checkpoint, options.cache, environments, max_length=files.info.max_length, on_step=on_step
+        )
+
+        def locate(peer: Peer) -> tuple[Path, Path]:
+            """Interpreter and model folder."""
+            if peer.environment == HERE:
+                return Path(sys.executable), checkpoint
+            return python_of(environments, peer.environment), folders.get(peer.files)
+
+        measured = compare(options, files, peers, texts, locate, n_rounds, on_step, QUICK_SETTINGS if quick else None)
+    if not measured.workloads:
+        console.print("interrupted before anything was measured: nothing is written")
+        return {"kind": "peers", "interrupted": True}, INTERRUPTED
+    settings: Json = {"seed": options.seed, "rounds": n_rounds, "quick": quick, "only": options.only}
+    versions = _versions(environments, peers)
+    report = comparison_report("peers", measured, settings, judge(measured.workloads), versions)
+    written = write_peers(options.output_folder, measured, report)
     report.print(console)
     console.print("written: " + ", ".join(map(str, written)), highlight=False)
     return report.json(), INTERRUPTED if measured.interrupted else 0
 
 
-def measure_peers(
-    options: argparse.Namespace, peers: Sequence[Peer], texts: Sequence[Workload], n_rounds: int, *, on_step: OnStep
+def run_speed(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
+    """Compare with sentence-transformers as it is installed here, and print.
+
+    Returns:
+        The report as plain data, and 130 if the user interrupted it, 1 if ``--check`` is given and a target was missed.
+
+    Raises:
+        BenchError: the repository or the checkpoint is not there, or the server ended.
+        ServerStartError: Triton did not start.
+        RerankError: the served model did not answer.
+    """
+    files, checkpoint = read_model(options.model_repository, options.model), check_checkpoint(options.checkpoint)
+    texts = [workloads.passages(options.seed), workloads.single(options.seed)]
+    with showing_time_left() as on_step:
+        locate = lambda _: (Path(sys.executable), checkpoint)  # noqa: E731
+        measured = compare(options, files, [INSTALLED], texts, locate, options.rounds, on_step, QUICK_SETTINGS)
+    judged = judge_speed(measured)
+    report = comparison_report("speed", measured, {"seed": options.seed, "rounds": options.rounds}, judged, {})
+    report.print(console)
+    return report.json(), INTERRUPTED if measured.interrupted else int(options.check and missed(judged))
+
+
+def compare(
+    options: argparse.Namespace,
+    files: Artefacts,
+    peers: Sequence[Peer],
+    texts: Sequence[Workload],
+    locate: Callable[[Peer], tuple[Path, Path]],
+    n_rounds: int,
+    on_step: OnStep,
+    n_settings: int | None = None,
 ) -> Measured:
     """Time ours and the peers; an interruption keeps the rounds that were complete.
 
     Raises:
-        BenchError: the repository or the checkpoint is not there.
+        BenchError: the reference cannot be computed.
         ServerStartError: Triton did not start.
         RerankError: the served model did not answer.
     """
-    files = read_model(options.model_repository, options.model)
-    max_length, measured, environments = files.info.max_length, Measured(files, n_threads(files)), options.environments
-    folders = ModelFolders(options.checkpoint, options.cache, environments, max_length=max_length, on_step=on_step)
-    on_step("torch fp32, for reference")
-    predict = load_cross_encoder(options.checkpoint, max_length=max_length, n_threads=measured.n_threads)
-    references = [predict([(each.query, d) for d in each.documents], PEER_BATCH_SIZE) for each in texts]
-    in_process, load = InProcess(files), OtherLoad()
-    workers = Workers(
-        lambda peer: python_of(environments, peer.environment),
-        lambda peer: folders.get(peer.files),
-        max_length=max_length,
-        n_threads=measured.n_threads,
-    )
-    with serve(options.model_repository, files.info.name, on_progress=on_step) as server, workers:
-        measured.triton_version = server.triton_version
-        ours: list[Contestant] = [Served(server.client), in_process]
-        try:
-            for each, reference in zip(texts, references, strict=True):
-                tokens = token_statistics(each, in_process.token_counts(each.query, each.documents))
-                race = Race(
-                    peers, each, tokens, reference, workers,
-                    n_rounds=n_rounds, seed=options.seed, quick=options.quick, on_step=on_step,
-                )  # fmt: skip
-                measured.workloads += race.run(ours, load)
-                measured.interrupted |= race.interrupted
-        except KeyboardInterrupt:  # while it searched: nothing of this workload counts
-            measured.interrupted = True
-    measured.other_load = load.share()
+    measured, in_process = Measured(files, n_threads(files)), InProcess(files)
+    with Workers(locate, max_length=files.info.max_length, n_threads=measured.n_threads) as workers:
+        references = reference_scores(INSTALLED, {}, texts, workers, on_step)
+        race = Race(peers, workers, n_rounds, options.seed, on_step, n_settings=n_settings)
+        with serve(options.model_repository, files.info.name, on_progress=on_step) as server:
+            measured.triton_version, served = server.triton_version, Served(server.client)
+            ours: list[Contestant] = [served, in_process]
+            try:
+                for each in texts:
+                    tokens = token_statistics(each, in_process.token_counts(each.query, each.documents))
+                    figures = race.run(ours, each, tokens, references[each.name])
+                    measured.workloads += [figures] if figures else []
+                    if race.interrupted:
+                        break
+                else:
+                    with watching(server.pid, measured.memory):
+                        for _ in range(MEMORY_CALLS):
+                            served.scores(texts[0].query, texts[0].documents)
+            except KeyboardInterrupt:  # while it searched: nothing of this workload counts
+                race.interrupted = True
+    measured.other_load, measured.interrupted = race.load.share(), race.interrupted
     return measured
 
 
 def judge(figures: Sequence[WorkloadPeers]) -> list[Json]:
-    """Hold the figures of every workload against the targets."""
+    """Hold the figures of every workload against the targets of `peers`."""
     found = []
     for each in figures:
         for kind, bound in (("default", MIN_OVER_DEFAULT), ("best", MIN_OVER_BEST)):
@@ -172,11 +235,31 @@ def judge(figures: Sequence[WorkloadPeers]) -> list[Json]:
     return found
 
 
-def peers_report(measured: Measured, settings: Json, environments: dict[str, dict[str, str]]) -> Report:
+def judge_speed(measured: Measured) -> list[Json]:
+    """Hold figures against the targets of `speed`; what was not measured is not judged. The speed-up is int8's only."""
+    found = []
+    for each in measured.workloads:
+        if each.tokens.pairs == 1:
+            if each.added_ms is not None:
+                found.append(target("served − in process, one pair, ms", each.added_ms, at_most=MAX_SINGLE_MS))
+            continue
+        if each.served_over_in_process:
+            over = each.served_over_in_process.median
+            found.append(target("served / in process, 100 pairs", over, at_most=MAX_OVERHEAD))
+        if (default := each.peers[0].default) and default.ratio:
+            what, is_int8 = f"{each.peers[0].peer} / served, 100 pairs", measured.files.info.precision == "int8"
+            found.append(target(what, default.ratio.median, at_least=MIN_SPEEDUP, judged=is_int8))
+    if measured.memory.samples:
+        found.append(target("peak server memory, MB", measured.memory.pss_bytes / 1e6, at_most=MAX_MEMORY_MB))
+    return found
+
+
+def comparison_report(
+    kind: str, measured: Measured, settings: Json, judged: list[Json], environments: dict[str, dict[str, str]]
+) -> Report:
     """Tables of each workload, remarks, targets, and what was tried."""
     machine, info, engine = describe_machine(), measured.files.info, measured.files.engine
     version = measured.triton_version
-    judged = judge(measured.workloads)
     parts: list[str | Table] = [
         f"{info.name} {info.precision} ({engine}), max_length {info.max_length}, Triton {version}; {machine.cpu} "
         f"({', '.join(machine.cpu_flags)}), {measured.n_threads} threads each",
@@ -185,54 +268,61 @@ def peers_report(measured: Measured, settings: Json, environments: dict[str, dic
     ]
     for figures in measured.workloads:
         parts += [workload_table(figures), *_remarks(figures)]
-    parts += [targets(judged), _NOTES]
+    parts += [*_memory(measured.memory), targets(judged), _NOTES]
     for figures in measured.workloads:
         rows = [{"peer": peer.peer, "tried": _tried(peer)} for peer in figures.peers if peer.tried]
         title = f"{figures.workload}: seconds in the search for the best setting, before the rounds"
         parts.append(Table(title, {"peer": "peer", "setting: seconds": "tried"}, rows))
     parts += [f"{name}: {', '.join(' '.join(each) for each in found.items())}" for name, found in environments.items()]
-    named: Json = {"model": info.name, "precision": info.precision, "backend": engine, "max_length": info.max_length}
     figures_: Json = {
         "environments": environments,
-        **named,
+        "model": info.name,
+        "precision": info.precision,
+        "backend": engine,
+        "max_length": info.max_length,
         "n_threads": measured.n_threads,
         "triton_version": version,
         "other_load": measured.other_load,
         "interrupted": measured.interrupted,
         "workloads": measured.workloads,
+        "server_memory": measured.memory,
         "targets": judged,
     }
-    return Report("peers", version, settings, figures_, parts)
+    return Report(kind, version, settings, figures_, parts)
 
 
 def workload_table(figures: WorkloadPeers) -> Table:
     """Ours, then the peers, fastest at its best first; then those without a ratio, then those not measured."""
     tokens = figures.tokens
     title = (
-        f"{figures.workload}: {tokens.pairs} pairs, {tokens.total:,} tokens, longest {tokens.longest}; "
-        f"{figures.n_rounds} rounds after {WARM_UP_ROUNDS} uncounted"
+        f"{figures.workload}: {tokens.pairs} pairs, {tokens.total:,} tokens (longest {tokens.longest}, "
+        f"{tokens.tokens_per_word:.2f} a word); {figures.n_rounds} rounds after {WARM_UP_ROUNDS} uncounted"
     )
     over = figures.served_over_in_process
     ours = [
         {"peer": f"ours, {timing.contestant}", "default_s": timing.median_s, "default_ratio": ratio, "tau": tau}
         for timing, ratio, tau in zip(
-            figures.ours, (1.0, over and 1 / over), (figures.our_kendall_tau, None), strict=False
+            figures.ours, (1.0, over and 1 / over.median), (figures.our_kendall_tau, None), strict=False
         )
     ]
     return Table(title, _COLUMNS, [*ours, *(_row(peer) for peer in sorted(figures.peers, key=_ranking))])
 
 
-def write_peers(folder: ReportFolder, measured: Measured, report: Report) -> list[Path]:
+def write_peers(folder: Path, measured: Measured, report: Report) -> list[Path]:
     """Write the Markdown, the JSON line and the plot."""
     info, machine = measured.files.info, describe_machine()
-    folder.path(LINE).write_text(compact(report.json()) + "\n", encoding="utf-8")
-    how = "bars: median, lines: least to most of rounds"
-    caption = f"{machine.cpu}, {measured.n_threads} threads each; {today()}; {how}"
+    caption = (
+        f"{machine.cpu}, {measured.n_threads} threads each; {today()}; bars: median, lines: least to most of rounds"
+    )
     title = f"{info.name} {info.precision}: seconds of each peer over ours, served"
-    plots.plot_peers(measured.workloads, folder.path(PLOT), title=title, caption=caption)
-    markdown = report.markdown("Peers, side by side", f"![ratios]({PLOT})")
-    folder.path(REPORT).write_text(markdown, encoding="utf-8")
-    return folder.publish()
+    return publish(
+        folder,
+        {
+            REPORT: report.markdown("Peers, side by side", f"![ratios]({PLOT})"),
+            LINE: compact(report.json()) + "\n",
+            PLOT: lambda path: plots.plot_peers(measured.workloads, path, title=title, caption=caption),
+        },
+    )
 
 
 def choose_peers(beginnings: list[str]) -> list[Peer]:
@@ -252,23 +342,6 @@ def _begins(peer: Peer, beginning: str) -> bool:
     name, wanted = peer.name.lower(), beginning.lower()
     whole = any(wanted == each.name.lower() for each in PEERS)
     return name == wanted if whole else name.startswith(wanted)
-
-
-def _texts(options: argparse.Namespace) -> list[Workload]:
-    names = options.workload or (DEFAULT_WORKLOADS[:1] if options.quick else DEFAULT_WORKLOADS)
-    for name in names:
-        if name not in DEFAULT_WORKLOADS:
-            raise BenchError(f"--workload {name}: must be one of {', '.join(DEFAULT_WORKLOADS)}")
-    return [workloads.BY_NAME[name](options.seed)[0] for name in dict.fromkeys(names)]
-
-
-def _rounds(options: argparse.Namespace) -> int:
-    value = options.rounds
-    if value is None:
-        return QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS
-    if not value.isdecimal() or int(value) < 1:
-        raise BenchError(f"--rounds {value}: must be a whole number from 1")
-    return int(value)
 
 
 def _versions(environments: Path, peers: Sequence[Peer]) -> dict[str, dict[str, str]]:
@@ -310,10 +383,21 @@ def _remarks(figures: WorkloadPeers) -> list[str]:
         for peer in figures.peers
         if peer.default and not peer.default.ratio
     ]
-    over = text(figures.served_over_in_process, ".3f")
-    waiting = f"All waiting workers together used {figures.idle_share:.1%} of one core."
-    return [*lines, f"{waiting} Served over in process: {over}."]
+    ours = ""
+    if figures.served_over_in_process:
+        ours = f" Served over in process: {text(figures.served_over_in_process, '.3f')}, {figures.added_ms:+.2f} ms."
+    return [*lines, f"All waiting workers together used {figures.idle_share:.1%} of one core.{ours}"]
 
 
 def _tried(peer: PeerFigures) -> str:
     return "; ".join(f"{setting}: {seconds:.3f}" for setting, seconds in peer.tried.items())
+
+
+def _memory(peak: PeakMemory) -> list[str]:
+    if not peak.samples:
+        return []
+    parts = ", ".join(f"{process.name} {process.pss_bytes / 1e6:.0f}" for process in peak.processes)
+    return [
+        f"Peak server memory: {peak.pss_bytes / 1e6:.0f} MB = {parts}; sum of PSS (shared pages counted once) of "
+        f"tritonserver and its children, largest of {peak.samples} samples"
+    ]

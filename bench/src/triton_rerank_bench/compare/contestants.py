@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Protocol
 
 from triton_rerank import RerankClient
 from triton_rerank.repository import Artefacts
-from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.machine import usable_cores
 from triton_rerank_server.backends.encoder.engine import Engine, options_of
 from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions
@@ -17,10 +15,6 @@ from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 SERVED = "served"
 IN_PROCESS = "in process"
-PEER = "sentence-transformers"
-PEER_SMALL_BATCHES = "sentence-transformers, batch 8"
-PEER_BATCH_SIZE = 32  # CrossEncoder.predict's default
-SMALL_BATCH_SIZE = 8
 CALL_TIMEOUT_S = 120.0
 
 
@@ -66,46 +60,6 @@ class InProcess:
     def token_counts(self, query: str, documents: Sequence[str]) -> list[int]:
         """Tokens a pair, special tokens included."""
         return token_counts(self._tokenizer, query, documents)
-
-
-Predict = Callable[[list[tuple[str, str]], int], list[float]]  # pairs, batch size -> scores
-
-
-class Peer:
-    """A sentence-transformers CrossEncoder, as `load_cross_encoder` gives it, at one batch size."""
-
-    def __init__(self, predict: Predict, *, name: str, batch_size: int) -> None:
-        self.name = name
-        self._predict, self._batch_size = predict, batch_size
-
-    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Scores after the model's activation."""
-        return self._predict([(query, document) for document in documents], self._batch_size)
-
-
-def load_cross_encoder(checkpoint: Path, *, max_length: int, n_threads: int) -> Predict:
-    """Load a checkpoint folder into sentence-transformers, torch fp32 on the CPU; longer pairs are cut.
-
-    Raises:
-        BenchError: the folder is not a checkpoint.
-    """
-    if not (checkpoint / "config.json").is_file():
-        raise BenchError(
-            f"--checkpoint {checkpoint}: looked for config.json there; give the PyTorch checkpoint folder that the "
-            "served model was exported from"
-        )
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder: nothing is asked of the hub
-    import torch  # the slowest import of all, and only this contestant needs it
-    from sentence_transformers import CrossEncoder
-
-    torch.set_num_threads(n_threads)
-    model = CrossEncoder(str(checkpoint), max_length=max_length, device="cpu")
-
-    def predict(pairs: list[tuple[str, str]], batch_size: int) -> list[float]:
-        """Score pairs with no bar on the terminal."""
-        return [float(score) for score in model.predict(pairs, batch_size=batch_size, show_progress_bar=False)]
-
-    return predict
 
 
 def tokenizer_of(model: Artefacts) -> PairTokenizer:

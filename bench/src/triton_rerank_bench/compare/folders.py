@@ -18,8 +18,7 @@ from triton_rerank_bench.compare.catalogue import (
     PLAIN,
     SENTENCE_TRANSFORMERS,
 )
-from triton_rerank_bench.compare.process import PeerError
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import BenchError, PeerError
 from triton_rerank_bench.machine import describe_machine
 from triton_rerank_server import atomic
 
@@ -32,19 +31,11 @@ class ModelFolders:
     """Gives a peer the folder it loads, made of a checkpoint the first time, and kept in ``cache``.
 
     ``max_length`` is written into the tokenizer's config, which is where some peers look for it.
-
-    Raises:
-        BenchError: the checkpoint is not one.
     """
 
     def __init__(
         self, checkpoint: Path, cache: Path, environments: Path, *, max_length: int, on_step: Callable[[str], None]
     ) -> None:
-        if not (checkpoint / "config.json").is_file() or not (checkpoint / "tokenizer_config.json").is_file():
-            raise BenchError(
-                f"--checkpoint {checkpoint}: looked for config.json and tokenizer_config.json there; give the PyTorch "
-                "checkpoint folder that the served model was exported from"
-            )
         self._checkpoint, self._environments, self._max_length = checkpoint, environments, max_length
         self._cache = cache / _key(checkpoint, max_length)
         self._on_step = on_step
@@ -94,6 +85,16 @@ class ModelFolders:
         lines = [json.dumps({"pair": [text.query, document]}) for text in texts for document in text.documents]
         atomic.write_file(folder / "train.jsonl", ("\n".join(lines) + "\n").encode())
         return folder
+
+
+def check_checkpoint(folder: Path) -> Path:
+    """The folder; raises BenchError where it holds no checkpoint."""
+    if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
+        raise BenchError(
+            f"--checkpoint {folder}: looked for config.json and tokenizer_config.json there; give the PyTorch "
+            "checkpoint folder that the served model was exported from"
+        )
+    return folder
 
 
 def python_of(environments: Path, environment: str) -> Path:

@@ -1,4 +1,4 @@
-"""A peer in a process of its own: speaks the lines of worker.py, with a time limit on every answer."""
+"""Peers in processes of their own, which speak the lines of worker.py, with a time limit on every answer."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import psutil
 
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.compare.catalogue import Peer, Setting
+from triton_rerank_bench.errors import PeerError
 
 WORKER = Path(__file__).with_name("worker.py")
 LOAD_TIMEOUT_S = 300.0
 SCORE_TIMEOUT_S = 120.0
 CLOSE_TIMEOUT_S = 5.0
 _TAIL_LINES = 3  # of what the library said last
-
-
-class PeerError(BenchError):
-    """A peer cannot be loaded, died, is too slow or refused: it is left out, and the measurement goes on."""
 
 
 class PeerProcess:
@@ -64,9 +62,8 @@ class PeerProcess:
         Raises:
             PeerError: it cannot, or takes too long.
         """
-        notes: dict[str, str] = self._ask({"op": "load", "library": library, "arguments": arguments}, timeout_s)[
-            "notes"
-        ]
+        answer = self._ask({"op": "load", "library": library, "arguments": arguments}, timeout_s)
+        notes: dict[str, str] = answer["notes"]
         return notes
 
     def scores(
@@ -168,6 +165,65 @@ class PeerProcess:
         text = os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")  # read() would move the writers' place
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return f"it said last: {' / '.join(lines[-_TAIL_LINES:])}" if lines else "it said nothing"
+
+
+class Workers:
+    """Running workers, one for each way of loading a peer; a context manager that ends them.
+
+    ``locate`` gives the interpreter of a peer's environment and the model folder that it loads; it may raise PeerError.
+    Each computes with ``n_threads``, on pairs of at most ``max_length`` tokens.
+    """
+
+    def __init__(self, locate: Callable[[Peer], tuple[Path, Path]], *, max_length: int, n_threads: int) -> None:
+        self._locate, self._common = locate, {"max_length": max_length, "n_threads": n_threads}
+        self._running: dict[tuple[str, str], tuple[PeerProcess, dict[str, str]]] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._end(list(self._running))
+
+    def get(self, peer: Peer, setting: Setting) -> tuple[PeerProcess, dict[str, str]]:
+        """The worker that has loaded it, and its notes; raises PeerError where it cannot be loaded."""
+        key = _key(peer, setting)
+        if key not in self._running:
+            python, folder = self._locate(peer)
+            process = PeerProcess(peer.name, python, n_threads=self._common["n_threads"])
+            try:
+                notes = process.load(peer.library, {"folder": str(folder), **self._common, **peer.load, **setting.load})
+            except BaseException:
+                process.close()
+                raise
+            self._running[key] = process, notes
+        return self._running[key]
+
+    def keep(self, peer: Peer, settings: Sequence[Setting]) -> None:
+        """End the peer's workers that none of these settings needs."""
+        keys = {_key(peer, setting) for setting in settings}
+        self._end([key for key in self._running if key[0] == peer.name and key not in keys])
+
+    def drop(self, peer: Peer, setting: Setting) -> None:
+        """End the worker of a setting, where there is one."""
+        self._end({_key(peer, setting)} & self._running.keys())
+
+    def idle_share(self, seconds: float) -> float:
+        """Share of one core that all of them use together while nobody asks them anything."""
+        before = self._cpu_seconds()
+        time.sleep(seconds)
+        return (self._cpu_seconds() - before) / seconds
+
+    def _end(self, keys: Iterable[tuple[str, str]]) -> None:
+        for key in keys:
+            self._running.pop(key)[0].close()
+
+    def _cpu_seconds(self) -> float:
+        return sum(process.cpu_seconds for process, _ in self._running.values())
+
+
+def _key(peer: Peer, setting: Setting) -> tuple[str, str]:
+    """Equal where one worker will do."""
+    return peer.name, json.dumps(dict(setting.load), sort_keys=True)
 
 
 def environment(n_threads: int) -> dict[str, str]:

@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from triton_rerank_bench.compare.catalogue import Peer
+from triton_rerank_bench.compare.catalogue import Arguments, Peer, Setting
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, Contestant
-from triton_rerank_bench.compare.process import PeerError
+from triton_rerank_bench.compare.process import PeerProcess, Workers
 from triton_rerank_bench.compare.rounds import (
     PAUSE_S,
     WARM_UP_ROUNDS,
     Ratio,
     Rounds,
     Timing,
+    added_ms,
     kendall_tau,
+    ratio,
     run_rounds,
-    summarise,
+    timing,
 )
-from triton_rerank_bench.compare.search import Found, PeerContestant, Tried, contestant_name, search
-from triton_rerank_bench.compare.workers import Workers
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.progress import OnStep
 from triton_rerank_bench.workloads import TokenStatistics, Workload
 
-QUICK_SETTINGS = 2  # of each peer: the default and the likeliest other
+TRIES = 3  # counted calls a setting in the search
+HOPELESS = 1.5  # a setting whose first call takes that many times the best so far is not tried further
 IDLE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One setting in the search: median seconds of the tries, and Kendall's tau of its order to the reference's."""
+
+    setting: Setting
+    seconds: float
+    kendall_tau: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found of a peer: the worker's notes, and the settings that were tried, the default first."""
+
+    peer: Peer
+    notes: dict[str, str]
+    tried: list[Tried]
+
+    @property
+    def default(self) -> Tried:
+        """The peer as it comes."""
+        return self.tried[0]
+
+    @property
+    def best(self) -> Tried:
+        """The fastest whose order is right; the default if none is."""
+        right = [tried for tried in self.tried if tried.kendall_tau >= self.peer.least_tau]
+        return min(right, key=lambda tried: tried.seconds, default=self.default)
 
 
 @dataclass(frozen=True)
@@ -59,171 +90,206 @@ class PeerFigures:
 
 @dataclass(frozen=True)
 class WorkloadPeers:
-    """One workload; ours are served and, where it was timed, in process; the idle share is of all waiting workers."""
+    """One workload; ours are served and, where it was timed, in process; the idle share is of all waiting workers.
+
+    Served over in process is the ratio of their seconds, and their difference in milliseconds.
+    """
 
     workload: str
     tokens: TokenStatistics
     n_rounds: int
     ours: list[Timing]
-    served_over_in_process: float | None
+    served_over_in_process: Ratio | None
+    added_ms: float | None
     our_kendall_tau: float
     peers: list[PeerFigures]
     idle_share: float
 
 
-class Recorded:
-    """Notes the seconds of a contestant's turns, so that an interrupted run keeps them; a peer that fails stays out."""
+class PeerContestant:
+    """A peer at one setting, in the rounds; the process has loaded it."""
 
-    def __init__(self, contestant: Contestant, clock: Callable[[], float]) -> None:
-        self.name = contestant.name
-        self.seconds: list[float] = []
-        self.last: list[float] = []
-        self.failure: str | None = None
-        self._contestant, self._clock = contestant, clock
+    def __init__(self, peer: Peer, setting: Setting, process: PeerProcess) -> None:
+        self.name = f"{peer.name}, {setting.text}"
+        self._options, self._process = setting.options, process
 
     def scores(self, query: str, documents: Sequence[str]) -> list[float]:
-        """The contestant's scores; after a failure the last ones."""
-        if self.failure is None:
-            start = self._clock()
-            try:
-                self.last = self._contestant.scores(query, documents)
-            except PeerError as exc:
-                self.failure = str(exc)
-            self.seconds.append(self._clock() - start)
-        return self.last
+        """Logits, or what the library gives that has their order."""
+        return self._process.scores(query, documents, self._options)
 
 
+@dataclass
 class Race:
-    """One workload of a run: peers beside ours, their order held against the reference, torch fp32's scores.
+    """Peers beside ours, workload by workload; ``interrupted`` says whether the user ended it.
 
-    ``quick`` tries fewer settings. ``interrupted`` says whether the user ended it.
+    At most ``n_settings`` of a peer are tried, the default among them. ``load`` is entered for each turn.
     """
 
-    def __init__(
-        self,
-        peers: Sequence[Peer],
-        text: Workload,
-        tokens: TokenStatistics,
-        reference: Sequence[float],
-        workers: Workers,
-        *,
-        n_rounds: int,
-        seed: int,
-        on_step: OnStep,
-        quick: bool = False,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._peers, self._text, self._tokens, self._reference = peers, text, tokens, reference
-        self._n_rounds, self._seed, self._quick = n_rounds, seed, quick
-        self._workers, self._on_step, self._clock = workers, on_step, clock
-        self._left_out: dict[str, str] = {}
-        self.interrupted = False
+    peers: Sequence[Peer]
+    workers: Workers
+    n_rounds: int
+    seed: int
+    on_step: OnStep
+    load: OtherLoad = field(default_factory=OtherLoad)
+    n_settings: int | None = None
+    clock: Callable[[], float] = time.perf_counter
+    interrupted: bool = False
 
-    def run(self, ours: Sequence[Contestant], load: OtherLoad) -> list[WorkloadPeers]:
-        """Search, then time; ``load`` is entered for each turn.
+    def run(
+        self, ours: Sequence[Contestant], text: Workload, tokens: TokenStatistics, reference: Sequence[float]
+    ) -> WorkloadPeers | None:
+        """Search, then time; orders are held against the reference, torch fp32's scores.
 
         Returns:
-            The figures; nothing if it was interrupted before the first counted round was complete.
+            The figures; None if it was interrupted before the first counted round was complete.
         """
-        found = [each for peer in self._peers if (each := self._search(peer))]
-        self._on_step("are they quiet while they wait?", None)
-        idle_share = self._workers.idle_share(IDLE_S)
-        recorded = [Recorded(contestant, self._clock) for contestant in (*ours, *self._contestants(found))]
+        found: dict[str, Found] = {}
+        left_out: dict[str, str] = {}
+        for peer in self.peers:
+            try:
+                settings = peer.settings[: self.n_settings]
+                found[peer.name] = search(
+                    peer, settings, text, reference, self.workers, on_step=self.on_step, clock=self.clock
+                )
+            except PeerError as exc:
+                left_out[peer.name] = str(exc)
+        self.on_step("are they quiet while they wait?")
+        idle_share, rounds = self.workers.idle_share(IDLE_S), Rounds()
+        theirs = {
+            (name, tried.setting.text): PeerContestant(
+                each.peer, tried.setting, self.workers.get(each.peer, tried.setting)[0]
+            )
+            for name, each in found.items()
+            for tried in (each.default, each.best)
+        }
+        expected = {
+            theirs[name, tried.setting.text].name: tried.seconds + PAUSE_S
+            for name, each in found.items()
+            for tried in (each.default, each.best)
+        }
         try:
-            self._time(recorded, found, load)
+            self._time([*ours, *theirs.values()], text, expected, rounds)
         except KeyboardInterrupt:
             self.interrupted = True
-        n_rounds = min(len(each.seconds) for each in recorded if each.failure is None) - WARM_UP_ROUNDS
-        return [self._figures(found, recorded, n_rounds, idle_share)] if n_rounds > 0 else []
-
-    def _search(self, peer: Peer) -> Found | None:
-        settings = peer.settings[:QUICK_SETTINGS] if self._quick else peer.settings
-
-        def on_step(doing: str) -> None:
-            """Tell what is tried; how long the search will last nobody knows."""
-            self._on_step(doing, None)
-
-        try:
-            return search(
-                peer, settings, self._text, self._reference, self._workers, on_step=on_step, clock=self._clock
-            )
-        except PeerError as exc:
-            self._left_out[peer.name] = str(exc)
+        n_rounds = rounds.complete(text.name)
+        if not n_rounds:
             return None
+        left_out |= {name: rounds.failed[each.name] for (name, _), each in theirs.items() if each.name in rounds.failed}
+        seconds = rounds.seconds[text.name]
+        timings = {name: timing(name, of_rounds, tokens) for name, of_rounds in seconds.items()}
 
-    def _contestants(self, found: Sequence[Found]) -> list[PeerContestant]:
-        pairs = ((each.peer, tried.setting) for each in found for tried in _at_settings(each))
-        return [PeerContestant(peer, setting, self._workers.get(peer, setting)[0]) for peer, setting in pairs]
+        def at(peer: Peer, tried: Tried) -> AtSetting:
+            """Figures of one setting; its ratio to the served model only where its order is right."""
+            name, right = theirs[peer.name, tried.setting.text].name, tried.kendall_tau >= peer.least_tau
+            over = ratio(name, SERVED, seconds) if right else None
+            return AtSetting(tried.setting.text, tried.kendall_tau, timings[name], over)
 
-    def _time(self, recorded: Sequence[Recorded], found: Sequence[Found], load: OtherLoad) -> None:
-        expected = {contestant_name(e.peer, t.setting): t.seconds + PAUSE_S for e in found for t in _at_settings(e)}
+        both = IN_PROCESS in seconds
+        return WorkloadPeers(
+            workload=text.name,
+            tokens=tokens,
+            n_rounds=n_rounds,
+            ours=[timings[each.name] for each in ours],
+            served_over_in_process=ratio(SERVED, IN_PROCESS, seconds) if both else None,
+            added_ms=added_ms(SERVED, IN_PROCESS, seconds) if both else None,
+            our_kendall_tau=kendall_tau(reference, rounds.scores[text.name][SERVED]),
+            peers=[_figures(peer, found, left_out, at) for peer in self.peers],
+            idle_share=idle_share,
+        )
+
+    def _time(
+        self, contestants: Sequence[Contestant], text: Workload, expected: Mapping[str, float], rounds: Rounds
+    ) -> None:
         usual = min(expected.values(), default=1.0)  # ours are not known yet
-        left_s = (self._n_rounds + WARM_UP_ROUNDS) * sum(expected.get(each.name, usual) for each in recorded)
+        each_s = {contestant.name: text.calls * expected.get(contestant.name, usual) for contestant in contestants}
+        left_s = (self.n_rounds + WARM_UP_ROUNDS) * sum(each_s.values())
 
         def on_call(name: str) -> None:
             """Tell whose turn it is and the seconds that are left, then take this turn's off."""
             nonlocal left_s
-            self._on_step(f"{self._text.name}: {name}", left_s)
-            left_s -= expected.get(name, usual)
+            self.on_step(f"{text.name}: {name}", left_s)
+            left_s -= each_s[name]
 
-        run_rounds(recorded, [self._text], n_rounds=self._n_rounds, seed=self._seed, on_call=on_call, during=load)
-
-    def _figures(
-        self, found: Sequence[Found], recorded: Sequence[Recorded], n_rounds: int, idle_share: float
-    ) -> WorkloadPeers:
-        for each in recorded:
-            if each.failure is not None:
-                self._left_out[_peer_of(each.name, found)] = each.failure
-        kept = {each.peer.name: each for each in found if each.peer.name not in self._left_out}
-        names = {
-            SERVED,
-            IN_PROCESS,
-            *(contestant_name(e.peer, t.setting) for e in kept.values() for t in _at_settings(e)),
-        }
-        timed = [each for each in recorded if each.name in names]
-        last = WARM_UP_ROUNDS + n_rounds
-        rounds = Rounds(
-            seconds={self._text.name: {each.name: each.seconds[WARM_UP_ROUNDS:last] for each in timed}},
-            scores={self._text.name: {each.name: each.last for each in timed}},
-        )
-        speed = summarise(self._text, rounds, self._tokens, ratios=[(each.name, SERVED) for each in timed])
-        timings = {timing.contestant: timing for timing in speed.timings}
-        ratios = {ratio.numerator: ratio for ratio in speed.ratios}
-
-        def at_setting(peer: Peer, tried: Tried) -> AtSetting:
-            """Figures of one setting; its ratio to the served model only where its order is right."""
-            name = contestant_name(peer, tried.setting)
-            right = tried.kendall_tau >= peer.least_tau
-            return AtSetting(tried.setting.text, tried.kendall_tau, timings[name], ratios[name] if right else None)
-
-        return WorkloadPeers(
-            workload=self._text.name,
-            tokens=self._tokens,
-            n_rounds=n_rounds,
-            ours=[timings[name] for name in (SERVED, IN_PROCESS) if name in timings],
-            served_over_in_process=1 / ratios[IN_PROCESS].median if IN_PROCESS in ratios else None,
-            our_kendall_tau=kendall_tau(self._reference, rounds.scores[self._text.name][SERVED]),
-            peers=[self._peer(peer, kept.get(peer.name), at_setting) for peer in self._peers],
-            idle_share=idle_share,
-        )
-
-    def _peer(self, peer: Peer, found: Found | None, at_setting: Callable[[Peer, Tried], AtSetting]) -> PeerFigures:
-        if found is None:
-            return PeerFigures(peer.name, peer.precision, peer.least_tau, not_measured=self._left_out[peer.name])
-        default, best = at_setting(peer, found.default), at_setting(peer, found.best)
-        if default.ratio and default.timing.median_s < best.timing.median_s:
-            best = default  # the search was too short to tell them apart, and the rounds count
-        tried = {each.setting.text: each.seconds for each in found.tried}
-        return PeerFigures(peer.name, peer.precision, peer.least_tau, found.notes, default, best, tried)
+        run_rounds(
+            contestants, [text],
+            n_rounds=self.n_rounds, seed=self.seed, on_call=on_call, during=self.load, clock=self.clock, rounds=rounds,
+        )  # fmt: skip
 
 
-def _at_settings(found: Found) -> list[Tried]:
-    """The default and the best, once if they are the same."""
-    return [found.default] if found.best is found.default else [found.default, found.best]
+def _figures(
+    peer: Peer, found: Mapping[str, Found], left_out: Mapping[str, str], at: Callable[[Peer, Tried], AtSetting]
+) -> PeerFigures:
+    figures = PeerFigures(peer.name, peer.precision, peer.least_tau, not_measured=left_out.get(peer.name))
+    if figures.not_measured is not None:
+        return figures
+    searched = found[peer.name]
+    default, best = at(peer, searched.default), at(peer, searched.best)
+    if default.ratio and default.timing.median_s < best.timing.median_s:
+        best = default  # the search was too short to tell them apart, and the rounds count
+    tried = {each.setting.text: each.seconds for each in searched.tried}
+    return replace(figures, notes=searched.notes, default=default, best=best, tried=tried)
 
 
-def _peer_of(name: str, found: Sequence[Found]) -> str:
-    for each in found:
-        if any(contestant_name(each.peer, tried.setting) == name for tried in _at_settings(each)):
-            return each.peer.name
-    raise BenchError(f"{name} failed")  # ours has errors of its own, which nobody catches
+def search(
+    peer: Peer,
+    settings: Sequence[Setting],
+    workload: Workload,
+    reference: Sequence[float],
+    workers: Workers,
+    *,
+    on_step: OnStep,
+    clock: Callable[[], float],
+) -> Found:
+    """Try settings, the default first, and keep the workers of the default and the best only.
+
+    Raises:
+        PeerError: it cannot be loaded, or fails at its default setting.
+    """
+    tried: list[Tried] = []
+    notes: dict[str, str] = {}
+    for setting in settings:
+        on_step(f"{workload.name}: {peer.name}, {setting.text}")
+        try:
+            process, notes = workers.get(peer, setting)
+            hopeless_s = HOPELESS * min((each.seconds for each in tried), default=float("inf"))
+            seconds, scores = _try(PeerContestant(peer, setting, process), workload, hopeless_s, clock)
+        except PeerError:
+            workers.drop(peer, setting)
+            if not tried:
+                raise
+            continue  # a setting that does not work is not the best
+        tried.append(Tried(setting, seconds, kendall_tau(reference, scores)))
+    found = Found(peer, notes, tried)
+    workers.keep(peer, [found.default.setting, found.best.setting])
+    return found
+
+
+def _try(
+    contestant: PeerContestant, workload: Workload, hopeless_s: float, clock: Callable[[], float]
+) -> tuple[float, list[float]]:
+    """Median seconds, and scores; the first call with new shapes builds kernels, and does not count."""
+    seconds: list[float] = []
+    scores: list[float] = []
+    for _ in range(1 + TRIES):
+        start = clock()
+        scores = contestant.scores(workload.query, workload.documents)
+        seconds.append(clock() - start)
+        if len(seconds) == 2 and seconds[1] > hopeless_s:
+            break
+    return statistics.median(seconds[1:]), scores
+
+
+def reference_scores(
+    peer: Peer, load: Arguments, texts: Sequence[Workload], workers: Workers, on_step: OnStep
+) -> dict[str, list[float]]:
+    """Workload -> the peer's scores when loaded so, at its default setting, by a worker that is gone again.
+
+    Raises:
+        PeerError: it cannot be loaded, or fails.
+    """
+    setting, other = peer.settings[0], replace(peer, name="reference", load={**peer.load, **load})
+    on_step("sentence-transformers fp32, for reference")
+    process, _ = workers.get(other, setting)
+    scores = {text.name: process.scores(text.query, text.documents, setting.options) for text in texts}
+    workers.drop(other, setting)
+    return scores

@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
@@ -28,9 +27,9 @@ from triton_rerank_bench import workloads
 from triton_rerank_bench.compare.catalogue import INFINITY, PEERS, PLAIN
 from triton_rerank_bench.compare.command import add_environments
 from triton_rerank_bench.compare.contestants import CALL_TIMEOUT_S, Served, n_threads
-from triton_rerank_bench.compare.folders import ModelFolders
+from triton_rerank_bench.compare.folders import ModelFolders, check_checkpoint
 from triton_rerank_bench.compare.process import environment
-from triton_rerank_bench.compare.rounds import Ratio, ratio, run_rounds
+from triton_rerank_bench.compare.rounds import Ratio, added_ms, ratio, run_rounds
 from triton_rerank_bench.compare.worker import infinity_server
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gateway.http_calls import HttpCalls
@@ -38,6 +37,7 @@ from triton_rerank_bench.gateway.stand_in import stand_in
 from triton_rerank_bench.load.generator import Latency, latency, per_second
 from triton_rerank_bench.load.loops import Answer, Window, closed_loop
 from triton_rerank_bench.machine import OtherLoad
+from triton_rerank_bench.options import add_checkpoint, add_common, add_model, number, positive
 from triton_rerank_bench.progress import OnStep, showing_time_left
 from triton_rerank_bench.report import LOUD, Json, Report, Table, others, target, targets
 from triton_rerank_bench.served import read_model, serve
@@ -94,18 +94,16 @@ class Level:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
-    parser.add_argument("--model-repository", type=Path, required=True, metavar="PATH", help="serve the model in it")
-    parser.add_argument("--model", help="public model name, if the repository holds more than one")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="PyTorch folder it was exported from")
+    add_model(parser)
+    add_checkpoint(parser)
     add_environments(parser)
     parser.add_argument("--workload", nargs="+", choices=NAMES, default=NAMES, help="default both")
     parser.add_argument(
-        "--callers", nargs="+", type=int, default=CALLERS, metavar="N", help="who wait (default 1 8 32)"
+        "--callers", nargs="+", type=positive, default=CALLERS, metavar="N", help="who wait (default 1 8 32)"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="of the turns (default %(default)s)")
-    parser.add_argument("--duration", type=float, default=8.0, help="seconds a level (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the texts and of the turns (default %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the report there as JSON")
+    parser.add_argument("--rounds", type=positive, default=15, help="of the turns (default %(default)s)")
+    parser.add_argument("--duration", type=number, default=8.0, help="seconds a level (default %(default)s)")
+    add_common(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
@@ -237,10 +235,10 @@ def measure_over(
         off = max(abs(a - b) for a, b in zip(scores[client.name], scores[GATEWAY], strict=True))
         if off > MOST_OFF:
             raise BenchError(f"{text.name}: the gateway's scores are not the client's")
-        added = [high - low for high, low in zip(seconds[GATEWAY], seconds[client.name], strict=True)]
         middle = {name: statistics.median(each) for name, each in seconds.items()}
         both = ratio(GATEWAY, client.name, seconds)
-        rows.append(Over(server, text.name, middle[client.name], middle[GATEWAY], both, 1e3 * statistics.median(added)))
+        added = added_ms(GATEWAY, client.name, seconds)
+        rows.append(Over(server, text.name, middle[client.name], middle[GATEWAY], both, added))
     return rows
 
 
@@ -249,10 +247,10 @@ def measure_levels(
 ) -> Iterator[Level]:
     """Every number of callers with every workload, the servers by turns."""
     for text in texts:
-        for number in callers:
+        for n_callers in callers:
             for server, port in servers.items():
-                on_step(f"{server}, {text.name}, {number} callers")
-                yield asyncio.run(_level(server, port, text, number, duration_s))
+                on_step(f"{server}, {text.name}, {n_callers} callers")
+                yield asyncio.run(_level(server, port, text, n_callers, duration_s))
 
 
 async def _level(server: str, port: int, text: Workload, callers: int, duration_s: float) -> Level:
@@ -298,9 +296,8 @@ def judge(over: Sequence[Over], levels: Sequence[Level]) -> list[Json]:
 def _infinity(options: argparse.Namespace, max_length: int, threads: int, on_step: OnStep) -> int:
     """The port of its server, at its default setting; it ends with this process."""
     (peer,) = [each for each in PEERS if each.name == PEER]
-    folders = ModelFolders(
-        options.checkpoint, options.cache, options.environments, max_length=max_length, on_step=on_step
-    )
+    checkpoint = check_checkpoint(options.checkpoint)
+    folders = ModelFolders(checkpoint, options.cache, options.environments, max_length=max_length, on_step=on_step)
     arguments = {"folder": str(folders.get(PLAIN)), **peer.settings[0].load}
     on_step(f"starting {PEER}")
     program = (options.environments / INFINITY / "bin" / "infinity_emb").absolute()

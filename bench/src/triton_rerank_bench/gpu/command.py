@@ -8,66 +8,30 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
 from triton_rerank_bench.compare.command import workload_table
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
-from triton_rerank_bench.gpu import device as devices
-from triton_rerank_bench.gpu.beside import (
-    BATCH_SIZES,
-    CAPACITY_WORKLOAD,
-    DEFAULT_CONCURRENCIES,
-    SideBySide,
-    WorkloadFigures,
-    judge,
-)
-from triton_rerank_bench.gpu.device import Device
-from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, SHAPES, Prepared, check_shape, prepare
-from triton_rerank_bench.machine import usable_cores
-from triton_rerank_bench.options import DEFAULT_SEED, positive, seconds, whole
-from triton_rerank_bench.progress import OnStep, showing_time_left
+from triton_rerank_bench.gpu.device import Device, describe
+from triton_rerank_bench.gpu.measure import ModelFigures, measure_model
+from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, SHAPES, check_shape, prepare
+from triton_rerank_bench.options import add_common, add_workloads, number, positive, whole
+from triton_rerank_bench.progress import showing_time_left
 from triton_rerank_bench.report import LOUD, Json, Report, Table, missed, others, targets, text
-from triton_rerank_bench.served import read_model, serve
 from triton_rerank_bench.tune.answer import setting_text
-from triton_rerank_bench.tune.command import tune
-from triton_rerank_bench.tune.findings import Answer, Schedule, Tuning, Wanted
-from triton_rerank_bench.tune.knobs import KNOBS, ground, on_cpu, on_gpu
 from triton_rerank_bench.tune.report import tables
-from triton_rerank_bench.tune.servers import SettingServers
-from triton_rerank_bench.tune.variants import Configs, config_diff, read_configs, variant
 from triton_rerank_bench.workloads import BY_NAME
 
+DEFAULT_CONCURRENCIES = (1, 8, 32)
+BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1_024)
 PRECISIONS = {"cuda": "fp16", "cpu": "fp32"}
-MEMORY_CALLS = 3  # untimed calls of each workload before memory is read
-
 _LEVELS = {
     "callers": "concurrency", "pairs/s": "pairs_per_s:,.1f", "tokens/s": "tokens_per_s:,.0f",
     "p50 ms": "latency.p50_ms:,.2f", "p99 ms": "latency.p99_ms:,.2f", "rows/execution": "rows_per_execution:.1f",
     "padded/real": "padded_over_real:.2f", "failed": "failed",
 }  # fmt: skip
-
-
-@dataclass
-class ModelFigures:
-    """One model; device memory is in MiB, None on a CPU, and counts what was not taken before."""
-
-    shape: str
-    weights: str
-    precision: str
-    max_length: int
-    tuning: Tuning
-    answer: Answer
-    config_change: str
-    triton_version: str | None = None
-    workloads: list[WorkloadFigures] = field(default_factory=list)
-    server_mib: int | None = None
-    peer_mib: int | None = None
-    other_load: float = 0.0
-    targets: list[Json] = field(default_factory=list)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--graph", choices=("padded", "flat"), default="padded", help="that is exported (default %(default)s)")
     weights = "trained weights of a shape; repeatable; a shape without them gets random ones"
     add("--checkpoint", action="append", default=[], metavar="SHAPE=FOLDER", help=weights)
-    add("--workload", action="append", help=f"of {', '.join(BY_NAME)}; {each} all")
-    add("--minutes", type=seconds, default=5.0, help="of the search for a model's setting (default %(default)g)")
+    add_workloads(parser, "all")
+    add("--minutes", type=number, default=5.0, help="of the search for a model's setting (default %(default)g)")
     add("--rounds", type=positive, default=15, help="of single lists (default %(default)s)")
-    add("--level-s", type=seconds, default=5.0, help="seconds of each level of load (default %(default)s)")
+    add("--level-s", type=number, default=5.0, help="seconds of each level of load (default %(default)s)")
     callers = ", ".join(map(str, DEFAULT_CONCURRENCIES))
     add("--concurrency", type=positive, action="append", help=f"callers at a level; {each} {callers}")
     attention = "that sentence-transformers uses; flash_attention_2 needs flash-attn (default %(default)s)"
@@ -91,8 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, action="append", help=f"of sentence-transformers; {each} {sizes}")
     add("--work", type=Path, default=Path(".cache/gpu"), help="for models, several GB (default %(default)s)")
     add("--check", action="store_true", help="exit with 1 if a target is missed")
-    add("--seed", type=int, default=DEFAULT_SEED, help="of the texts and of the turns (default %(default)s)")
-    add("--output", type=Path, help="write the report there as JSON")
+    add_common(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
@@ -106,16 +69,19 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
         ServerStartError: Triton did not start.
         RerankError: the served model did not answer.
     """
-    checkpoints, names = _checkpoints(options.checkpoint), _workloads(options.workload)
-    device = devices.describe(options.device, options.device_id)
+    checkpoints = _checkpoints(options.checkpoint)
+    options.workload = list(dict.fromkeys(options.workload or BY_NAME))
+    options.concurrency = options.concurrency or list(DEFAULT_CONCURRENCIES)
+    options.batch_size = sorted(options.batch_size or BATCH_SIZES)
+    device = describe(options.device, options.device_id)
     for line in device.lines():
         console.print(line.removeprefix(LOUD), style="red" if line.startswith(LOUD) else None, highlight=False)
-    models, interrupted = _measure(options, checkpoints, names, device, console)
+    models, interrupted = _measure(options, checkpoints, device, console)
     given = ("graph", "minutes", "rounds", "level_s", "attention", "seed")
     settings: Json = {
         **{name: getattr(options, name) for name in given},
-        "concurrencies": list(options.concurrency or DEFAULT_CONCURRENCIES),
-        "batch_sizes": sorted(options.batch_size or BATCH_SIZES),
+        "concurrencies": options.concurrency,
+        "batch_sizes": options.batch_size,
         "interrupted": interrupted,
     }
     version = models[0].triton_version if models else None
@@ -125,20 +91,16 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
 
 
 def _measure(
-    options: argparse.Namespace,
-    checkpoints: dict[str, Path],
-    names: Sequence[str],
-    device: Device,
-    console: Console,
+    options: argparse.Namespace, checkpoints: dict[str, Path], device: Device, console: Console
 ) -> tuple[list[ModelFigures], bool]:
     models: list[ModelFigures] = []
+    precision = PRECISIONS[device.kind]
     try:
         for shape in dict.fromkeys(options.shape or DEFAULT_SHAPES):
             with showing_time_left() as on_step:
-                precision = PRECISIONS[options.device]
                 given = checkpoints.get(shape)
                 prepared = prepare(shape, given, options.work, precision, options.graph, on_step=on_step)
-                models.append(measure_model(prepared, precision, device, names, options, on_step=on_step))
+                models.append(measure_model(prepared, precision, device, options, on_step=on_step))
             model_report(models[-1]).print(console)
     except KeyboardInterrupt:
         if not models:
@@ -146,67 +108,6 @@ def _measure(
         console.print("interrupted: the report holds the models above")
         return models, True
     return models, False
-
-
-def measure_model(
-    model: Prepared,
-    precision: str,
-    device: Device,
-    names: Sequence[str],
-    options: argparse.Namespace,
-    *,
-    on_step: OnStep,
-) -> ModelFigures:
-    """Find the fastest setting, serve it, and measure it beside the peer.
-
-    Raises:
-        BenchError: a figure cannot be had. ServerStartError: the first setting did not start.
-        RerankError: the served model did not answer.
-    """
-    shape, place = model.shape, on_gpu if device.kind == "cuda" else on_cpu
-    with variant(model.repository, shape, place) as repository:
-        tuning = _tune(repository, shape, device, options, on_step)
-    answer = tuning.answer()
-    if answer is None or tuning.interrupted:
-        raise KeyboardInterrupt
-
-    def change(configs: Configs) -> None:
-        """Place the steps on the device, then set what was found best."""
-        place(configs)
-        answer.setting.change(configs)
-
-    max_length = read_model(model.repository, shape).info.max_length
-    diff = config_diff(model.repository, shape, change)
-    figures = ModelFigures(shape, model.weights, precision, max_length, tuning, answer, diff)
-    before = devices.memory_used_mib(device.kind, options.device_id)
-    with (
-        variant(model.repository, shape, change) as repository,
-        serve(repository, shape, on_progress=on_step) as server,
-    ):
-        figures.triton_version = server.triton_version
-        for name in names:  # so that the server has taken its memory before the peer is loaded
-            for texts in BY_NAME[name](options.seed)[:MEMORY_CALLS]:
-                server.client.score(texts.query, texts.documents)
-        with_server = devices.memory_used_mib(device.kind, options.device_id)
-        with SideBySide(model, server, answer, device, names, options, on_step=on_step) as sides:
-            figures.workloads += [sides.measure(name) for name in names]
-            with_peer = devices.memory_used_mib(device.kind, options.device_id)
-        figures.other_load = sides.other_load.share()
-    if before is not None and with_server is not None and with_peer is not None:
-        figures.server_mib, figures.peer_mib = with_server - before, with_peer - with_server
-    figures.targets = judge(shape, device, figures.workloads)
-    return figures
-
-
-def _tune(repository: Path, shape: str, device: Device, options: argparse.Namespace, on_step: OnStep) -> Tuning:
-    lists = BY_NAME[CAPACITY_WORKLOAD](options.seed)
-    most = max(len(texts.documents) for texts in lists)
-    on = ground(
-        shape, read_configs(repository, shape), cores=usable_cores(), has_gpu=device.kind == "cuda", most_pairs=most
-    )
-    servers = SettingServers({shape: repository}, shape, lists, seed=options.seed, on_progress=on_step)
-    wanted, schedule = Wanted(None, None, tuple(KNOBS)), Schedule.of(60 * options.minutes)
-    return tune(servers, {shape: on}, wanted, schedule, lists, on_step=on_step)
 
 
 def model_report(model: ModelFigures) -> Report:
@@ -219,8 +120,7 @@ def model_report(model: ModelFigures) -> Report:
         *tables(model.tuning),
     ]
     for each in model.workloads:
-        rows = [{**vars(level), "failed": sum(level.errors.values())} for level in each.levels]
-        parts += [workload_table(each.lists), Table(f"{each.lists.workload}: served under load", _LEVELS, rows)]
+        parts += [workload_table(each.lists), Table(f"{each.lists.workload}: served under load", _LEVELS, each.levels)]
         most = each.capacity
         if most is not None:
             ours, theirs = (statistics.median(side) for side in (most.served_pairs_per_s, most.peer_pairs_per_s))
@@ -243,10 +143,3 @@ def _checkpoints(values: list[str]) -> dict[str, Path]:
         found[shape] = Path(folder)
         check_shape(found[shape], shape)
     return found
-
-
-def _workloads(names: list[str] | None) -> tuple[str, ...]:
-    unknown = [name for name in names or () if name not in BY_NAME]
-    if unknown:
-        raise BenchError(f"--workload {unknown[0]}: there is none of that name; there are {', '.join(BY_NAME)}")
-    return tuple(dict.fromkeys(names or BY_NAME))

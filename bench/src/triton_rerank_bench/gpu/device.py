@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,21 +15,17 @@ from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.machine import describe_machine, versions_of
 from triton_rerank_bench.report import LOUD
 
-Kind = Literal["cuda", "cpu"]
-
 CPU_NOTE = "no GPU: this run only shows that the script works; its figures say nothing about GPUs"
 VERSIONS = ("onnxruntime-gpu", "nvidia-pytriton", "nvidia-cudnn-cu13", "nvidia-cublas")
 _QUERY_TIMEOUT_S = 30.0
 _FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "power.limit", "clocks.max.sm")
-
-Query = Callable[[str], str]
 
 
 @dataclass(frozen=True)
 class Device:
     """What computes; on a CPU there is nothing but its name and a note for who reads a figure."""
 
-    kind: Kind
+    kind: Literal["cuda", "cpu"]
     name: str
     driver: str | None = None
     memory_mib: int | None = None
@@ -41,10 +36,14 @@ class Device:
     versions: dict[str, str] | None = None
     note: str | None = None
 
+    def torch_name(self, device_id: int) -> str:
+        """What torch calls it."""
+        return f"cuda:{device_id}" if self.kind == "cuda" else "cpu"
+
     def lines(self) -> list[str]:
         """What computes, and what to know of it."""
         if self.kind == "cpu":
-            return [f"device: CPU, {self.name}", *([f"{LOUD}{self.note}"] if self.note else [])]
+            return [f"device: CPU, {self.name}", f"{LOUD}{self.note}"]
         return [
             f"device: {self.name}, {self.memory_mib:,} MiB, compute capability {self.compute_capability}, "
             f"{self.power_limit_w} W, SM clock to {self.max_sm_clock_mhz} MHz; driver {self.driver}, "
@@ -52,17 +51,15 @@ class Device:
         ]
 
 
-def describe(kind: Kind, device_id: int = 0, *, query: Query | None = None) -> Device:
+def describe(kind: Literal["cuda", "cpu"], device_id: int = 0) -> Device:
     """Describe the device, after a look whether everything is there that its use needs.
-
-    The query is fields -> a line of nvidia-smi; None runs it.
 
     Raises:
         BenchError: no driver, no such GPU, or torch or onnxruntime cannot use it.
     """
     if kind == "cpu":
         return Device("cpu", describe_machine().cpu, note=CPU_NOTE)
-    values = [part.strip() for part in (query or _smi(device_id))(",".join(_FIELDS)).split(",")]
+    values = [part.strip() for part in _smi(device_id, ",".join(_FIELDS)).split(",")]
     if len(values) != len(_FIELDS):
         raise BenchError(
             f"nvidia-smi answers {values} for {', '.join(_FIELDS)}: it is not understood; update the driver"
@@ -71,48 +68,35 @@ def describe(kind: Kind, device_id: int = 0, *, query: Query | None = None) -> D
     import torch
 
     name, driver, memory, capability, power, clock = values
-    return Device(
-        kind="cuda",
-        name=name,
-        driver=driver,
-        memory_mib=int(float(memory)),
-        compute_capability=capability,
-        power_limit_w=power,
-        max_sm_clock_mhz=clock,
-        cuda=torch.version.cuda,
-        versions=versions_of(VERSIONS),
-    )
+    mib, versions = int(float(memory)), versions_of(VERSIONS)
+    return Device("cuda", name, driver, mib, capability, power, clock, torch.version.cuda, versions)
 
 
-def memory_used_mib(kind: Kind, device_id: int = 0, *, query: Query | None = None) -> int | None:
-    """Memory of the device that all processes together have taken; None on a CPU.
+def memory_used_mib(device_id: int) -> int:
+    """Memory of a GPU that all processes together have taken.
 
     Inside a container nvidia-smi does not see which process took it, so differences of this are what is reported.
     """
-    return None if kind == "cpu" else int(float((query or _smi(device_id))("memory.used")))
+    return int(float(_smi(device_id, "memory.used")))
 
 
-def _smi(device_id: int) -> Query:
+def _smi(device_id: int, fields: str) -> str:
+    """What nvidia-smi says of fields of a device, separated by commas."""
     binary = shutil.which("nvidia-smi")
     if binary is None:
         raise BenchError(
             "--device cuda: nvidia-smi is not on PATH, so this machine has no NVIDIA driver; run on a machine with an "
             "NVIDIA GPU, or try the script with --device cpu --shape tiny"
         )
-
-    def query(fields: str) -> str:
-        """Ask nvidia-smi for fields of the device, separated by commas."""
-        arguments = [binary, f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={device_id}"]
-        try:
-            done = subprocess.run(arguments, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as exc:
-            raise BenchError(f"nvidia-smi does not answer ({exc}); is the driver loaded?") from exc
-        if done.returncode or not done.stdout.strip():
-            said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-            raise BenchError(f"nvidia-smi cannot see GPU {device_id} ({said}); is the driver loaded?")
-        return done.stdout.strip().splitlines()[0]
-
-    return query
+    arguments = [binary, f"--query-gpu={fields}", "--format=csv,noheader,nounits", f"--id={device_id}"]
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=_QUERY_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        raise BenchError(f"nvidia-smi does not answer ({exc}); is the driver loaded?") from exc
+    if done.returncode or not done.stdout.strip():
+        said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise BenchError(f"nvidia-smi cannot see GPU {device_id} ({said}); is the driver loaded?")
+    return done.stdout.strip().splitlines()[0]
 
 
 def _check_libraries() -> None:

@@ -100,17 +100,30 @@ def check_shape(checkpoint: Path, name: str) -> None:
 def write_random(folder: Path, shape: Shape) -> Path:
     """Write a checkpoint with seeded random weights into a new folder."""
     import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(_SEED)
-    model, tokenizer = _bert(shape) if shape.family == "bert" else _xlm_roberta(shape)
-    model.save_pretrained(folder)
+    tokenizer, special = _bert(shape) if shape.family == "bert" else _xlm_roberta(shape)
+    config = AutoConfig.for_model(
+        shape.family,
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=4 * shape.hidden,
+        num_labels=1,
+        initializer_range=_SPREAD,
+        **special,
+    )
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _bert(shape: Shape) -> tuple[Any, Any]:
+def _bert(shape: Shape) -> tuple[Any, dict[str, int]]:
+    """The tokenizer, and what the config says of it."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    from transformers import BertTokenizerFast
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     pieces = {piece: index for index, piece in enumerate([*special, *_pieces("")])}
@@ -120,47 +133,27 @@ def _bert(shape: Shape) -> tuple[Any, Any]:
     tokenizer.add_special_tokens(special)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", pieces["[SEP]"]), ("[CLS]", pieces["[CLS]"]))
     fast = BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=shape.max_length)
-    config = BertConfig(max_position_embeddings=shape.max_length, **_sizes(shape))
-    return BertForSequenceClassification(config), fast
+    return fast, {"max_position_embeddings": shape.max_length}
 
 
-def _xlm_roberta(shape: Shape) -> tuple[Any, Any]:
+def _xlm_roberta(shape: Shape) -> tuple[Any, dict[str, int]]:
+    """Likewise; positions begin after the padding id, 1."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaTokenizerFast
+    from transformers import XLMRobertaTokenizerFast
 
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     pieces = [*special, *_pieces("▁")]
     scored = [(piece, -float(index) / len(pieces) - 1.0) for index, piece in enumerate(pieces)]
-    tokenizer = Tokenizer(models.Unigram(scored, unk_id=special.index("<unk>")))
+    tokenizer = Tokenizer(models.Unigram(scored, unk_id=3))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.add_special_tokens(special)
-    edges = [(token, special.index(token)) for token in ("<s>", "</s>")]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=edges
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     fast = XLMRobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=shape.max_length)
-    config = XLMRobertaConfig(
-        max_position_embeddings=shape.max_length + 2,  # positions begin after the padding id, 1
-        pad_token_id=special.index("<pad>"),
-        bos_token_id=special.index("<s>"),
-        eos_token_id=special.index("</s>"),
-        type_vocab_size=1,
-        **_sizes(shape),
-    )
-    return XLMRobertaForSequenceClassification(config), fast
-
-
-def _sizes(shape: Shape) -> dict[str, Any]:
-    return {
-        "vocab_size": shape.vocabulary,
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "intermediate_size": 4 * shape.hidden,
-        "num_labels": 1,
-        "initializer_range": _SPREAD,
-    }
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    return fast, {"max_position_embeddings": shape.max_length + 2, "type_vocab_size": 1, **ids}
 
 
 def _pieces(prefix: str) -> list[str]:

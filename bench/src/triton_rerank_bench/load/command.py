@@ -11,24 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeRemainingColumn
 
 from triton_rerank import ModelInfo, RerankClient
 from triton_rerank_bench import workloads
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
-from triton_rerank_bench.load.generator import TIMEOUT_S, Load, LoadFigures, check_concurrency, check_seconds
-from triton_rerank_bench.load.level import ELSEWHERE
+from triton_rerank_bench.load.generator import ELSEWHERE, TIMEOUT_S, Load, LoadFigures
 from triton_rerank_bench.load.loops import check_rate
 from triton_rerank_bench.machine import describe_machine
+from triton_rerank_bench.options import add_common, add_workloads, from_zero, number
+from triton_rerank_bench.progress import OnStep, showing_time_left
 from triton_rerank_bench.report import LOUD, QUIET, Json, Report, Table, text
 from triton_rerank_bench.served import CALL_TIMEOUT_S, ServedModel, read_model, serve, triton_version
 from triton_rerank_bench.workloads import Workload
-from triton_rerank_retrieval.eval.progress import bar
 
 DEFAULT_CONCURRENCY = "1,2,4,8"
 DEFAULT_RATE = "50%,80%"
+MOST_CALLERS = 1000
 LATE = 0.1  # of the median latency, that the load generator's own delay may be before figures mean little
-_SECONDS = (("--duration", 20.0, "of a level"), ("--warm-up", 3.0, "before it"), ("--timeout", TIMEOUT_S, "of a call"))
+_SECONDS = (
+    ("--duration", number, 20.0, "of a level"),
+    ("--warm-up", from_zero, 3.0, "before it"),
+    ("--timeout", number, TIMEOUT_S, "of a call"),
+)
 _ASK_TIMEOUT_S = 10.0  # for a server to say that it has the model
 
 _CALLERS = {
@@ -68,16 +72,6 @@ class Sweep:
     timeout_s: float
     seed: int
 
-    @property
-    def level_s(self) -> float:
-        """Seconds of one level."""
-        return self.warm_up_s + self.duration_s
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all levels of one workload."""
-        return (len(self.concurrencies) + len(self.rates)) * self.level_s
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
@@ -85,19 +79,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--model-repository", type=Path, metavar="PATH", help="serve and load the model in it")
     where.add_argument("--target", metavar="HOST:PORT", help="load the server that runs there (gRPC); needs --model")
     parser.add_argument("--model", help="public model name, if the repository holds more than one")
-    names = ", ".join(workloads.BY_NAME)
-    parser.add_argument("--workload", action="append", metavar="NAME", help=f"{names}; repeatable (default passages)")
+    add_workloads(parser, "passages")
     parser.add_argument("--concurrency", help=f"callers of each closed loop (default {DEFAULT_CONCURRENCY})")
     parser.add_argument(
         "--rate",
         help="calls a second of each open loop, or a share of the best closed loop, such as 80%% "
         f"(default {DEFAULT_RATE.replace('%', '%%')}; with only one of --rate and --concurrency, only its levels)",
     )
-    for name, default, of in _SECONDS:
-        parser.add_argument(name, type=float, default=default, metavar="S", help=f"{of} (default %(default)g s)")
+    for name, kind, default, of in _SECONDS:
+        parser.add_argument(name, type=kind, default=default, metavar="S", help=f"{of} (default %(default)g s)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="real text: a collection in BEIR form")
-    parser.add_argument("--seed", type=int, default=1, help="of texts and arrivals (default %(default)s)")
-    parser.add_argument("--output", type=Path, help="write the report there as JSON")
+    add_common(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
@@ -114,13 +106,12 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     sweep = _sweep(options)
     lists = choose_lists(options.workload or ["passages"], options.data, options.seed)
     model = _model(options)
-    progress = bar(TextColumn("left"), TimeRemainingColumn())
     levels: list[LoadFigures] = []
     interrupted = False
-    with _reach(options, model, progress) as served:
+    with _reach(options, model) as (served, on_step):
         info = served.client.model_info()
         try:
-            for figures in measure_load(served, model, lists, sweep, progress):
+            for figures in measure_load(served, model, lists, sweep, on_step):
                 levels.append(figures)
         except KeyboardInterrupt:
             interrupted = True
@@ -138,7 +129,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
 
 
 def measure_load(
-    served: ServedModel, model: str, lists: Mapping[str, Sequence[Workload]], sweep: Sweep, progress: Progress
+    served: ServedModel, model: str, lists: Mapping[str, Sequence[Workload]], sweep: Sweep, on_step: OnStep
 ) -> Iterator[LoadFigures]:
     """Run all levels of all workloads, closed loops first: they tell the capacity.
 
@@ -146,33 +137,28 @@ def measure_load(
         BenchError: a share of the capacity is wanted, and no call was answered.
         RerankError: the server ended.
     """
-    task = progress.add_task("", total=len(lists) * sweep.seconds)
-    done = 0
+    level_s = sweep.warm_up_s + sweep.duration_s
+    left_s = len(lists) * (len(sweep.concurrencies) + len(sweep.rates)) * level_s
 
-    def advance(seconds: float) -> None:
-        """Move the bar by the seconds that a level has lasted."""
-        progress.advance(task, seconds)
+    def on_level(doing: str) -> None:
+        """Tell which level begins, and the seconds that are left."""
+        nonlocal left_s
+        on_step(doing, left_s)
+        left_s -= level_s
 
     for of_name in lists.values():
-        load = Load(served, model, of_name, seed=sweep.seed, timeout_s=sweep.timeout_s, on_seconds=advance)
+        load = Load(served, model, of_name, seed=sweep.seed, timeout_s=sweep.timeout_s)
         with closing(load):
-            for level in _levels(load, of_name, sweep, lambda label: progress.update(task, description=label)):
-                done += 1
-                progress.update(task, completed=done * sweep.level_s)
-                yield level
+            yield from _levels(load, of_name, sweep, on_level)
 
 
 def choose_lists(names: Sequence[str], data: Path | None, seed: int) -> dict[str, list[Workload]]:
     """Lists of each workload, generated or from a collection.
 
     Raises:
-        BenchError: a name is not known, or the collection is not there or too small.
+        InvalidRequestError: the collection is not there. BenchError: it is too small.
     """
-    known = workloads.BY_NAME
-    for name in names:
-        if name not in known:
-            raise BenchError(f"--workload {name}: there is none of this name; there are {', '.join(known)}")
-    known = workloads.from_collection(data) if data else known
+    known = workloads.from_collection(data) if data else workloads.BY_NAME
     return {name: known[name](seed) for name in names}
 
 
@@ -189,10 +175,9 @@ def load_report(
     ]
     for name, of_name in itertools.groupby(levels, key=lambda figures: figures.workload):
         these = list(of_name)
-        rows = [_row(figures) for figures in these]
         parts += [
-            Table(f"{name}: what callers saw", _CALLERS, rows),
-            Table(f"{name}: what the server did", _SERVER, rows),
+            Table(f"{name}: what callers saw", _CALLERS, these),
+            Table(f"{name}: what the server did", _SERVER, these),
         ]
         parts += itertools.chain.from_iterable(map(_remarks, these))
     named = {"model": info.name, "precision": info.precision, "max_length": info.max_length}
@@ -204,11 +189,12 @@ def parse_concurrency(value: str) -> tuple[int, ...]:
     """Read "1,2,4"; raises BenchError where a part of it cannot be a number of callers."""
     parts = [part.strip() for part in value.split(",")]
     for part in parts:
-        if not part.isdecimal():
+        if not (part.isdecimal() and 1 <= int(part) <= MOST_CALLERS):
             raise BenchError(
-                f"--concurrency {value}: {part!r} is not a whole number; give such as {DEFAULT_CONCURRENCY}"
+                f"--concurrency {value}: {part!r} is no number of callers from 1 to {MOST_CALLERS}; give such as "
+                f"{DEFAULT_CONCURRENCY}"
             )
-    return tuple(check_concurrency(int(part)) for part in parts)
+    return tuple(map(int, parts))
 
 
 def parse_rates(value: str, duration_s: float) -> tuple[Rate, ...]:
@@ -225,9 +211,6 @@ def parse_rates(value: str, duration_s: float) -> tuple[Rate, ...]:
 
 
 def _sweep(options: argparse.Namespace) -> Sweep:
-    check_seconds(options.duration, options.warm_up)
-    if not (math.isfinite(options.timeout) and options.timeout > 0):
-        raise BenchError(f"--timeout {options.timeout:g}: it must be a number of seconds above 0")
     neither = options.concurrency is None and options.rate is None
     concurrency = DEFAULT_CONCURRENCY if neither else options.concurrency
     rate = DEFAULT_RATE if neither else options.rate
@@ -265,40 +248,24 @@ def _model(options: argparse.Namespace) -> str:
 
 
 @contextmanager
-def _reach(options: argparse.Namespace, model: str, progress: Progress) -> Iterator[ServedModel]:
+def _reach(options: argparse.Namespace, model: str) -> Iterator[tuple[ServedModel, OnStep]]:
     """The server, started here or running elsewhere; progress is shown once the latter has answered."""
-    if options.target is not None:
-        with RerankClient(options.target, model=model, timeout_s=CALL_TIMEOUT_S) as client:
-            client.model_info(timeout_s=_ASK_TIMEOUT_S)
-            with progress:
-                yield ServedModel(client, ELSEWHERE, triton_version(options.target))
+    if options.target is None:
+        with showing_time_left() as on_step, serve(options.model_repository, model, on_progress=on_step) as served:
+            yield served, on_step
         return
-    task = progress.add_task("starting Triton", total=None)
-    server = serve(options.model_repository, model, on_progress=lambda step: progress.update(task, description=step))
-    with progress, server as served:
-        progress.remove_task(task)
-        yield served
-
-
-def _row(figures: LoadFigures) -> Json:
-    memory = figures.peak_memory_bytes
-    return {
-        **vars(figures),
-        "level": _level(figures),
-        "failed": sum(figures.errors.values()),
-        "memory_mb": None if memory is None else memory / 1e6,
-    }
-
-
-def _level(figures: LoadFigures) -> str:
-    return f"closed, {figures.concurrency}" if figures.mode == "closed" else f"open, {figures.rate:.3g}/s"
+    with RerankClient(options.target, model=model, timeout_s=CALL_TIMEOUT_S) as client:
+        client.model_info(timeout_s=_ASK_TIMEOUT_S)
+        served = ServedModel(client, ELSEWHERE, triton_version(options.target))
+        with showing_time_left() as on_step:
+            yield served, on_step
 
 
 def _remarks(figures: LoadFigures) -> Iterator[str]:
     for error, count in figures.errors.items():
-        yield f"  {_level(figures)}: {count} of {figures.calls} calls failed: {error}"
+        yield f"  {figures.level}: {count} of {figures.calls} calls failed: {error}"
     if figures.other_load is not None and figures.other_load > QUIET:
-        yield f"{LOUD}  {_level(figures)}: the machine was busy; do not rely on the times"
+        yield f"{LOUD}  {figures.level}: the machine was busy; do not rely on the times"
     if figures.late and figures.late.p99_ms > LATE * figures.latency.p50_ms:
         late = text(figures.late.p99_ms, ".1f")
-        yield f"{LOUD}  {_level(figures)}: the load generator itself was late by {late} ms (p99)"
+        yield f"{LOUD}  {figures.level}: the load generator itself was late by {late} ms (p99)"

@@ -6,19 +6,23 @@ interpreter lock for up to 5 ms, which is as long as a call for one pair takes.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import math
+import selectors
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from triton_rerank import AsyncRerankClient, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX
-from triton_rerank_bench.counters import TritonStatistics
+from triton_rerank_bench.counters import Counts, TritonStatistics
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.load.level import Levels, Seen
 from triton_rerank_bench.load.loops import (
     NOT_SENT,
     Answer,
@@ -30,12 +34,18 @@ from triton_rerank_bench.load.loops import (
     poisson_arrivals,
 )
 from triton_rerank_bench.load.padding import encoder_tensors
+from triton_rerank_bench.machine import OtherLoad
+from triton_rerank_bench.memory import PeakMemory, watching
 from triton_rerank_bench.served import ServedModel
 from triton_rerank_bench.workloads import Workload
 
 TIMEOUT_S = 60.0  # of a call; Triton lets a request wait for 10 s as exported
-MOST_CALLERS = 1000
+ELSEWHERE = 0  # pid of a server whose memory cannot be read: it runs on another machine
 MOST_IN_FLIGHT = 1000  # of an open loop; many more than the queues that export writes let wait
+
+_MEMORY_PAUSE_S = 0.25  # between the last look at the memory, which is not free, and the first counted call
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,11 +103,40 @@ class LoadFigures:
     late: Latency | None = None
     other_load: float | None = None
 
+    @property
+    def level(self) -> str:
+        """Its load, in words."""
+        return f"closed, {self.concurrency}" if self.mode == "closed" else f"open, {self.rate:.3g}/s"
+
+    @property
+    def failed(self) -> int:
+        """Counted calls that failed."""
+        return sum(self.errors.values())
+
+    @property
+    def memory_mb(self) -> float | None:
+        """Peak memory in megabytes."""
+        return None if self.peak_memory_bytes is None else self.peak_memory_bytes / 1e6
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of the server during one level; None where it did not tell, or is elsewhere.
+
+    The counts are the encoder's between the two ends of the window; memory is PSS; the load is the share of all cores'
+    time that other processes used, 0 to 1.
+    """
+
+    window: Window
+    counts: Counts | None
+    peak_memory_bytes: int | None
+    other_load: float | None
+
 
 class Load:
     """Loads one server with the lists of one workload, in turn, at one level after the other.
 
-    The server's pid may be `load.level.ELSEWHERE`; ``on_seconds`` is told twice a second how many seconds went by.
+    The server's pid may be `ELSEWHERE`. Whoever makes one closes it.
 
     Raises:
         BenchError: the server does not tokenise the lists.
@@ -113,28 +152,23 @@ class Load:
         seed: int,
         options: TritonOptions | None = None,
         timeout_s: float = TIMEOUT_S,
-        on_seconds: Callable[[float], None] = lambda _: None,
     ) -> None:
         options = options or TritonOptions()
-        self._lists, self._seed, self._timeout_s = lists, seed, timeout_s
+        self._lists, self._seed, self._timeout_s, self._pid = lists, seed, timeout_s, served.pid
         self._tensors = encoder_tensors(served.target, served.client.model_info(), lists, options)
         self._client = AsyncRerankClient(served.target, model=model, timeout_s=timeout_s, options=options)
-        encoder = TritonStatistics(served.target, model + ENCODER_SUFFIX)
-        self._is_continuous = encoder.hides_computation()
-        self._levels = Levels(self._client, encoder, served.pid, on_seconds)
+        self._encoder = TritonStatistics(served.target, model + ENCODER_SUFFIX)
+        self._is_continuous = self._encoder.hides_computation()
+        # The default selector, epoll, rounds every wait up to whole milliseconds.
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
 
     def closed(self, concurrency: int, duration_s: float, warm_up_s: float) -> LoadFigures:
         """So many callers, each of which asks again as soon as it is answered, and has one counted call at least.
 
         Raises:
-            BenchError: an argument is out of its bounds.
             RerankError: the server was not there at the start.
         """
-        check_concurrency(concurrency)
-        check_seconds(duration_s, warm_up_s)
-        callers, seen = self._levels.run(
-            lambda window: closed_loop(self._ask, concurrency, window), duration_s, warm_up_s
-        )
+        callers, seen = self._run(lambda window: closed_loop(self._ask, concurrency, window), duration_s, warm_up_s)
         counted = [sample for samples in callers for sample in samples]
         return self._figures("closed", counted, per_second(callers), seen, concurrency=concurrency)
 
@@ -144,10 +178,9 @@ class Load:
         Pairs a second are those that came within the duration.
 
         Raises:
-            BenchError: an argument is out of its bounds, or the rate gives no call in this time.
+            BenchError: the rate gives no call in this time.
             RerankError: the server was not there at the start.
         """
-        check_seconds(duration_s, warm_up_s)
         check_rate(rate, duration_s)
 
         def calls(window: Window) -> Awaitable[list[Sample]]:
@@ -156,15 +189,64 @@ class Load:
             arrivals = poisson_arrivals(rate, window.start_s, window.end_s, seed=self._seed)
             return open_loop(self._ask, [*warm_up, *arrivals], most_in_flight=MOST_IN_FLIGHT)
 
-        samples, seen = self._levels.run(calls, duration_s, warm_up_s)
+        samples, seen = self._run(calls, duration_s, warm_up_s)
         came = [s.answer for s in samples if s.answer and seen.window.start_s <= s.ended_s < seen.window.end_s]
         per_s = sum(a.pairs for a in came) / duration_s, sum(a.tokens for a in came) / duration_s
         counted = [s for s in samples if s.intended_s >= seen.window.start_s]
         return self._figures("open", counted, per_s, seen, rate=rate)
 
     def close(self) -> None:
-        """Close the connections; calls that an interrupted level left are cancelled."""
-        self._levels.close()
+        """Close all connections; calls that an interrupted level left are cancelled."""
+
+        async def end() -> None:
+            """Cancel, then close."""
+            left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+            await self._client.aclose()
+            await self._loop.shutdown_default_executor()
+
+        if not self._loop.is_closed():
+            self._loop.run_until_complete(end())
+            self._loop.close()
+            self._encoder.close()
+
+    def _run(self, calls: Callable[[Window], Awaitable[T]], duration_s: float, warm_up_s: float) -> tuple[T, Seen]:
+        """Make the calls of one level: ``calls`` starts at once, and is told in which window they are counted."""
+
+        async def level() -> tuple[T, Seen]:
+            """The calls, and beside them a look at the server's counters and, before and after, at its memory."""
+            await self._client.model_info()  # connects
+            gc.collect()  # now, rather than during a call
+            peak, load = PeakMemory(), OtherLoad()
+            now = time.monotonic()
+            window = Window(now + warm_up_s, now + warm_up_s + duration_s)
+            watcher = asyncio.ensure_future(asyncio.to_thread(self._watch, peak, warm_up_s - _MEMORY_PAUSE_S))
+            counts = asyncio.ensure_future(self._count(window))
+            with load:
+                made = await calls(window)
+            await watcher
+            self._watch(peak, 0.0)
+            other_load = None if self._pid == ELSEWHERE else load.share()
+            return made, Seen(window, await counts, peak.pss_bytes or None, other_load)
+
+        return self._loop.run_until_complete(level())
+
+    async def _count(self, window: Window) -> Counts | None:
+        try:
+            await asyncio.sleep(max(0.0, window.start_s - time.monotonic()))
+            before = await asyncio.to_thread(self._encoder.read)
+            await asyncio.sleep(max(0.0, window.end_s - time.monotonic()))
+            return (await asyncio.to_thread(self._encoder.read)).since(before)
+        except BenchError:  # a server that is gone shows in the errors of the calls
+            return None
+
+    def _watch(self, peak: PeakMemory, seconds: float) -> None:
+        if self._pid == ELSEWHERE:
+            return
+        with suppress(BenchError), watching(self._pid, peak):  # likewise
+            time.sleep(max(0.0, seconds))
 
     async def _ask(self, number: int) -> Answer:
         place = number % len(self._lists)
@@ -229,18 +311,3 @@ def _padded_over_real(answers: Sequence[Answer]) -> float | None:
     if not padded or len(padded) < len(answers):
         return None
     return sum(padded) / sum(answer.tokens for answer in answers)
-
-
-def check_concurrency(concurrency: int) -> int:
-    """The number of callers; raises BenchError unless it is from 1 to `MOST_CALLERS`."""
-    if not 1 <= concurrency <= MOST_CALLERS:
-        raise BenchError(f"the concurrency is {concurrency}: it must be a number of callers from 1 to {MOST_CALLERS}")
-    return concurrency
-
-
-def check_seconds(duration_s: float, warm_up_s: float) -> None:
-    """Raises BenchError unless both are finite, the duration above 0 and the warm-up 0 or more."""
-    if not (math.isfinite(duration_s) and duration_s > 0):
-        raise BenchError(f"the duration is {duration_s:g} s: it must be above 0")
-    if not (math.isfinite(warm_up_s) and warm_up_s >= 0):
-        raise BenchError(f"the warm-up is {warm_up_s:g} s: it must be 0 or more")

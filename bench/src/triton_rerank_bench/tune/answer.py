@@ -180,7 +180,7 @@ def _machines(rate: float, answer: Answer, tuning: Tuning) -> str:
 
 def _open_loop(loop: OpenLoop, tuning: Tuning) -> str:
     figures, bound = loop.figures, tuning.wanted.p99_ms
-    errors = f", {sum(figures.errors.values())} of them failed" if figures.errors else ""
+    errors = f", {figures.failed} of them failed" if figures.errors else ""
     verdict = "" if bound is None else ", within the bound" if loop.holds else ", beyond the bound"
     return (
         f"At {loop.share:.0%} of the capacity, calls at random times ({figures.rate or 0:,.2f} a second, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,9 +15,9 @@ from triton_rerank_bench import workloads
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.load.command import choose_lists
 from triton_rerank_bench.machine import usable_cores
-from triton_rerank_bench.options import DEFAULT_SEED, add_folder, number
+from triton_rerank_bench.options import add_folder, number
 from triton_rerank_bench.progress import OnStep, showing_time_left
-from triton_rerank_bench.report import Json, ReportFolder
+from triton_rerank_bench.report import Json, check_folder
 from triton_rerank_bench.served import name_repositories, read_model
 from triton_rerank_bench.tune.answer import Exported
 from triton_rerank_bench.tune.apply import apply, check_available
@@ -44,14 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the one that you serve, then others to compare; repeatable",
     )
     parser.add_argument("--model", help="public model name, if a repository holds more than one")
-    parser.add_argument("--workload", default="passages", help=f"{', '.join(workloads.BY_NAME)} (default passages)")
+    names = list(workloads.BY_NAME)
+    parser.add_argument(
+        "--workload", choices=names, default="passages", metavar="NAME", help=f"{', '.join(names)} (default passages)"
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="real text: a collection in BEIR form")
-    parser.add_argument("--p99-ms", metavar="MS", help="latency that 99 of 100 calls must not exceed (default: any)")
-    parser.add_argument("--rate", metavar="N", help="pairs a second that all machines together must answer")
+    p99 = "latency that 99 of 100 calls must not exceed (default: any)"
+    parser.add_argument("--p99-ms", type=number, metavar="MS", help=p99)
+    rate = "pairs a second that all machines together must answer"
+    parser.add_argument("--rate", type=number, metavar="N", help=rate)
     parser.add_argument("--quick", action="store_true", help=f"take {QUICK_MINUTES:g} minutes")
-    parser.add_argument("--minutes", metavar="M", help=f"that it may take (default {DEFAULT_MINUTES:g})")
-    parser.add_argument("--knob", action="append", default=[], metavar="NAME", help=f"{', '.join(KNOBS)} (default all)")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of texts and arrivals (default %(default)s)")
+    parser.add_argument("--minutes", type=number, metavar="M", help=f"that it may take (default {DEFAULT_MINUTES:g})")
+    knobs = f"{', '.join(KNOBS)}; repeatable (default all)"
+    parser.add_argument("--knob", action="append", default=[], choices=list(KNOBS), metavar="NAME", help=knobs)
     parser.add_argument(
         "--apply", action="store_true", help="put a confirmed answer into the first repository, by triton-rerank-export"
     )
@@ -72,30 +78,34 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     """
     if options.apply:
         check_available()
-    wanted, schedule = _wanted(options), Schedule.of(60 * _minutes(options))
+    wanted = Wanted(options.p99_ms, options.rate, chosen_knobs(options))
+    schedule = Schedule.of(60 * _minutes(options))
     repositories, model = _repositories(options)
     lists = choose_lists([options.workload], options.data, options.seed)[options.workload]
-    grounds = _grounds(repositories, model, lists)
-    with ReportFolder(options.output_folder, FILES) as folder:
-        with showing_time_left() as on_step:
-            servers = SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step)
-            tuning = tune(servers, grounds, wanted, schedule, lists, on_step=on_step)
-        answer = tuning.answer()
-        if answer is None:
-            console.print("interrupted before anything was measured: nothing is written")
-            return {"kind": "perf", "interrupted": True}, INTERRUPTED
-        about = About(
-            model=model,
-            exported=_exported(repositories, model),
-            workload=options.workload,
-            pairs_per_call=pairs_per_call(lists),
-            triton_version=servers.triton_version,
-            command=_command(options),
-            settings={"seed": options.seed, "knobs": list(wanted.knobs), "quick": options.quick},
-            diff=servers.diff(answer.setting),
-        )
-        report = perf_report(tuning, about)
-        written = write_report(folder, tuning, about, report)
+    grounds = {
+        label: ground_of(label, folder, model, lists, has_gpu=_NVIDIA.exists())
+        for label, folder in repositories.items()
+    }
+    check_folder(options.output_folder, FILES)
+    with showing_time_left() as on_step:
+        servers = SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step)
+        tuning = tune(servers, grounds, wanted, schedule, lists, on_step=on_step)
+    answer = tuning.answer()
+    if answer is None:
+        console.print("interrupted before anything was measured: nothing is written")
+        return {"kind": "perf", "interrupted": True}, INTERRUPTED
+    about = About(
+        model=model,
+        exported=_exported(repositories, model),
+        workload=options.workload,
+        pairs_per_call=pairs_per_call(lists),
+        triton_version=servers.triton_version,
+        command=shlex.join(["triton-rerank-bench", *sys.argv[1:]]),
+        settings={"seed": options.seed, "knobs": list(wanted.knobs), "quick": options.quick},
+        diff=servers.diff(answer.setting),
+    )
+    report = perf_report(tuning, about)
+    written = write_report(options.output_folder, tuning, about, report)
     report.print(console)
     for line in (*about.diff.splitlines(), "written: " + ", ".join(map(str, written))):
         console.print(line, markup=False, highlight=False)
@@ -134,21 +144,15 @@ def pairs_per_call(lists: Sequence[Workload]) -> float:
     return statistics.fmean(len(workload.documents) for workload in lists)
 
 
-def _wanted(options: argparse.Namespace) -> Wanted:
-    for knob in options.knob:
-        if knob not in KNOBS:
-            raise BenchError(f"--knob {knob}: there is none of this name; there are {', '.join(KNOBS)}")
-    return Wanted(
-        p99_ms=number("--p99-ms", options.p99_ms),
-        rate=number("--rate", options.rate),
-        knobs=tuple(knob for knob in KNOBS if not options.knob or knob in options.knob),
-    )
+def chosen_knobs(options: argparse.Namespace) -> tuple[str, ...]:
+    """Those that are given, or all, in the order of their promise."""
+    return tuple(knob for knob in KNOBS if knob in (options.knob or KNOBS))
 
 
 def _minutes(options: argparse.Namespace) -> float:
     if options.quick and options.minutes is not None:
         raise BenchError(f"--quick takes {QUICK_MINUTES:g} minutes: give it or --minutes, not both")
-    minutes = QUICK_MINUTES if options.quick else number("--minutes", options.minutes) or DEFAULT_MINUTES
+    minutes: float = QUICK_MINUTES if options.quick else options.minutes or DEFAULT_MINUTES
     if minutes < _LEAST_MINUTES:
         raise BenchError(f"--minutes {minutes:g}: nothing can be compared in less than {_LEAST_MINUTES:g} minutes")
     return minutes
@@ -173,28 +177,7 @@ def _exported(repositories: Mapping[str, Path], model: str) -> dict[str, Exporte
     }
 
 
-def _grounds(repositories: Mapping[str, Path], model: str, lists: Sequence[Workload]) -> dict[str, Ground]:
-    return {
-        label: ground(
-            label,
-            read_configs(folder, model),
-            cores=usable_cores(),
-            has_gpu=_NVIDIA.exists(),
-            most_pairs=max(len(workload.documents) for workload in lists),
-        )
-        for label, folder in repositories.items()
-    }
-
-
-def _command(options: argparse.Namespace) -> str:
-    """As it can be given again."""
-    words = ["triton-rerank-bench", "perf"]
-    for value in options.model_repository:
-        words += ["--model-repository", value]
-    for flag in ("model", "workload", "data", "p99_ms", "rate", "minutes", "seed"):
-        value = getattr(options, flag)
-        words += [] if value is None else [f"--{flag.replace('_', '-')}", str(value)]
-    for knob in options.knob:
-        words += ["--knob", knob]
-    words += [f"--{flag}" for flag in ("quick", "apply") if getattr(options, flag)]
-    return shlex.join([*words, "--output", str(options.output_folder)])
+def ground_of(label: str, folder: Path, model: str, lists: Sequence[Workload], *, has_gpu: bool) -> Ground:
+    """What bounds the knobs of a repository on this machine, for calls of these lists."""
+    most = max(len(workload.documents) for workload in lists)
+    return ground(label, read_configs(folder, model), cores=usable_cores(), has_gpu=has_gpu, most_pairs=most)

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank_bench import plots
-from triton_rerank_bench.load.generator import LoadFigures
 from triton_rerank_bench.machine import describe_machine, today
-from triton_rerank_bench.report import LOUD, Json, Report, ReportFolder, Table, compact, others
+from triton_rerank_bench.report import LOUD, Json, Report, Table, compact, others, publish
 from triton_rerank_bench.tune.answer import Exported, answer_lines, change_lines, machine_lines, value_text
 from triton_rerank_bench.tune.choice import operating_point
 from triton_rerank_bench.tune.findings import Confirmation, Trial, Tuning
@@ -18,10 +17,15 @@ from triton_rerank_bench.tune.findings import Confirmation, Trial, Tuning
 REPORT, LINE, LATENCY_PLOT, SIZES_PLOT = "report.md", "report.json", "latency-throughput.png", "throughput-batch.png"
 FILES = (REPORT, LINE, LATENCY_PLOT, SIZES_PLOT)
 
-_LATENCIES = {"p50 ms": "latency.p50_ms:,.1f", "p99 ms": "latency.p99_ms:,.1f"}
-_CALLS = {"callers": "concurrency", "calls": "calls", "pairs/s": "pairs_per_s:,.1f", "tokens/s": "tokens_per_s:,.0f"}
-_FAILED = {"failed": "failed"}
-_SERVER = {"queue ms": "queue_ms:.2f", "merged": "requests_per_execution:.2f", "padding": "padded_over_real:.2f"}
+_LATENCIES = {"p50 ms": "at.latency.p50_ms:,.1f", "p99 ms": "at.latency.p99_ms:,.1f"}
+_CALLS = {
+    "callers": "at.concurrency", "calls": "at.calls", "pairs/s": "at.pairs_per_s:,.1f",
+    "tokens/s": "at.tokens_per_s:,.0f",
+}  # fmt: skip
+_FAILED = {"failed": "at.failed"}
+_SERVER = {
+    "queue ms": "at.queue_ms:.2f", "merged": "at.requests_per_execution:.2f", "padding": "at.padded_over_real:.2f",
+}  # fmt: skip
 _LEVEL_NOTE = (
     "A call is one list of the workload. Of fewer than 100 calls, p99 is the slowest one. queue: Triton's own mean, "
     "of the encoder. merged: requests a batch. padding: padded over real tokens."
@@ -75,15 +79,21 @@ def perf_report(tuning: Tuning, about: About) -> Report:
     return Report("perf", about.triton_version, about.settings, figures, parts, summary)
 
 
-def write_report(folder: ReportFolder, tuning: Tuning, about: About, report: Report) -> list[Path]:
+def write_report(folder: Path, tuning: Tuning, about: About, report: Report) -> list[Path]:
     """Write all four files, then put them in place of older ones."""
     caption = _caption(tuning, about)
-    latency, sizes = folder.path(LATENCY_PLOT), folder.path(SIZES_PLOT)
-    plots.plot_latency(tuning, latency, title=f"{about.model}: latency against throughput", caption=caption)
-    plots.plot_sizes(tuning.sweeps, sizes, title=f"{about.model}: throughput against batch size", caption=caption)
-    folder.path(LINE).write_text(compact(report.json()) + "\n", encoding="utf-8")
-    folder.path(REPORT).write_text(markdown(report, about), encoding="utf-8")
-    return folder.publish()
+    latency, sizes = (
+        f"{about.model}: {what}" for what in ("latency against throughput", "throughput against batch size")
+    )
+    return publish(
+        folder,
+        {
+            LATENCY_PLOT: lambda path: plots.plot_latency(tuning, path, title=latency, caption=caption),
+            SIZES_PLOT: lambda path: plots.plot_sizes(tuning.sweeps, path, title=sizes, caption=caption),
+            LINE: compact(report.json()) + "\n",
+            REPORT: markdown(report, about),
+        },
+    )
 
 
 def markdown(report: Report, about: About) -> str:
@@ -102,18 +112,17 @@ def markdown(report: Report, about: About) -> str:
 
 def tables(tuning: Tuning) -> list[Table]:
     """Exported settings, trials, confirmation and open loops."""
-    name = {"": "name"}
-    levels = [_row(figures, name=sweep.setting.repository) for sweep in tuning.sweeps for figures in sweep.levels]
+    levels = [{"name": each.setting.repository, "at": level} for each in tuning.sweeps for level in each.levels]
     sizes = [
-        _row(each.figures, name=sweep.setting.repository, pairs=each.pairs)
-        for sweep in tuning.sweeps
-        for each in sweep.sizes
+        {"name": each.setting.repository, "pairs": of_size.pairs, "at": of_size.figures}
+        for each in tuning.sweeps
+        for of_size in each.sizes
     ]
     found = [
-        Table("as exported", {**name, **_CALLS, **_FAILED, **_LATENCIES, **_SERVER}, levels),
+        Table("as exported", {"": "name", **_CALLS, **_FAILED, **_LATENCIES, **_SERVER}, levels),
         Table(
             "as exported, throughput against batch size",
-            {**name, "pairs a call": "pairs", **_CALLS, **_LATENCIES},
+            {"": "name", "pairs a call": "pairs", **_CALLS, **_LATENCIES},
             sizes,
         ),
     ]
@@ -122,8 +131,8 @@ def tables(tuning: Tuning) -> list[Table]:
     if tuning.confirmation is not None:
         found.append(_confirmation(tuning.confirmation))
     if tuning.open_loops:
-        columns = {"share of the capacity": "share:.0%", "calls/s": "rate:,.2f", **_CALLS, **_LATENCIES, **_FAILED}
-        rows = [_row(loop.figures, share=loop.share) for loop in tuning.open_loops]
+        columns = {"share of the capacity": "share:.0%", "calls/s": "at.rate:,.2f", **_CALLS, **_LATENCIES, **_FAILED}
+        rows = [{"share": loop.share, "at": loop.figures} for loop in tuning.open_loops]
         found.append(Table("the answer under calls at random times (open loop)", columns, rows))
     return found
 
@@ -164,10 +173,6 @@ def _confirmation(confirmation: Confirmation) -> Table:
         "ratio": "ratio:.3f", "exported, p99 ms": "old.latency.p99_ms:,.1f", "best, p99 ms": "best.latency.p99_ms:,.1f",
     }  # fmt: skip
     return Table("the best one and the exported one, in turns", columns, rows)
-
-
-def _row(figures: LoadFigures, **more: object) -> Json:
-    return {**vars(figures), "failed": sum(figures.errors.values()), **more}
 
 
 def _effort(tuning: Tuning) -> str:
