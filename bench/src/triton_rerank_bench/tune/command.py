@@ -80,7 +80,8 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
         check_available()
     wanted = Wanted(options.p99_ms, options.rate, chosen_knobs(options))
     schedule = Schedule.of(60 * _minutes(options))
-    repositories, model = _repositories(options)
+    exported, model = _repositories(options)
+    repositories = {label: Path(each.folder) for label, each in exported.items()}
     lists = choose_lists([options.workload], options.data, options.seed)[options.workload]
     grounds = {
         label: ground_of(label, folder, model, lists, has_gpu=_NVIDIA.exists())
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
         return {"kind": "perf", "interrupted": True}, INTERRUPTED
     about = About(
         model=model,
-        exported=_exported(repositories, model),
+        exported=exported,
         workload=options.workload,
         pairs_per_call=pairs_per_call(lists),
         triton_version=servers.triton_version,
@@ -109,7 +110,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     report.print(console)
     for line in (*about.diff.splitlines(), "written: " + ", ".join(map(str, written))):
         console.print(line, markup=False, highlight=False)
-    for line in apply(tuning, model, about.exported) if options.apply else ():
+    for line in apply(tuning, model, exported) if options.apply else ():
         console.print(line, markup=False, highlight=False, style="bold")
     return report.json(), INTERRUPTED if tuning.interrupted else 0
 
@@ -158,23 +159,17 @@ def _minutes(options: argparse.Namespace) -> float:
     return minutes
 
 
-def _repositories(options: argparse.Namespace) -> tuple[dict[str, Path], str]:
-    """Label -> folder, and the public name of the model that all of them hold."""
+def _repositories(options: argparse.Namespace) -> tuple[dict[str, Exported], str]:
+    """Label -> repository, and the public name of the model that all of them hold."""
     if not options.model_repository:
         raise BenchError("--model-repository: none is given; give the one to tune, several as NAME=PATH to compare")
     folders = name_repositories(options.model_repository)
-    names = {label: read_model(folder, options.model).info.name for label, folder in folders.items()}
-    if len(set(names.values())) > 1:
-        held = ", ".join(f"{label} holds {name}" for label, name in names.items())
+    files = {label: read_model(folder, options.model) for label, folder in folders.items()}
+    if len({each.info.name for each in files.values()}) > 1:
+        held = ", ".join(f"{label} holds {each.info.name}" for label, each in files.items())
         raise BenchError(f"--model-repository: {held}; say by --model which one is to be compared")
-    return folders, next(iter(names.values()))
-
-
-def _exported(repositories: Mapping[str, Path], model: str) -> dict[str, Exported]:
-    files = {label: read_model(folder, model) for label, folder in repositories.items()}
-    return {
-        label: Exported(each.info.precision, each.engine, str(repositories[label])) for label, each in files.items()
-    }
+    exported = {label: Exported(each.info.precision, each.engine, str(folders[label])) for label, each in files.items()}
+    return exported, next(iter(files.values())).info.name
 
 
 def ground_of(label: str, folder: Path, model: str, lists: Sequence[Workload], *, has_gpu: bool) -> Ground:
