@@ -155,20 +155,16 @@ class Race:
                 left_out[peer.name] = str(exc)
         self.on_step("are they quiet while they wait?")
         idle_share, rounds = self.workers.idle_share(IDLE_S), Rounds()
-        theirs = {
-            (name, tried.setting.text): PeerContestant(
-                each.peer, tried.setting, self.workers.get(each.peer, tried.setting)[0]
-            )
-            for name, each in found.items()
-            for tried in (each.default, each.best)
-        }
-        expected = {
-            theirs[name, tried.setting.text].name: tried.seconds + PAUSE_S
-            for name, each in found.items()
-            for tried in (each.default, each.best)
-        }
+        theirs: dict[tuple[str, str], PeerContestant] = {}
+        expected_s: dict[str, float] = {}
+        for each in found.values():
+            for tried in (each.default, each.best):
+                process, _ = self.workers.get(each.peer, tried.setting)
+                contestant = PeerContestant(each.peer, tried.setting, process)
+                theirs[each.peer.name, tried.setting.text] = contestant
+                expected_s[contestant.name] = tried.seconds + PAUSE_S
         try:
-            self._time([*ours, *theirs.values()], text, expected, rounds)
+            self._time([*ours, *theirs.values()], text, expected_s, rounds)
         except KeyboardInterrupt:
             self.interrupted = True
         n_rounds = rounds.complete(text.name)
@@ -198,10 +194,10 @@ class Race:
         )
 
     def _time(
-        self, contestants: Sequence[Contestant], text: Workload, expected: Mapping[str, float], rounds: Rounds
+        self, contestants: Sequence[Contestant], text: Workload, expected_s: Mapping[str, float], rounds: Rounds
     ) -> None:
-        usual = min(expected.values(), default=1.0)  # ours are not known yet
-        each_s = {contestant.name: text.calls * expected.get(contestant.name, usual) for contestant in contestants}
+        usual = min(expected_s.values(), default=1.0)  # ours are not known yet
+        each_s = {contestant.name: text.calls * expected_s.get(contestant.name, usual) for contestant in contestants}
         left_s = (self.n_rounds + WARM_UP_ROUNDS) * sum(each_s.values())
 
         def on_call(name: str) -> None:

@@ -17,6 +17,7 @@ from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gpu.device import Device, describe
 from triton_rerank_bench.gpu.measure import ModelFigures, measure_model
 from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, SHAPES, check_shape, prepare
+from triton_rerank_bench.load.command import level_tables
 from triton_rerank_bench.options import add_common, add_workloads, number, positive, whole
 from triton_rerank_bench.progress import showing_time_left
 from triton_rerank_bench.report import LOUD, Json, Report, Table, missed, others, targets, text
@@ -27,11 +28,6 @@ from triton_rerank_bench.workloads import BY_NAME
 DEFAULT_CONCURRENCIES = (1, 8, 32)
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1_024)
 PRECISIONS = {"cuda": "fp16", "cpu": "fp32"}
-_LEVELS = {
-    "callers": "concurrency", "pairs/s": "pairs_per_s:,.1f", "tokens/s": "tokens_per_s:,.0f",
-    "p50 ms": "latency.p50_ms:,.2f", "p99 ms": "latency.p99_ms:,.2f", "rows/execution": "rows_per_execution:.1f",
-    "padded/real": "padded_over_real:.2f", "failed": "failed",
-}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +116,7 @@ def model_report(model: ModelFigures) -> Report:
         *tables(model.tuning),
     ]
     for each in model.workloads:
-        parts += [workload_table(each.lists), Table(f"{each.lists.workload}: served under load", _LEVELS, each.levels)]
+        parts += [workload_table(each.lists), *level_tables(each.lists.workload, each.levels)]
         most = each.capacity
         if most is not None:
             ours, theirs = (statistics.median(side) for side in (most.served_pairs_per_s, most.peer_pairs_per_s))

@@ -175,14 +175,18 @@ def load_report(
     ]
     for name, of_name in itertools.groupby(levels, key=lambda figures: figures.workload):
         these = list(of_name)
-        parts += [
-            Table(f"{name}: what callers saw", _CALLERS, these),
-            Table(f"{name}: what the server did", _SERVER, these),
-        ]
-        parts += itertools.chain.from_iterable(map(_remarks, these))
+        parts += [*level_tables(name, these), *itertools.chain.from_iterable(map(_remarks, these))]
     named = {"model": info.name, "precision": info.precision, "max_length": info.max_length}
     figures: Json = {**named, "triton_version": version, "levels": levels, "interrupted": interrupted}
     return Report("load", version, settings, figures, [*parts, _NOTE])
+
+
+def level_tables(workload: str, levels: Sequence[LoadFigures]) -> list[Table]:
+    """What callers saw and what the server did."""
+    return [
+        Table(f"{workload}: what callers saw", _CALLERS, levels),
+        Table(f"{workload}: what the server did", _SERVER, levels),
+    ]
 
 
 def parse_concurrency(value: str) -> tuple[int, ...]:

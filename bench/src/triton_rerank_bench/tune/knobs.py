@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -79,25 +79,10 @@ class Setting:
 
     def change(self, configs: Configs) -> None:
         """Bring configs of the same repository to this setting; what is not a knob stays as it is."""
-        for config in configs:
-            _set_batch_size(config, self.max_batch_size)
-        _set_parameter(configs.tokenizer, LENGTH_LADDER, ",".join(map(str, self.length_ladder)))
-        _set_instances(configs.tokenizer, self.tokenizers)
-        _set_instances(configs.encoder, self.instances)
-        if self.threads != _threads(configs.encoder):
-            _set_parameter(configs.encoder, THREADS[encoder_engine(configs.encoder)], str(self.threads))
-        if self.micro_batch_tokens != _number(configs.encoder, MICRO_BATCH_TOKENS):
-            _set_parameter(configs.encoder, MICRO_BATCH_TOKENS, str(self.micro_batch_tokens))
-        if self.graph_tokens != _graph_tokens(configs.encoder):
-            _set_parameter(configs.encoder, CUDA_GRAPH_SHAPES, self.graph_shapes)
-        if self.queue_delay_us != configs.encoder.dynamic_batching.max_queue_delay_microseconds:
-            configs.encoder.dynamic_batching.max_queue_delay_microseconds = self.queue_delay_us
-        if self.scheduling != _scheduling(configs.encoder):
-            configs.encoder.parameters.pop(SCHEDULING, None)
-            if self.scheduling == CONTINUOUS:
-                _set_parameter(configs.encoder, SCHEDULING, CONTINUOUS)
-        if self.queue_bounds == UNBOUNDED:
-            clear_queue_bounds(configs)
+        for name in self.changes_from(exported_setting(self.repository, configs)):
+            if name in _STORED:
+                _, write = _STORED[name]
+                write(configs, self)
 
     def changes_from(self, other: Setting) -> dict[str, tuple[object, object]]:
         """Name of the knob -> the other's value and this one's, for those that differ."""
@@ -121,22 +106,7 @@ class Ground:
 
 def exported_setting(label: str, configs: Configs) -> Setting:
     """The setting that the configs of one model have, in the repository of this label."""
-    encoder = configs.encoder
-    policy = configs.tokenizer.dynamic_batching.default_queue_policy
-    bounded = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
-    return Setting(
-        repository=label,
-        instances=_instance_count(encoder),
-        threads=_threads(encoder),
-        max_batch_size=encoder.max_batch_size,
-        queue_delay_us=encoder.dynamic_batching.max_queue_delay_microseconds,
-        queue_bounds=BOUNDED if bounded else UNBOUNDED,
-        length_ladder=tuple(int(rung) for rung in configs.tokenizer.parameters[LENGTH_LADDER].string_value.split(",")),
-        tokenizers=_instance_count(configs.tokenizer),
-        micro_batch_tokens=_number(encoder, MICRO_BATCH_TOKENS),
-        graph_tokens=_graph_tokens(encoder),
-        scheduling=_scheduling(encoder),
-    )
+    return Setting(repository=label, **{name: read(configs) for name, (read, _) in _STORED.items()})
 
 
 def ground(label: str, configs: Configs, *, cores: int, has_gpu: bool, most_pairs: int) -> Ground:
@@ -154,99 +124,71 @@ def ground(label: str, configs: Configs, *, cores: int, has_gpu: bool, most_pair
 
 
 def candidates(knob: str, setting: Setting, on: Ground) -> list[Setting]:
-    """The setting with other values of one of the `KNOBS`, the most promising first."""
-    return [candidate for candidate in KNOBS[knob](setting, on) if candidate != setting]
+    """The setting with other values of one of the `KNOBS`, the most promising first.
+
+    Instances on a CPU share the cores: with all threads each, they would wait for each other.
+    """
+    found = []
+    for value in dict.fromkeys(KNOBS[knob](setting, on)):
+        candidate = replace(setting, **{knob: value})
+        if knob == "instances" and not on.on_gpu:
+            of_one = 0 if on.exported.instances == 1 and on.exported.threads == 0 else on.cores
+            candidate = replace(candidate, threads=of_one if value == 1 else on.cores // value)
+        found += [candidate] if candidate != setting else []
+    return found
 
 
-def _instances(setting: Setting, on: Ground) -> list[Setting]:
-    """On a CPU they share the cores: with all threads each, they would wait for each other."""
+def _instances(setting: Setting, on: Ground) -> Iterable[int]:
     if on.on_gpu:
-        return [replace(setting, instances=count) for count in (*_GPU_INSTANCES, 1)]
+        return (*_GPU_INSTANCES, 1)
     counts = [2**power for power in range(on.cores.bit_length()) if 2**power <= on.cores][: _MOST_CORES_APART + 1]
-    of_one = 0 if on.exported.instances == 1 and on.exported.threads == 0 else on.cores
-    return [
-        replace(setting, instances=count, threads=of_one if count == 1 else on.cores // count)
-        for count in (*counts[1:], 1)
-    ]
+    return (*counts[1:], 1)
 
 
-def _thread_counts(setting: Setting, on: Ground) -> list[Setting]:
+def _threads_to_try(setting: Setting, on: Ground) -> Iterable[int]:
     if on.on_gpu:
-        return []
+        return ()
     share = max(1, on.cores // setting.instances)
-    counts = dict.fromkeys(count for count in (share // 2, share - 1, 2 * share) if 0 < count <= on.cores)
     effective = setting.threads or on.cores
-    return [replace(setting, threads=count) for count in counts if count != effective]
+    return [count for count in (share // 2, share - 1, 2 * share) if 0 < count <= on.cores and count != effective]
 
 
-def _batch_sizes(setting: Setting, on: Ground) -> list[Setting]:
+def _batch_sizes(setting: Setting, on: Ground) -> Iterable[int]:
     exported = on.exported.max_batch_size
     larger = () if on.fixed_shapes else (2 * exported,)
     sizes = (exported // 4, *larger, exported // 2, exported // 8, exported)
-    return [replace(setting, max_batch_size=size) for size in sizes if 1 <= size <= _MOST_PAIRS]
+    return [size for size in sizes if 1 <= size <= _MOST_PAIRS]
 
 
-def _schedulings(setting: Setting, on: Ground) -> list[Setting]:
-    """Where the export chose continuous: Triton's own executions, which hold more rows but wait for each other."""
-    if on.exported.scheduling != CONTINUOUS:
-        return []
-    return [replace(setting, scheduling=other) for other in ("executions", CONTINUOUS)]
-
-
-def _delays(setting: Setting, on: Ground) -> list[Setting]:
-    """Under continuous scheduling nothing waits in Triton's queue, and a delay would only cost time."""
-    if setting.scheduling == CONTINUOUS:
-        return []
-    return [replace(setting, queue_delay_us=delay) for delay in (*_DELAYS_US, on.exported.queue_delay_us)]
-
-
-def _bounds(setting: Setting, on: Ground) -> list[Setting]:
-    """Triton 2.51 pauses in front of bounded queues, which are empty under continuous scheduling."""
-    if setting.scheduling == CONTINUOUS:
-        return []
-    return [replace(setting, queue_bounds=bounds) for bounds in (UNBOUNDED, on.exported.queue_bounds)]
-
-
-def _ladders(setting: Setting, on: Ground) -> list[Setting]:
+def _ladders(setting: Setting, on: Ground) -> Iterable[tuple[int, ...]]:
     """Fewer rungs let more requests merge, more rungs pad less; the longest one stays."""
     exported = on.exported.length_ladder
     fewer = exported[::-1][::2][::-1]
     middles = [(low + high) // 2 for low, high in itertools.pairwise(exported) if high - low > 1]
     more = tuple(sorted({*exported, *middles}))
-    ladders = (fewer, exported[-1:], exported) if on.fixed_shapes else (fewer, more, exported[-1:], exported)
-    return [replace(setting, length_ladder=ladder) for ladder in dict.fromkeys(ladders)]
+    return (fewer, exported[-1:], exported) if on.fixed_shapes else (fewer, more, exported[-1:], exported)
 
 
-def _splits(setting: Setting, on: Ground) -> list[Setting]:
+def _splits(setting: Setting, on: Ground) -> Iterable[Split]:
     """The other way; "auto" is one of the two, by whether the queues are bounded."""
-    if on.most_pairs == 1:
-        return []
     other: Split = "padding" if setting.queue_bounds == BOUNDED else "limits"
-    return [replace(setting, split=other if setting.split == "auto" else "auto")]
+    return () if on.most_pairs == 1 else (other if setting.split == "auto" else "auto",)
 
 
-def _sub_requests(setting: Setting, on: Ground) -> list[Setting]:
+def _sub_requests(setting: Setting, on: Ground) -> Iterable[int | None]:
     """Only where a call is more than one request."""
     for_padding = setting.split == "padding" or (setting.split == "auto" and setting.queue_bounds == UNBOUNDED)
-    if on.most_pairs <= setting.max_batch_size and not (for_padding and on.most_pairs > 1):
-        return []
-    return [replace(setting, sub_requests=count) for count in (*_SUB_REQUESTS, None)]
+    is_one = on.most_pairs <= setting.max_batch_size and not (for_padding and on.most_pairs > 1)
+    return () if is_one else (*_SUB_REQUESTS, None)
 
 
-def _tokenizers(setting: Setting, on: Ground) -> list[Setting]:
-    return [replace(setting, tokenizers=count) for count in (2, 4, 1)] if on.on_gpu else []
+def _unless_continuous(setting: Setting, *values: object) -> Iterable[object]:
+    """Under continuous scheduling nothing waits in Triton's queue: a delay costs time, and no bound makes it pause."""
+    return () if setting.scheduling == CONTINUOUS else values
 
 
-def _micro_batches(setting: Setting, on: Ground) -> list[Setting]:
-    if not on.on_gpu or on.fixed_shapes:
-        return []
-    return [replace(setting, micro_batch_tokens=tokens) for tokens in (16_384, on.exported.micro_batch_tokens)]
-
-
-def _graphs(setting: Setting, on: Ground) -> list[Setting]:
-    if not on.on_gpu or on.fixed_shapes:
-        return []
-    return [replace(setting, graph_tokens=tokens) for tokens in (8_192, on.exported.graph_tokens)]
+def _on_gpu_only(on: Ground, *values: int) -> Iterable[int]:
+    return values if on.on_gpu and not on.fixed_shapes else ()
 
 
 def graph_shapes(ladder: Sequence[int], max_tokens: int, max_rows: int) -> list[tuple[int, int]]:
@@ -254,20 +196,21 @@ def graph_shapes(ladder: Sequence[int], max_tokens: int, max_rows: int) -> list[
     return [(rows, width) for width in ladder for rows in _ROWS if rows * width <= max_tokens and rows <= max_rows]
 
 
-# In the order in which they are tried: those that changed most in docs/LOG.md first; the last three on a GPU only.
-KNOBS: dict[str, Callable[[Setting, Ground], Sequence[Setting]]] = {
+# Name -> values to try, in the order in which they are tried: those that changed most in docs/LOG.md first; the last
+# three on a GPU only. Where the export chose continuous scheduling, Triton's own executions hold more rows, but wait.
+KNOBS: dict[str, Callable[[Setting, Ground], Iterable[Any]]] = {
     "instances": _instances,
-    "scheduling": _schedulings,
-    "queue_bounds": _bounds,
+    "scheduling": lambda _, on: ("executions", CONTINUOUS) if on.exported.scheduling == CONTINUOUS else (),
+    "queue_bounds": lambda setting, on: _unless_continuous(setting, UNBOUNDED, on.exported.queue_bounds),
     "split": _splits,
     "max_batch_size": _batch_sizes,
-    "threads": _thread_counts,
+    "threads": _threads_to_try,
     "sub_requests": _sub_requests,
-    "queue_delay_us": _delays,
+    "queue_delay_us": lambda setting, on: _unless_continuous(setting, *_DELAYS_US, on.exported.queue_delay_us),
     "length_ladder": _ladders,
-    "micro_batch_tokens": _micro_batches,
-    "graph_tokens": _graphs,
-    "tokenizers": _tokenizers,
+    "micro_batch_tokens": lambda _, on: _on_gpu_only(on, 16_384, on.exported.micro_batch_tokens),
+    "graph_tokens": lambda _, on: _on_gpu_only(on, 8_192, on.exported.graph_tokens),
+    "tokenizers": lambda _, on: (2, 4, 1) if on.on_gpu else (),
 }
 
 
@@ -286,10 +229,12 @@ def on_cpu(configs: Configs) -> None:
         group.kind = group.KIND_CPU
 
 
-def _set_batch_size(config: Any, size: int) -> None:
-    before, config.max_batch_size = config.max_batch_size, size
-    for warmup in config.model_warmup:  # a full batch stays one, and Triton does not load a model with a larger one
-        warmup.batch_size = size if warmup.batch_size == before else min(size, warmup.batch_size)
+def _set_batch_sizes(configs: Configs, setting: Setting) -> None:
+    for config in configs:
+        before, config.max_batch_size = config.max_batch_size, setting.max_batch_size
+        for warmup in config.model_warmup:  # a full batch stays one, and Triton loads no model with a larger one
+            full = warmup.batch_size == before
+            warmup.batch_size = setting.max_batch_size if full else min(setting.max_batch_size, warmup.batch_size)
 
 
 def _instance_count(config: Any) -> int:
@@ -297,16 +242,31 @@ def _instance_count(config: Any) -> int:
 
 
 def _set_instances(config: Any, count: int) -> None:
-    if count == _instance_count(config):
-        return
     if not config.instance_group:
         config.instance_group.add()
     for group in config.instance_group:
         group.count = count
 
 
-def _threads(encoder: Any) -> int:
-    return _number(encoder, THREADS.get(encoder_engine(encoder), ""))
+def _bounds(configs: Configs) -> str:
+    policy = configs.tokenizer.dynamic_batching.default_queue_policy
+    bounded = policy.max_queue_size or policy.default_timeout_microseconds or policy.allow_timeout_override
+    return BOUNDED if bounded else UNBOUNDED
+
+
+def _set_bounds(configs: Configs, setting: Setting) -> None:
+    if setting.queue_bounds == UNBOUNDED:
+        clear_queue_bounds(configs)
+
+
+def _set_scheduling(configs: Configs, setting: Setting) -> None:
+    configs.encoder.parameters.pop(SCHEDULING, None)
+    if setting.scheduling == CONTINUOUS:
+        _set_parameter(configs.encoder, SCHEDULING, CONTINUOUS)
+
+
+def _set_delay(configs: Configs, setting: Setting) -> None:
+    configs.encoder.dynamic_batching.max_queue_delay_microseconds = setting.queue_delay_us
 
 
 def _number(config: Any, key: str) -> int:
@@ -315,15 +275,36 @@ def _number(config: Any, key: str) -> int:
     return int(value) if value.isdecimal() else 0
 
 
-def _scheduling(encoder: Any) -> str:
-    return CONTINUOUS if SCHEDULING in encoder.parameters else "executions"
-
-
-def _graph_tokens(encoder: Any) -> int:
+def _graph_tokens(configs: Configs) -> int:
     """Tokens of the largest shape of the CUDA graphs."""
-    shapes = encoder.parameters[CUDA_GRAPH_SHAPES].string_value if CUDA_GRAPH_SHAPES in encoder.parameters else ""
+    parameters = configs.encoder.parameters
+    shapes = parameters[CUDA_GRAPH_SHAPES].string_value if CUDA_GRAPH_SHAPES in parameters else ""
     return max((math.prod(map(int, shape.split("x"))) for shape in filter(None, shapes.split(","))), default=0)
 
 
 def _set_parameter(config: Any, key: str, value: str) -> None:
     config.parameters[key].string_value = value
+
+
+# What stands in the configs: name of the field -> how it is read, and how a setting is written.
+_STORED: dict[str, tuple[Callable[[Configs], Any], Callable[[Configs, Setting], None]]] = {
+    "instances": (lambda c: _instance_count(c.encoder), lambda c, s: _set_instances(c.encoder, s.instances)),
+    "threads": (
+        lambda c: _number(c.encoder, THREADS.get(encoder_engine(c.encoder), "")),
+        lambda c, s: _set_parameter(c.encoder, THREADS[encoder_engine(c.encoder)], str(s.threads)),
+    ),
+    "max_batch_size": (lambda c: c.encoder.max_batch_size, _set_batch_sizes),
+    "queue_delay_us": (lambda c: c.encoder.dynamic_batching.max_queue_delay_microseconds, _set_delay),
+    "queue_bounds": (_bounds, _set_bounds),
+    "length_ladder": (
+        lambda c: tuple(map(int, c.tokenizer.parameters[LENGTH_LADDER].string_value.split(","))),
+        lambda c, s: _set_parameter(c.tokenizer, LENGTH_LADDER, ",".join(map(str, s.length_ladder))),
+    ),
+    "tokenizers": (lambda c: _instance_count(c.tokenizer), lambda c, s: _set_instances(c.tokenizer, s.tokenizers)),
+    "micro_batch_tokens": (
+        lambda c: _number(c.encoder, MICRO_BATCH_TOKENS),
+        lambda c, s: _set_parameter(c.encoder, MICRO_BATCH_TOKENS, str(s.micro_batch_tokens)),
+    ),
+    "graph_tokens": (_graph_tokens, lambda c, s: _set_parameter(c.encoder, CUDA_GRAPH_SHAPES, s.graph_shapes)),
+    "scheduling": (lambda c: CONTINUOUS if SCHEDULING in c.encoder.parameters else "executions", _set_scheduling),
+}
