@@ -79,7 +79,7 @@ def test_a_model_on_the_hub_is_pinned_to_a_commit(entry: CatalogueEntry) -> None
 
 @ENTRIES
 def test_every_fact_is_stated(entry: CatalogueEntry) -> None:
-    optional = {"revision", "older_ids", "scores", "build", "label"}
+    optional = {"revision", "known_as", "older_ids", "scores", "build", "label"}
     assert all(getattr(entry, field.name) for field in fields(entry) if field.name not in optional)
     assert re.fullmatch(r"[\d.]+ M", entry.params)
     assert entry.max_length >= 512

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from triton_rerank.types import Activation
 from triton_rerank_export.checkpoint import licence as licences
-from triton_rerank_export.checkpoint.catalogue import CATALOGUE, CatalogueEntry, find
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE, CatalogueEntry, find, public_name
 from triton_rerank_export.checkpoint.causal import Answers, Asked, head_of
 from triton_rerank_export.checkpoint.facts import SHORTEST, Facts, read_facts
 from triton_rerank_export.checkpoint.families import BY_CLASS, Family, check_form
@@ -275,7 +275,7 @@ def _find(model: str) -> _Origin:
     entry = find(hub_id)
     if entry is not None:
         return _Origin(entry.name, entry.source, revision, entry=entry)
-    return _Origin(hub_id.rsplit("/", 1)[-1].lower(), hub_id, revision)
+    return _Origin(public_name(hub_id), hub_id, revision)
 
 
 def _local_folder(origin: _Origin, work: Path) -> Path | None:
