@@ -9,10 +9,11 @@ import pytest
 
 from triton_rerank_export.checkpoint.resolve import Checkpoint, read_checkpoint
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.options import ExportOptions
 
 
 def read(folder: Path, **options: Any) -> Checkpoint:
-    return read_checkpoint(folder, name="m", source="s", **options)
+    return read_checkpoint(folder, ExportOptions(**options), name="m", source="s")
 
 
 def refusal(folder: Path, **options: Any) -> str:

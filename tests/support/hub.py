@@ -27,10 +27,11 @@ import dataclasses, json, sys, tempfile
 from pathlib import Path
 from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.options import ExportOptions
 steps = []
 with tempfile.TemporaryDirectory() as work:
     try:
-        found = resolve(sys.argv[1], Path(work), on_step=steps.append, **json.loads(sys.argv[2]))
+        found = resolve(sys.argv[1], Path(work), on_step=steps.append, options=ExportOptions(**json.loads(sys.argv[2])))
         print(json.dumps({**dataclasses.asdict(found), "folder": str(found.folder), "steps": steps}))
     except ExportError as exc:
         print(json.dumps({"refusal": str(exc)}))

@@ -76,19 +76,7 @@ def export_model(
         tempfile.TemporaryDirectory(dir=staged) as work,
     ):
         on_step(f"reading {model}")
-        checkpoint = resolve(
-            model,
-            Path(work),
-            name=options.name,
-            max_length=options.max_length,
-            precision=options.precision,
-            flat=options.graph == "flat",
-            allow_pickle=options.allow_pickle,
-            asked_label=options.label,
-            accepted_licence=options.accept_licence,
-            prompt=options.prompt,
-            on_step=on_step,
-        )
+        checkpoint = resolve(model, Path(work), options, on_step=on_step)
         beside = None if options.replace else store.served_beside(model_repository, checkpoint.name)
         served = served_model(checkpoint, options, beside)
         if not options.replace:

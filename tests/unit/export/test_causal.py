@@ -346,7 +346,7 @@ def test_zerank_2_by_name_gives_the_logit_of_yes_as_sentence_transformers_does(c
 def test_the_score_between_0_and_1_that_zerank_2_gave_before_comes_with_its_prompt_by_name(
     cached: Path, tmp_path: Path
 ) -> None:
-    checkpoint = resolve.resolve("zerank-2", tmp_path, prompt="zerank-2")
+    checkpoint = resolve.resolve("zerank-2", tmp_path, ExportOptions(prompt="zerank-2"))
     assert checkpoint.head is not None
     assert (checkpoint.activation, checkpoint.head.scale, checkpoint.templated) == ("sigmoid", 5.0, False)
 
@@ -356,7 +356,7 @@ def test_an_older_commit_of_zerank_2_must_be_accepted_with_its_licence(cached: P
     older = f"zeroentropy/zerank-2@{'0' * 40}"
     with pytest.raises(ExportError, match="its licence is cc-by-nc-4.0, .* pass --accept-licence cc-by-nc-4.0"):
         resolve.resolve(older, tmp_path)
-    assert resolve.resolve(older, tmp_path, accepted_licence="CC-BY-NC-4.0").licence == "cc-by-nc-4.0"
+    assert resolve.resolve(older, tmp_path, ExportOptions(accept_licence="CC-BY-NC-4.0")).licence == "cc-by-nc-4.0"
 
 
 def test_where_the_template_ends_is_what_its_author_saved(cached: Path) -> None:
@@ -425,7 +425,7 @@ def test_a_classifier_of_pairs_takes_no_prompt(tmp_path: Path) -> None:
 
 
 def test_a_language_model_has_no_labels(made: dict[str, Path]) -> None:
-    assert "--label is for classifiers; the score of a causal LM is" in refusal(made[QWEN3], asked_label="0")
+    assert "--label is for classifiers; the score of a causal LM is" in refusal(made[QWEN3], label="0")
 
 
 def test_the_padding_comes_from_config_or_tokenizer_or_it_is_refused(made: dict[str, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from triton_rerank_export.checkpoint.resolve import read_checkpoint, resolve
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.options import ExportOptions
 
 
 @pytest.fixture
@@ -105,13 +106,13 @@ def test_one_of_several_labels_is_served_if_it_is_asked_for(
     folder: Path, id2label: dict[str, str] | None, asked: str, found: str
 ) -> None:
     edit_config(folder, id2label=id2label)
-    checkpoint = read(folder, asked_label=asked)
+    checkpoint = read(folder, label=asked)
     assert (str(checkpoint.one_of), checkpoint.row, checkpoint.activation) == (found, int(found[0]), "identity")
 
 
 def test_the_only_label_may_be_asked_for(folder: Path) -> None:
     edit_config(folder, id2label={"0": "score"})
-    checkpoint = read(folder, asked_label="score")
+    checkpoint = read(folder, label="score")
     assert (checkpoint.one_of, checkpoint.row, checkpoint.activation) == (None, None, "sigmoid")
 
 
@@ -130,7 +131,7 @@ def test_a_label_that_is_not_there_is_refused_with_those_that_are(
     folder: Path, id2label: dict[str, str], asked: str | None, found: str
 ) -> None:
     edit_config(folder, id2label=id2label)
-    message = refusal(folder, asked_label=asked)
+    message = refusal(folder, label=asked)
     assert found in message
     assert "\n" not in message
 
@@ -307,10 +308,10 @@ def test_a_name_that_triton_or_a_shell_would_trip_over_is_refused(folder: Path, 
 
 
 def test_a_local_folder_has_no_revision_and_its_own_name(folder: Path, tmp_path: Path) -> None:
-    found = resolve(str(folder), tmp_path, max_length=64)
+    found = resolve(str(folder), tmp_path, ExportOptions(max_length=64))
     assert (found.name, found.source, found.revision) == ("tiny-bert", "local folder tiny-bert", "")
     assert (found.licence, found.max_length) == ("", 64)
-    assert resolve(str(folder), tmp_path, name="mine").name == "mine"
+    assert resolve(str(folder), tmp_path, ExportOptions(name="mine")).name == "mine"
 
 
 def test_the_demo_model_is_built_here(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_another_label_is_another_model(tmp_path: Path) -> None:
     """The gate holds it against the label that is asked for, and versions of a name have the same."""
     folder = write_tiny("BertForSequenceClassification", tmp_path / "two", labels=2)
     export_model(str(folder), tmp_path / "r", ExportOptions(precision="fp32", label="1"), on_step=lambda _: None)
-    assert "the fp32 export does not agree with PyTorch" in refusal(folder, tmp_path / "r", asked_label="0")
+    assert "the fp32 export does not agree with PyTorch" in refusal(folder, tmp_path / "r", label="0")
     with pytest.raises(ExportError, match=r"other settings \(label '1 \(LABEL_1\)' → '0 \(LABEL_0\)'\)"):
         export_model(str(folder), tmp_path / "r", ExportOptions(precision="fp32", label="0"), on_step=lambda _: None)
 
@@ -249,8 +249,8 @@ def test_another_label_is_another_model(tmp_path: Path) -> None:
 # --- the gate can fail ----------------------------------------------------------------------------------------------
 
 
-def refusal(folder: Path, repository: Path, *, asked_label: str | None = None, **changes: Any) -> str:
-    checkpoint = read_checkpoint(folder, name=folder.name, source="s", asked_label=asked_label)
+def refusal(folder: Path, repository: Path, *, label: str | None = None, **changes: Any) -> str:
+    checkpoint = read_checkpoint(folder, ExportOptions(label=label), name=folder.name, source="s")
     served = dataclasses.replace(served_model(checkpoint, fp32()), **changes)
     with pytest.raises(ExportError) as error:
         run_gate(checkpoint, repository, served, on_step=lambda _: None)

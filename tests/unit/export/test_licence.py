@@ -61,11 +61,11 @@ def test_a_licence_that_restricts_use_must_be_accepted_by_its_name(
     (folder / "model.safetensors").rename(folder / "kept")
     card(folder, front_matter)
     for other in (None, "MIT", ""):
-        message = refusal(folder, accepted_licence=other)
+        message = refusal(folder, accept_licence=other)
         assert f"its licence is {licence}, which restricts what" in message
         assert f"pass --accept-licence {option} if you keep to it" in message
     (folder / "kept").rename(folder / "model.safetensors")
-    assert read(folder, accepted_licence=licence.upper()).licence == licence
+    assert read(folder, accept_licence=licence.upper()).licence == licence
 
 
 def test_a_card_that_cannot_be_read_is_named(folder: Path) -> None:

@@ -343,7 +343,7 @@ def test_each_kind_of_the_catalogue_is_fetched_at_its_revision(
     if is_restricted(entry.licence):
         assert f"its licence is {entry.licence}, which restricts" in machine.refusal(model)
         assert not hub.requests
-    found = machine.resolve(model, accepted_licence=entry.licence)
+    found = machine.resolve(model, accept_licence=entry.licence)
     assert (found["name"], found["source"], found["revision"]) == (name, entry.source, entry.revision)
     assert (found["licence"], found["activation"]) == (entry.licence, entry.activation)
     assert found["max_length"] == min(entry.max_length, 1024)
@@ -359,7 +359,7 @@ def test_a_licence_that_restricts_use_is_refused_before_the_weights_unless_it_is
     )
     assert "pass --accept-licence cc-by-nc-4.0 if you keep to it" in message
     assert "model.safetensors" not in hub.fetched()
-    assert machine.resolve(HUB_ID, accepted_licence="CC-BY-NC-4.0")["licence"] == "cc-by-nc-4.0"
+    assert machine.resolve(HUB_ID, accept_licence="CC-BY-NC-4.0")["licence"] == "cc-by-nc-4.0"
     assert "its licence is cc-by-nc-4.0" in machine.refusal(PINNED)  # though the weights are in the cache now
 
 

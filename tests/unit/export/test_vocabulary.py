@@ -84,5 +84,5 @@ def test_multibert_is_fetched_by_its_name_and_serves_its_second_label(hub: Hub, 
     assert {"vocab.txt", "pytorch_model.bin"} <= set(hub.fetched())
     hub.requests.clear()
     offline = Machine(machine.environment | {"HF_HUB_OFFLINE": "1"})
-    assert offline.resolve(ENTRY.name, allow_pickle=True, asked_label="0")["one_of"]["index"] == 0
+    assert offline.resolve(ENTRY.name, allow_pickle=True, label="0")["one_of"]["index"] == 0
     assert hub.requests == []

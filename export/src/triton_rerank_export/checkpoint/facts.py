@@ -81,14 +81,13 @@ _OTHER_KINDS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """A cross-encoder.
 
     Attributes:
         architecture: the model's class.
-        family: the row of its architecture.
-        head: modules behind its layers, which have weights of their own; None: the class has its own.
+        modules: behind its layers, with weights of their own; None: the class has its own head.
         one_of: the label that is served, where the classifier has several; None for the only one.
         token_type_ids: the model reads segment ids.
         max_length: tokens of the longest pair that the model can read.
@@ -105,12 +104,12 @@ class Facts:
         n_positions: rows of the table of positions, or the longest text where there is none.
         asked: the prompt around its pairs, and the tokens that answer; None for a model without.
         asked_by_name: its id or its folder's name says so, its files, or the user; else its class.
-        answers: tokens that its own modules name; None where the prompt's row says it, or the user's prompt.
+        head: of a language model, the rows of its head that a score is made from, as far as they are known; None for
+            a classifier.
     """
 
     architecture: str
-    family: Family
-    head: Head | None
+    modules: Head | None
     one_of: Label | None
     token_type_ids: bool
     max_length: int
@@ -125,14 +124,24 @@ class Facts:
     vocab_size: int
     n_segments: int
     n_positions: int
-    asked: Asked | None = None
-    asked_by_name: bool = True
-    answers: Answers | None = None
+    asked: Asked | None
+    asked_by_name: bool
+    head: Answers | None
+
+    @property
+    def family(self) -> Family:
+        """What its class leaves unsaid."""
+        return BY_CLASS[self.architecture]
 
     @property
     def causal(self) -> bool:
         """A language model, whose own head has the tokens that answer."""
         return self.architecture == self.family.causal
+
+    @property
+    def templated(self) -> bool:
+        """Its prompt is that of its own chat template, which sentence-transformers renders."""
+        return self.asked is not None and not self.asked.positive
 
 
 def read_facts(
@@ -155,61 +164,65 @@ def read_facts(
     config = read_object(folder / CONFIG, label)
     _check_kind(config, _BY_OWN_CODE, label)
     _check_own_weights(config, label)
-    modules = read_logit_score(folder, MODULES, label)
-    head = None  # without one, the class alone is an embedding model's
-    if modules is None:
-        head = read_modules(folder, config.get("hidden_size"), label)
+    answers = read_logit_score(folder, label)
+    # Without modules, the class alone is an embedding model's.
+    modules = None if answers else read_modules(folder, config.get("hidden_size"), label)
     named = find((source, folder.name), prompt, label)
-    architecture = _architecture(config, head, label, is_asked=named is not None or modules is not None)
+    known = named is not None or answers is not None
+    architecture = _architecture(config, modules, label, is_asked=known)
     family = BY_CLASS[architecture]
     causal = architecture == family.causal
-    vocabulary = _number(config, "vocab_size", label)
-    if modules is not None:
-        _check_answers(modules.head, architecture, vocabulary, label, causal=causal)
+    if answers is not None:
+        _check_answers(answers, architecture, _number(config, "vocab_size", label), label, causal=causal)
     _check_model_type(config, family, label)
-    if head is not None:  # config.json knows nothing of it
+    if modules is not None:  # config.json knows nothing of it
         config = {**config, **_ONE_LABEL}
     one_of = _one_of(config, asked, label, causal=causal)
     _check_required(config, family, label)
-    saved = read_settings(folder, config, label, head=head, causal=modules is not None)
+    saved = read_settings(folder, config, label, head=modules, causal=answers is not None)
     question = _asked(family, named, prompt, label)
-    if modules is not None and prompt is None:
+    if answers is not None and prompt is None:
         stated = read_object_if_there(folder / TOKENIZER_CONFIG, label)
         question = with_place_for_instruction(asked_of_template(folder, stated, saved, label), named)
+    sizes = _sizes(folder, config, family, label)
+    return Facts(
+        architecture=architecture,
+        modules=modules,
+        one_of=one_of,
+        token_type_ids=family.reads_segments and sizes["n_segments"] > 0,
+        max_length=_longest(folder, saved, family, sizes, label),
+        activation=question.activation if question is not None and causal else saved.activation,
+        query_prompt="" if answers is not None else saved.query_prompt,
+        lower_case=saved.lower_case,
+        asked=question,
+        asked_by_name=known,
+        head=answers if prompt is None else None,
+        **sizes,
+    )
+
+
+def _sizes(folder: Path, config: Mapping[str, Any], family: Family, label: str) -> dict[str, int]:
+    """What config.json says of tables and layers."""
+    vocabulary = _number(config, "vocab_size", label)
     pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
-    positions = _number(config, "max_position_embeddings", label)
-    width = _number(config, family.width, label, least=1)
-    segments = 0 if family.segments is None else _number(config, "type_vocab_size", label, default=family.segments)
+    width, heads = (_number(config, key, label, least=1) for key in (family.width, family.heads))
+    if width % heads:
+        raise ExportError(f"{label}: {family.width} {width} in config.json is no multiple of {family.heads} {heads}")
     _number(config, family.depth, label, least=1)
-    return Facts(
-        architecture=architecture,
-        family=family,
-        head=head,
-        one_of=one_of,
-        token_type_ids=family.reads_segments and segments > 0,
-        max_length=_longest(
-            folder,
-            saved,
-            min(positions - (pad + 1 if family.positions_after_padding else 0), family.longest or positions),
-            label,
-        ),
-        pad_token_id=pad,
-        activation=question.activation if question is not None and causal else saved.activation,
-        query_prompt="" if modules is not None else saved.query_prompt,
-        lower_case=saved.lower_case,
-        n_heads=_heads(config, family, width, label),
-        n_layers=_number(config, family.stored_layers, label, least=1),
-        hidden_size=width,
-        embedding_size=_embedding_size(config, family, width, label),
-        vocab_size=vocabulary,
-        n_segments=segments,
-        n_positions=positions,
-        asked=question,
-        asked_by_name=named is not None or modules is not None,
-        answers=None if modules is None or prompt is not None else modules.head,
-    )
+    segments = 0 if family.segments is None else _number(config, "type_vocab_size", label, default=family.segments)
+    of_tables, default = family.embedding_width or (family.width, None)
+    return {
+        "pad_token_id": pad,
+        "n_heads": heads,
+        "n_layers": _number(config, family.stored_layers, label, least=1),
+        "hidden_size": width,
+        "embedding_size": _number(config, of_tables, label, least=1, default=default),
+        "vocab_size": vocabulary,
+        "n_segments": segments,
+        "n_positions": _number(config, "max_position_embeddings", label),
+    }
 
 
 def _check_answers(head: Answers, architecture: str, vocabulary: int, label: str, *, causal: bool) -> None:
@@ -257,12 +270,12 @@ def _check_own_weights(config: Mapping[str, Any], label: str) -> None:
         )
 
 
-def _architecture(config: Mapping[str, Any], head: Head | None, label: str, *, is_asked: bool) -> str:
+def _architecture(config: Mapping[str, Any], modules: Head | None, label: str, *, is_asked: bool) -> str:
     """The class; that of a language model only if it is known how it is asked."""
     found = _stated(config)
     known = [name for name in found if name in (BY_CLASS if is_asked else FAMILIES)]
-    fits = len(found) == len(known) == 1 and BY_CLASS[known[0]].modules == (head is not None)
-    if head is not None and not fits:
+    fits = len(found) == len(known) == 1 and BY_CLASS[known[0]].modules == (modules is not None)
+    if modules is not None and not fits:
         raise ExportError(
             f"{label}: {MODULES} puts modules behind {', '.join(found)[:80] or 'an unknown architecture'}; they are "
             f"served behind {', '.join(name for name, family in FAMILIES.items() if family.modules)} only"
@@ -359,8 +372,11 @@ def _check_required(config: Mapping[str, Any], family: Family, label: str) -> No
         raise ExportError(f"{label}: its rope_type is {rope['rope_type']!s:.80}; supported is default")
 
 
-def _longest(folder: Path, saved: SavedSettings, positions: int, label: str) -> int:
+def _longest(folder: Path, saved: SavedSettings, family: Family, sizes: Mapping[str, int], label: str) -> int:
     """What is stated, if the table of positions goes so far."""
+    positions = sizes["n_positions"]
+    behind = sizes["pad_token_id"] + 1 if family.positions_after_padding else 0
+    positions = min(positions - behind, family.longest or positions)
     stated = saved.max_length or _tokenizer_limit(folder, label)
     longest = positions if stated is None else min(positions, stated)
     if longest < SHORTEST:
@@ -381,20 +397,6 @@ def _tokenizer_limit(folder: Path, label: str) -> int | None:
             f"{label}: model_max_length in {TOKENIZER_CONFIG} is {stated!r:.80}; a number from 1 was expected"
         )
     return int(stated) if stated < _MOST else None
-
-
-def _heads(config: Mapping[str, Any], family: Family, width: int, label: str) -> int:
-    heads = _number(config, family.heads, label, least=1)
-    if width % heads:
-        raise ExportError(f"{label}: {family.width} {width} in config.json is no multiple of {family.heads} {heads}")
-    return heads
-
-
-def _embedding_size(config: Mapping[str, Any], family: Family, width: int, label: str) -> int:
-    if family.embedding_width is None:
-        return width
-    key, default = family.embedding_width
-    return _number(config, key, label, least=1, default=default)
 
 
 def _number(config: Mapping[str, Any], key: str, label: str, *, least: int = 0, default: int | None = None) -> int:

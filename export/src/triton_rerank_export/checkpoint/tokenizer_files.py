@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.processors import PostProcessor, TemplateProcessing
 
-from triton_rerank_export.checkpoint.causal import check_prompt, head_of
+from triton_rerank_export.checkpoint.causal import Answers, check_prompt, head_of
 from triton_rerank_export.checkpoint.facts import CONFIG, TOKENIZER, TOKENIZER_CONFIG, Facts, check_no_code
 from triton_rerank_export.checkpoint.json_files import read_object, read_object_if_there
 from triton_rerank_export.errors import ExportError, explained
@@ -42,13 +42,16 @@ _BERT_CLASSES = tuple(
 )
 
 
-def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:
+def check_tokenizer(folder: Path, facts: Facts, label: str) -> Answers | None:
     """Check what can be said of the tokenizer without transformers, before the weights are fetched.
 
     Args:
         folder: checkpoint folder.
         facts: of the same folder.
         label: what the checkpoint is called in a message.
+
+    Returns:
+        The facts' ``head``, with the ids of the prompt's tokens where its own files name none.
 
     Raises:
         ExportError: a file is missing or not whole, the two contradict each other, or the tokenizer gives ids that the
@@ -71,9 +74,7 @@ def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:
     _check_ids(tokenizer, facts, label)
     if facts.asked is not None:
         check_prompt(tokenizer, facts.asked, label)
-        if facts.causal and facts.answers is None:
-            head_of(tokenizer, facts.asked, label)
-        return
+        return facts.head or (head_of(tokenizer, facts.asked, label) if facts.causal else None)
     with explained(f"{label}: {TOKENIZER} does not encode a pair"):
         segments = read_template(tokenizer).segments
     if facts.token_type_ids and max(segments) >= facts.n_segments:
@@ -81,6 +82,7 @@ def check_tokenizer(folder: Path, facts: Facts, label: str) -> None:
             f"{label}: {TOKENIZER} gives a pair the segment id {max(segments)}, type_vocab_size in {CONFIG} is "
             f"{facts.n_segments}; tokenizer and model do not belong together"
         )
+    return None
 
 
 def load(folder: Path, label: str) -> Tokenizer:

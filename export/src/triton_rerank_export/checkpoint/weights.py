@@ -76,7 +76,7 @@ def check_weights(folder: Path, facts: Facts, *, label: str, allow_pickle: bool)
             shapes |= _shapes(folder / part, label)
     if shapes:  # a pickle's are known once it is read
         _check_shapes(shapes, facts, label)
-    for layer in facts.head.layers if facts.head else ():
+    for layer in facts.modules.layers if facts.modules else ():
         _check_layer(folder, layer, label)
 
 

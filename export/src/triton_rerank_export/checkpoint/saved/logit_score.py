@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from triton_rerank_export.checkpoint.causal import Answers, Asked
 from triton_rerank_export.checkpoint.json_files import read_array, read_object
+from triton_rerank_export.checkpoint.saved.modules import MODULES, is_ours, kind_of
 from triton_rerank_export.checkpoint.saved.settings import SavedSettings
 from triton_rerank_export.errors import ExportError, explained
 from triton_rerank_server.backends.tokenizer.prompt import DOCUMENT, INSTRUCTION, QUERY, Prompt
@@ -26,37 +26,18 @@ _PAIR = ("query", "document")
 _SPECIAL = re.compile(r"<\|\w+\|>")
 
 
-@dataclass(frozen=True)
-class LogitScore:
-    """What the modules say.
-
-    Attributes:
-        head: the tokens whose logits are the score.
-        path: folder of the module.
-    """
-
-    head: Answers
-    path: str
-
-
-def read_logit_score(folder: Path, modules: str, label: str) -> LogitScore | None:
-    """The second module, if the list is a Transformer and LogitScore; None otherwise.
+def read_logit_score(folder: Path, label: str) -> Answers | None:
+    """The tokens whose logits are the score, if the modules are a Transformer and LogitScore; None otherwise.
 
     Args:
         folder: checkpoint folder.
-        modules: name of the list's file.
         label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: a file cannot be read, or a token is no number.
     """
-    listed = read_array(folder / modules, label) if (folder / modules).is_file() else []
-    types = [str(module.get("type")) for module in listed if isinstance(module, dict)]
-    if (
-        len(types) != len(listed)
-        or [name.rsplit(".", 1)[-1] for name in types] != _KINDS
-        or not all(name.startswith("sentence_transformers.") for name in types)
-    ):
+    listed = read_array(folder / MODULES, label) if (folder / MODULES).is_file() else []
+    if [kind_of(module) for module in listed] != _KINDS or not all(map(is_ours, listed)):
         return None
     if listed[0].get("path") or not listed[1].get("path"):  # refused with all modules at other places
         return None
@@ -67,7 +48,7 @@ def read_logit_score(folder: Path, modules: str, label: str) -> LogitScore | Non
         raise ExportError(
             f"{label}: true_token_id and false_token_id in {path} are {ids!r:.80}; ids of tokens were expected"
         )
-    return LogitScore(Answers(ids[0], ids[1], 1.0), path)
+    return Answers(ids[0], ids[1], 1.0)
 
 
 def asked_of_template(folder: Path, config: Mapping[str, Any], saved: SavedSettings, label: str) -> Asked:

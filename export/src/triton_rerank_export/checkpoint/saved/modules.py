@@ -81,7 +81,9 @@ def list_files(folder: Path, label: str) -> list[str]:
     Raises:
         ExportError: the list cannot be read.
     """
-    listed = [(_kind(module), module.get("path")) for module in read_array(folder / MODULES, label) if _ours(module)]
+    listed = [
+        (kind_of(module), module.get("path")) for module in read_array(folder / MODULES, label) if is_ours(module)
+    ]
     return [f"{path}/{name}" for kind, path in listed if _is_path(path) for name in _FILES.get(kind, ())]
 
 
@@ -97,8 +99,8 @@ def read_head(folder: Path, width: object, label: str) -> Head | None:
         ExportError: a module is of another kind, stands at another place, or would not fit; names it.
     """
     modules = read_array(folder / MODULES, label)
-    kinds = [_kind(module) for module in modules]
-    known = all(_ours(module) for module in modules)
+    kinds = [kind_of(module) for module in modules]
+    known = all(is_ours(module) for module in modules)
     if kinds == [_TRANSFORMER] and known:
         _check_root(modules[0], label)
         return None
@@ -195,11 +197,13 @@ def _wrong(label: str, path: str, key: str, value: object, expected: str) -> Exp
     return ExportError(f"{label}: {key} in {path}/{_CONFIG} is {value!r:.80}; {expected} was expected")
 
 
-def _kind(module: object) -> str:
+def kind_of(module: object) -> str:
+    """Class of a module of the list, without its package."""
     return str(module.get("type") if isinstance(module, dict) else module).rsplit(".", 1)[-1]
 
 
-def _ours(module: object) -> bool:
+def is_ours(module: object) -> bool:
+    """Sentence-transformers' own class, not one that a checkpoint brings."""
     return isinstance(module, dict) and str(module.get("type")).startswith("sentence_transformers.")
 
 
@@ -210,7 +214,7 @@ def _is_path(path: object) -> bool:
 def _has_path(module: Mapping[str, Any], label: str) -> bool:
     if not _is_path(module.get("path")):
         raise ExportError(
-            f"{label}: {MODULES} keeps {_kind(module)} in {module.get('path')!r:.80}; a folder was expected"
+            f"{label}: {MODULES} keeps {kind_of(module)} in {module.get('path')!r:.80}; a folder was expected"
         )
     return True
 
