@@ -17,6 +17,7 @@ from rich.console import Console
 from tools.demo_training.compress import compress
 from tools.demo_training.corpus import CorpusConfig, build
 from triton_rerank.console import use_utf8
+from triton_rerank_export.arguments import add_options, chosen
 from triton_rerank_export.cli import outcome
 from triton_rerank_export.demo.demo_model import (
     PACKAGED_DELTA,
@@ -27,7 +28,7 @@ from triton_rerank_export.demo.demo_model import (
     weights_bytes,
 )
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.finetune.command import add_knobs, config_of, say, trained, words
+from triton_rerank_export.finetune.command import KNOBS, say, trained, words
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
 from triton_rerank_export.finetune.data import Group, split
 from triton_rerank_export.finetune.train import evaluate, finetune
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--documents", type=int, default=CorpusConfig.documents, help="corpus size (%(default)s)")
     parser.add_argument("--queries", type=int, default=CorpusConfig.queries, help="queries made of it (%(default)s)")
     parser.add_argument("--rank", type=int, default=48, help="rank of the delta's factors (%(default)s)")
-    add_knobs(parser)
+    add_options(parser, FinetuneConfig, KNOBS)
     return parser
 
 
@@ -87,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo_config(options: argparse.Namespace) -> FinetuneConfig:
-    config = replace(config_of(options), epochs=_UNBOUNDED_EPOCHS, evaluations=0)
+    config = replace(chosen(FinetuneConfig, options), epochs=_UNBOUNDED_EPOCHS, evaluations=0)
     budgeted = config.steps is not None or config.minutes is not None
     return config if budgeted else replace(config, minutes=DEFAULT_MINUTES)
 

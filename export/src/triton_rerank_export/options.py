@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from triton_rerank_export.checkpoint.causal import PROMPTS
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.settings import Settings, check_bounds
 from triton_rerank_export.repository.store import DEFAULT_KEEP_VERSIONS
@@ -25,51 +27,38 @@ MOST_VERSIONS = 100
 
 @dataclass(frozen=True)
 class ExportOptions(Settings):
-    """Choices of one export, and the `Settings` that it is served with; every default is what ``make export`` does.
+    """Choices of one export, and the `Settings` that it is served with; every default is what ``make export`` does."""
 
-    Attributes:
-        precision: of the encoder: bf16 and int8 for CPUs, fp16 for GPUs, fp32 for both.
-        engine: the library that computes the encoder; None means OpenVINO for bf16, else ONNX Runtime. int8 is dynamic
-            in ONNX Runtime and static in OpenVINO.
-        accelerator: "tensorrt" runs ONNX Runtime's graph through TensorRT.
-        graph: "flat" takes rows one after the other and computes nothing for padding; fp32 and dynamic int8 for CPUs,
-            fp16 for GPUs.
-            None means as in the version that is there, or "padded".
-        native: let Triton's own ONNX Runtime backend serve the graph, instead of ours.
-        name: public name; None means the catalogue's, or the last part of the id or folder.
-        label: number or name of the label whose logit is served, of a classifier with several.
-        max_length: tokens of the longest pair; None means the model's own, 1024 at most.
-        special_tokens_in_text: special tokens written inside a text are "text", so that no document forges the border
-            between query and document, or what they name, as Hugging Face's tokenizers do by default: "special".
-        warmup: None means "full" for graphs made for GPUs, else "light".
-        response_cache: let Triton answer a repeated request from its cache.
-        replace: begin again at version 1, and with default settings, instead of adding a version.
-        keep_versions: versions that stay in the repository, the new one and the one before included.
-        reduce_range: int8 weights have 7 bits, for NVIDIA's native backend on CPUs without VNNI.
-        accept_licence: licence that is accepted, of weights that may not be used for everything.
-        allow_pickle: read pytorch_model.bin where there are no safetensors.
-        prompt: name of the prompt that a causal reranker was trained with; None: what its name or its class says.
-        timing_cache: file in which TensorRT keeps what it measured, for the next build; None means none is kept.
-    """
-
-    precision: Precision = "int8"
-    engine: Engine | None = None
-    accelerator: Accelerator = "none"
-    graph: Graph | None = None
-    native: bool = False
-    name: str | None = None
-    label: str | None = None
-    max_length: int | None = None
-    special_tokens_in_text: SpecialTokensInText = "text"
-    warmup: Warmup | None = None
-    response_cache: bool = False
-    replace: bool = False
-    keep_versions: int = DEFAULT_KEEP_VERSIONS
-    reduce_range: bool = False
-    accept_licence: str | None = None
-    allow_pickle: bool = False
-    prompt: str | None = None
-    timing_cache: Path | None = None
+    precision: Annotated[Precision, "bf16 or int8 for CPUs, fp16 for GPUs, fp32 for both"] = "int8"
+    engine: Annotated[
+        Engine | None,
+        "default: openvino for bf16, else onnxruntime; openvino makes int8 static, which is faster with VNNI",
+    ] = None
+    accelerator: Annotated[Accelerator, "tensorrt: ONNX Runtime runs the graph through it"] = "none"
+    graph: Annotated[
+        Graph | None,
+        "flat: nothing is computed for padding; not in bf16 or for OpenVINO; default: as there is, or padded",
+    ] = None
+    native: Annotated[bool, "serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"] = False
+    name: Annotated[str | None, "public name; default: the known name, or the last part of the id or folder"] = None
+    label: Annotated[str | None, "number or name of the label whose logit is the score, where there are several"] = None
+    max_length: Annotated[int | None, "tokens of the longest pair; default: the model's, 1024 at most"] = None
+    special_tokens_in_text: Annotated[
+        SpecialTokensInText,
+        "what [SEP] and the like are inside a query or document; text: no document forges the border between the two; "
+        "special: as Hugging Face",
+    ] = "text"
+    accept_licence: Annotated[str | None, "name of it, of weights that may not be used for everything"] = None
+    allow_pickle: Annotated[bool, "take pytorch_model.bin; it can run its maker's code"] = False
+    prompt: Annotated[
+        str | None, f"that a causal reranker was trained with ({', '.join(PROMPTS)}); default: by its name or class"
+    ] = None
+    reduce_range: Annotated[bool, "7-bit int8 weights, for CPUs without VNNI"] = False
+    timing_cache: Annotated[Path | None, "of TensorRT; default %(default)s"] = None
+    warmup: Annotated[Warmup | None, "default: full for fp16, light for the others"] = None
+    response_cache: Annotated[bool, "let Triton cache encoder responses"] = False
+    replace: Annotated[bool, "begin again at version 1, with default settings"] = False
+    keep_versions: Annotated[int, "versions that stay, the new one and the one before included"] = DEFAULT_KEEP_VERSIONS
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built.

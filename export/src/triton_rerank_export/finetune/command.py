@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
 
+from triton_rerank_export.arguments import add_options, chosen
 from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
@@ -16,6 +16,10 @@ from triton_rerank_export.finetune.curves import CURVES
 from triton_rerank_export.finetune.data import EXAMPLE_LINE, read_groups
 from triton_rerank_export.finetune.train import finetune
 
+KNOBS = (  # fields of FinetuneConfig that are options wherever something is trained
+    *("steps", "minutes", "group_size", "groups_per_step", "max_length", "max_query_tokens"),
+    *("learning_rate", "head_learning_rate", "seed", "precision", "device"),
+)
 _FEW = 20  # held-out groups, of which one that changes moves the mean by 0.05
 
 
@@ -32,42 +36,8 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("--data", type=Path, required=True, help="JSONL file")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint folder to write")
-    parser.add_argument("--epochs", type=int, help="passes over the data, where --minutes does not end it before")
-    parser.add_argument(
-        "--held-out-fraction", type=float, help="share of the queries that is only measured; 0 for none"
-    )
-    parser.add_argument(
-        "--evaluations", type=int, help=f"measurements in between, for the curve ({FinetuneConfig.evaluations})"
-    )
-    add_knobs(parser)
+    add_options(parser, FinetuneConfig, ("epochs", "held_out_fraction", "evaluations", *KNOBS))
     parser.set_defaults(run=_run_finetune)
-
-
-def add_knobs(parser: argparse.ArgumentParser) -> None:
-    """Add the options that are FinetuneConfig's fields; one not given keeps the config's default."""
-    defaults = FinetuneConfig()
-    for name, kind, text in (
-        ("steps", int, "updates in all; reproducible, unlike --minutes"),
-        ("minutes", float, "time budget of the training loop"),
-        ("group-size", int, "documents a query in a step"),
-        ("groups-per-step", int, "queries a step"),
-        ("max-length", int, "tokens a pair"),
-        ("max-query-tokens", int, "tokens kept of a query, at most 16 below --max-length"),
-        ("learning-rate", float, "of the encoder"),
-        ("head-learning-rate", float, "of the classifier"),
-        ("seed", int, "of everything random"),
-    ):
-        default = getattr(defaults, name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, help=text if default is None else f"{text} ({default})")
-    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), help="of the matrix products (auto)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where to train (auto)")
-
-
-def config_of(options: argparse.Namespace) -> FinetuneConfig:
-    """What was given on the command line, the config's defaults for the rest."""
-    names = [field.name for field in fields(FinetuneConfig)]
-    given = {name: getattr(options, name) for name in names if getattr(options, name, None) is not None}
-    return FinetuneConfig(**given)
 
 
 def _run_finetune(options: argparse.Namespace) -> int:
@@ -77,7 +47,7 @@ def _run_finetune(options: argparse.Namespace) -> int:
         if not folder.is_dir():
             folder = resolve(options.checkpoint, Path(work), on_step=console.print).folder
         try:
-            report = finetune(folder, groups, options.output, config_of(options), console)
+            report = finetune(folder, groups, options.output, chosen(FinetuneConfig, options), console)
         except ExportError as exc:  # by the name that was given, not by where it lies
             raise ExportError(str(exc).replace(str(folder), options.checkpoint)) from exc
     say(f"{options.output}: {trained(report)}")

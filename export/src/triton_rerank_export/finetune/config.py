@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from triton_rerank_export.errors import ExportError
 
@@ -13,52 +13,31 @@ from triton_rerank_export.errors import ExportError
 class FinetuneConfig:
     """The knobs of fine-tuning; the defaults suit a small BERT on a CPU.
 
-    Attributes:
-        group_size: documents a query in one step, the positive included; at least 2.
-        groups_per_step: queries a step; ``group_size * groups_per_step`` pairs are behind each update.
-        epochs: passes over the training groups.
-        steps: updates; None means as many as ``epochs`` asks for.
-        minutes: wall-clock budget of the training loop; the learning rate has fallen to zero when it is spent, so
-            the result depends on the machine's speed. None means no budget.
-        max_length: tokens a pair, special tokens included; a longer document is cut.
-        max_query_tokens: tokens kept of a query, so that the document has room; at most ``max_length - 16``.
-        learning_rate: of the encoder, at its highest; it rises over the first 5 % and then falls linearly to zero.
-        head_learning_rate: of the classifier, likewise.
-        weight_decay: AdamW's; 0 keeps the difference to the start of low rank, which a delta needs.
-        info_nce_weight: weight of InfoNCE beside margin-MSE; without a teacher InfoNCE stands alone at weight 1.
-        clip_norm: largest norm of the gradient.
-        freeze_word_embeddings: leave the word embeddings as they are.
-        held_out_fraction: share of the queries that is measured and never trained on; 0 for none.
-        held_out_limit: most queries held out.
-        evaluations: measurements of the held-out queries in between, at equal shares of the run, for the curve; they
-            take no time of ``minutes`` and change nothing of the result.
-        seed: of data order, sampling, split and new parameters.
-        precision: ``auto`` is bf16 where the machine is fast at it, else fp32; weights are fp32 always.
-        device: ``auto`` is CUDA where there is one, else the CPU.
-
     Raises:
         ExportError: a value out of its range.
     """
 
-    group_size: int = 8
-    groups_per_step: int = 4
-    epochs: int = 1
-    steps: int | None = None
-    minutes: float | None = None
-    max_length: int = 160
-    max_query_tokens: int = 96
-    learning_rate: float = 1e-4
-    head_learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    info_nce_weight: float = 0.2
-    clip_norm: float = 1.0
-    freeze_word_embeddings: bool = True
-    held_out_fraction: float = 0.05
-    held_out_limit: int = 200
-    evaluations: int = 3
-    seed: int = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    group_size: Annotated[int, "documents a query in a step, the positive among them"] = 8
+    groups_per_step: Annotated[int, "queries a step"] = 4
+    epochs: Annotated[int, "passes over the data, where --minutes does not end it before"] = 1
+    steps: Annotated[int | None, "updates in all; reproducible, unlike --minutes"] = None
+    minutes: Annotated[float | None, "time budget of the training loop"] = None
+    max_length: Annotated[int, "tokens a pair; a longer document is cut"] = 160
+    max_query_tokens: Annotated[int, "tokens kept of a query, at most 16 below --max-length"] = 96
+    learning_rate: Annotated[float, "of the encoder, at its highest, soon after the start; it falls to zero"] = 1e-4
+    head_learning_rate: Annotated[float, "of the classifier, likewise"] = 1e-3
+    weight_decay: Annotated[float, "AdamW's; 0 keeps the difference of low rank, which a delta needs"] = 0.0
+    info_nce_weight: Annotated[float, "of InfoNCE beside margin-MSE; 1 where there is no teacher"] = 0.2
+    clip_norm: Annotated[float, "largest norm of the gradient"] = 1.0
+    freeze_word_embeddings: Annotated[bool, "leave the word embeddings as they are"] = True
+    held_out_fraction: Annotated[float, "share of the queries that is only measured; 0 for none"] = 0.05
+    held_out_limit: Annotated[int, "most queries held out"] = 200
+    evaluations: Annotated[int, "measurements in between, for the curve; not counted in --minutes"] = 3
+    seed: Annotated[int, "of everything random"] = 0
+    precision: Annotated[
+        Literal["auto", "bf16", "fp32"], "of the matrix products; auto: bf16 where the machine is fast at it"
+    ] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], "where to train; auto: CUDA where there is one"] = "auto"
 
     def __post_init__(self) -> None:
         least = {"group_size": 2, "groups_per_step": 1, "epochs": 1, "held_out_limit": 1, "seed": 0, "steps": 1}

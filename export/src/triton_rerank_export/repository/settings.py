@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, get_args
 
 from triton_rerank.contract import ENCODER_BACKEND, THREADS
+from triton_rerank_export.arguments import flag
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.repository.triton_config import EXECUTION_TOKENS, SCHEDULINGS, Scheduling, ServedModel
+from triton_rerank_export.repository.triton_config import EXECUTION_TOKENS, Scheduling, ServedModel
 
 _LEAST_MICRO_BATCH = 64
 _MAX_INT32 = 2**31 - 1
@@ -29,37 +30,26 @@ _SHAPES = re.compile(r"([1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*)?")
 
 @dataclass(frozen=True)
 class Settings:
-    """What `make perf` tunes. None keeps what the version beside it has, or the default where there is none.
+    """What `make perf` tunes. None keeps what the version beside it has, or the default where there is none."""
 
-    Attributes:
-        instances: of the encoder; 1 by default.
-        threads: that an instance of the encoder computes with; 0, the default, means the engine's own choice.
-        tokenizers: instances of the tokenizer step; 1 by default.
-        length_ladder: padded lengths in tokens, ascending, at most ``max_length``, which is always the last. Empty
-            means the default, up to 16 of them.
-        micro_batch_tokens: padded tokens that our encoder over ONNX Runtime computes at once; 0, the default, means its
-            own choice.
-        cuda_graph_shapes: shapes that our encoder makes CUDA graphs of, as rows x width: "1x32,8x128". Empty, the
-            default, means none.
-        max_batch_size: most pairs in a request and in an execution; 256 by default.
-        queue_delay_us: microseconds that the encoder's queue may wait for more requests; 0 by default.
-        max_queue_size: requests that may wait in front of a step; 0 means no bound, 128 is the default.
-        queue_timeout_us: microseconds until a waiting request is refused; 0 means never, ten seconds are the default.
-        scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
-            all requests that wait, short ones first. "continuous" is the default but for fp16.
-    """
-
-    instances: int | None = None
-    threads: int | None = None
-    tokenizers: int | None = None
-    length_ladder: tuple[int, ...] | None = None
-    micro_batch_tokens: int | None = None
-    cuda_graph_shapes: str | None = None
-    max_batch_size: int | None = None
-    queue_delay_us: int | None = None
-    max_queue_size: int | None = None
-    queue_timeout_us: int | None = None
-    scheduling: Scheduling | None = None
+    instances: Annotated[int | None, "instances of the encoder"] = None
+    threads: Annotated[int | None, "threads of an instance; 0: the engine's choice"] = None
+    tokenizers: Annotated[int | None, "instances of the tokenizer"] = None
+    length_ladder: Annotated[
+        tuple[int, ...] | None, "padded lengths below the longest pair's, such as 64,128,512; '': the usual ones"
+    ] = None
+    micro_batch_tokens: Annotated[
+        int | None, "padded tokens computed at once, by our encoder over ONNX Runtime; 0: its choice"
+    ] = None
+    cuda_graph_shapes: Annotated[str | None, "rows x width of CUDA graphs, such as 1x32,8x128; '': none"] = None
+    max_batch_size: Annotated[int | None, "pairs in a request and in an execution"] = None
+    queue_delay_us: Annotated[int | None, "µs that requests may wait for others in front of the encoder"] = None
+    max_queue_size: Annotated[int | None, "requests that may wait in front of a step; 0: no bound"] = None
+    queue_timeout_us: Annotated[int | None, "µs until a waiting request is refused; 0: never"] = None
+    scheduling: Annotated[
+        Scheduling | None,
+        "continuous: short requests are not kept waiting by long ones; executions: as Triton merges them",
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse what no model could be served with.
@@ -72,8 +62,8 @@ class Settings:
         ladder = self.length_ladder or ()
         if list(ladder) != sorted({rung for rung in ladder if rung > 0}):
             raise ExportError(f"--length-ladder is {_text(ladder)}: it must be numbers above 0, each above the last")
-        if self.scheduling not in (None, *SCHEDULINGS):
-            raise ExportError(f"--scheduling is {self.scheduling}: it must be {' or '.join(SCHEDULINGS)}")
+        if self.scheduling not in (None, *get_args(Scheduling)):
+            raise ExportError(f"--scheduling is {self.scheduling}: it must be {' or '.join(get_args(Scheduling))}")
         if 0 < (self.micro_batch_tokens or 0) < _LEAST_MICRO_BATCH:
             raise ExportError(
                 f"--micro-batch-tokens is {self.micro_batch_tokens}: it must be 0, or {_LEAST_MICRO_BATCH} and more, "
@@ -140,11 +130,6 @@ class Settings:
 
 
 SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
-
-
-def flag(name: str) -> str:
-    """The option of a field."""
-    return "--" + name.replace("_", "-")
 
 
 def check_bounds(name: str, value: int | None, least: int, most: int) -> None:

@@ -18,15 +18,10 @@ from triton_rerank_export.tensorrt.profiles import profiles
 Precision = Literal["fp32", "fp16", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Engine = Literal["onnxruntime", "tensorrt", "openvino"]
-ENGINES: tuple[Engine, ...] = get_args(Engine)
 Accelerator = Literal["none", "tensorrt"]
-ACCELERATORS: tuple[Accelerator, ...] = get_args(Accelerator)
 Graph = Literal["padded", "flat"]
-GRAPHS: tuple[Graph, ...] = get_args(Graph)
 Scheduling = Literal["executions", "continuous"]
-SCHEDULINGS: tuple[Scheduling, ...] = get_args(Scheduling)
 SpecialTokensInText = Literal["text", "special"]
-SPECIAL_TOKENS_IN_TEXT: tuple[SpecialTokensInText, ...] = get_args(SpecialTokensInText)
 
 _FOR_CPUS: tuple[Precision, ...] = ("int8", "bf16")
 _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
@@ -42,7 +37,7 @@ DEFAULT_QUEUE_TIMEOUT_US = int(contract.DEFAULT_TIMEOUT_S * 1e6)  # a request th
 
 @dataclass(frozen=True)
 class ServedModel:
-    """Everything that the three configs of a model are made from.
+    """Everything that the three configs of a model are made from; `Settings` tells of those fields that it sets.
 
     Attributes:
         name: public model name, the ensemble's.
@@ -62,18 +57,6 @@ class ServedModel:
             fp32 and int8 by operators for CPUs, in fp16 by operators that only CUDA has.
         native: Triton's own ONNX Runtime backend computes the encoder, padded graphs on rectangles of one width; else
             ours does, on requests of any widths together.
-        scheduling: our encoder computes Triton's "executions" one after the other, or "continuous": micro-batches over
-            all requests that wait, short ones first.
-        max_batch_size: most pairs in a request and in an execution.
-        queue_delay_us: microseconds that the encoder's queue may wait for more requests.
-        max_queue_size: requests that may wait in front of a step; one more is refused. 0 means no bound.
-        queue_timeout_us: microseconds until a waiting request is refused; a request may ask for less. 0 means never.
-        instances: of the encoder.
-        threads: that an instance of the encoder computes with; 0 means the engine's own choice.
-        tokenizers: instances of the tokenizer step.
-        length_ladder: padded lengths below ``max_length``, ascending; empty means `length_ladder`'s.
-        micro_batch_tokens: padded tokens that our encoder computes at once; 0 means the engine's own choice.
-        cuda_graph_shapes: shapes that are CUDA graphs on a GPU, such as "1x32,8x128"; empty means none.
         warmup: each length of the ladder is run before the server is ready, with one pair and with as many as the
             engine computes at once: ``max_batch_size`` if "full", a micro-batch of the CPU engine if "light".
         response_cache: Triton may answer a repeated request from its cache (it needs --cache-config too).

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from triton_rerank import contract
 
 Warmup = Literal["full", "light", "none"]
-WARMUPS: tuple[Warmup, ...] = get_args(Warmup)
 
 LIGHT_TOKENS = 1024  # what the CPU engine computes at once, whatever a request holds (engine.CPU_TOKENS)
 _INT64_BYTES = 8
