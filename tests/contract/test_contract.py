@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from support.closure import closure_faults
 from tritonclient.grpc import model_config_pb2 as pb
 
 import triton_rerank
@@ -22,7 +23,6 @@ from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.demo import demo_model
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import served_model
-from triton_rerank_export.repository.check import closure_faults
 from triton_rerank_export.repository.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
 from triton_rerank_export.repository.warmup import LIGHT_TOKENS, warmup_files
 from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
@@ -77,8 +77,11 @@ def test_the_committed_configs_are_what_export_writes(root: Path, checkpoints: d
 
 
 @pytest.mark.parametrize("token_type_ids", [True, False])
-def test_every_tensor_of_the_ensemble_is_made_once_and_used_with_its_dtype(token_type_ids: bool) -> None:
-    configs = ServedModel("m", "sigmoid", 512, "int8", "s", token_type_ids, 0).configs()
+@pytest.mark.parametrize("form", [{}, {"native": True}, {"graph": "flat", "native": True}, {"engine": "tensorrt"}])
+def test_every_tensor_of_the_ensemble_is_made_once_and_used_with_its_dtype(
+    token_type_ids: bool, form: dict[str, Any]
+) -> None:
+    configs = ServedModel("m", "sigmoid", 512, "fp16", "s", token_type_ids, 0, **form).configs()
     assert closure_faults(configs["m"], configs) == []
 
 

@@ -7,7 +7,7 @@ import errno
 import re
 from collections.abc import Iterator
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's fault, not the checkpoint's
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk's fault, not the checkpoint's
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")  # numpy's words for the same, without a number
 _LONGEST = 300  # characters of a library's words
 
@@ -38,7 +38,7 @@ def explained(what: str, *, hidden: str = "") -> Iterator[None]:
     except (ExportError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as exc:  # a panic of Rust is no Exception
-        if isinstance(exc, OSError) and (exc.errno in _NO_ROOM or _SHORT_WRITE.search(str(exc))):
+        if isinstance(exc, OSError) and (exc.errno in NO_ROOM or _SHORT_WRITE.search(str(exc))):
             raise
         raise ExportError(f"{what} ({cause(exc, hidden=hidden)})") from exc
 

@@ -249,13 +249,10 @@ def check_form(family: Family, precision: Precision, label: str, *, flat: bool =
             f"{', '.join(family.precisions)}"
         )
     if flat and not family.has_bert_layers:
+        flat_ones = [row.architecture for row in _ROWS if row.has_bert_layers]
         raise ExportError(
-            f"{label}: {family.architecture} has no flat graph; {', '.join(_flat_ones())} have. Leave --graph out"
+            f"{label}: {family.architecture} has no flat graph; {', '.join(flat_ones)} have. Leave --graph out"
         )
-
-
-def _flat_ones() -> list[str]:
-    return [family.architecture for family in _ROWS if family.has_bert_layers]
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ It is imported inside functions: that is slow, and it reads its variables then.
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from triton_rerank_export.checkpoint.saved.modules import MODULES
 from triton_rerank_export.checkpoint.saved.settings import FILES, SETTINGS, module_files
 from triton_rerank_export.checkpoint.vocabulary import VOCABULARY
 from triton_rerank_export.checkpoint.weights import list_names, parts, pick_weights
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import NO_ROOM, ExportError
 
 _FACTS = (
     *(CARD, CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -35,7 +34,6 @@ _ASKED_FOR = (
 _OF_A_WHOLE_COPY = ".gitattributes"  # nobody needs it: who has one copied everything
 _LOGIT_SCORE = re.compile(r"\d+_LogitScore/config\.json")  # a module of a causal reranker
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -207,7 +205,7 @@ def _explain_status(status: int, hub: str) -> str:
 
 
 def _explain_disk(exc: Exception, cache: str, hub: str) -> str:
-    if isinstance(exc, OSError) and exc.errno in _NO_ROOM:
+    if isinstance(exc, OSError) and exc.errno in NO_ROOM:
         return f"no room for it in {cache} ({exc.strerror}); free some, or set HF_HOME to a folder on another disk"
     return f"the download from {hub} failed ({_innermost(exc)}); run it again, and if that fails too, delete {cache}"
 

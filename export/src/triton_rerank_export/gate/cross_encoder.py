@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,11 @@ from triton_rerank_export.gate.reference import give_segments
 from triton_rerank_export.graph.trace import quiet
 from triton_rerank_export.repository.triton_config import SpecialTokensInText
 
+Scores = npt.NDArray[np.float32]
+
 
 class CannotScore(ExportError):
     """Sentence-transformers fails on this checkpoint."""
-
-
-@dataclass(frozen=True)
-class PeerScores:
-    """What ``CrossEncoder`` says of one query with n documents.
-
-    Attributes:
-        logits: float32 ``(n,)``, before the activation.
-        scores: float32 ``(n,)``, after it: the result of ``predict``.
-    """
-
-    logits: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
 
 
 class Peer:
@@ -77,8 +65,11 @@ class Peer:
         stated = self._model[0].processing_kwargs.get("text", {}).get("max_length")
         return int(stated or self._model.max_seq_length)
 
-    def scores(self, query: str, documents: Sequence[str], *, max_length: int) -> PeerScores:
+    def scores(self, query: str, documents: Sequence[str], *, max_length: int) -> tuple[Scores, Scores]:
         """Score one query with n documents, cut at ``max_length`` tokens.
+
+        Returns:
+            float32 ``(n,)`` each: what it gives before the activation, and after it, the result of ``predict``.
 
         Raises:
             CannotScore: sentence-transformers cannot score them.
@@ -91,7 +82,7 @@ class Peer:
             logits = self._model.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True, **options)
             scores = self._model.activation_fn(logits)  # what predict does with its own, without a second run
             served = ... if self._row is None else (slice(None), self._row)
-            return PeerScores(logits[served].float().numpy(), scores[served].float().numpy())
+            return logits[served].float().numpy(), scores[served].float().numpy()
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from triton_rerank.core.ranking import activate
 from triton_rerank_export.checkpoint.causal import Asked
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.gate.cross_encoder import CannotScore, Peer, PeerScores
+from triton_rerank_export.gate.cross_encoder import CannotScore, Peer, Scores
 from triton_rerank_export.gate.parity import Logits, ParityQuery
 from triton_rerank_export.repository.triton_config import ServedModel
 
@@ -70,40 +70,29 @@ def hold_against_peer(
         meaning = "special" if checkpoint.templated else served.special_tokens_in_text  # a template is made of them
         peer = Peer(folder, special_tokens_in_text=meaning, row=checkpoint.row, segments=checkpoint.token_type_ids)
         if peer.max_length < served.max_length:
-            raise _shorter(checkpoint, served, peer.max_length)
+            raise ExportError(
+                f"{checkpoint.label}: sentence-transformers cuts a pair at {peer.max_length} tokens, it would be "
+                f"served with {served.max_length}; export it with --max-length {peer.max_length}"
+            )
         found = []
         for number, query in enumerate(queries, start=1):
             on_step(f"comparing: sentence-transformers, query {number} of {len(queries)}")
             found.append(peer.scores(query.query, query.documents, max_length=served.max_length))
     except CannotScore as exc:
         return PeerReport(notes=(f"The scores were not compared with sentence-transformers: {exc}.",))
-    return PeerReport(
-        difference=max(_compare(*row, checkpoint, served) for row in zip(queries, expected, found, strict=True)),
-        notes=(_TOLD,) if peer.told else (),
-    )
+    differences = []
+    for query, logits, (their_logits, their_scores) in zip(queries, expected, found, strict=True):
+        _hold("logit", logits, their_logits, query, checkpoint)
+        differences.append(_hold("score", activate(logits, served.activation), their_scores, query, checkpoint))
+    return PeerReport(max(differences), notes=(_TOLD,) if peer.told else ())
 
 
-def _compare(
-    query: ParityQuery, logits: Logits, found: PeerScores, checkpoint: Checkpoint, served: ServedModel
-) -> float:
-    """The largest difference of a score."""
-    scores = activate(logits, served.activation)
-    _check("logit", logits, found.logits, query, checkpoint)
-    _check("score", scores, found.scores, query, checkpoint)
-    return float(np.max(np.abs(scores - found.scores)))
-
-
-def _check(
-    what: str,
-    ours: npt.NDArray[Any],
-    theirs: npt.NDArray[Any],
-    query: ParityQuery,
-    checkpoint: Checkpoint,
-) -> None:
+def _hold(what: str, ours: npt.NDArray[Any], theirs: Scores, query: ParityQuery, checkpoint: Checkpoint) -> float:
+    """The largest difference, if it is within the bound."""
     differences = np.abs(ours - theirs)
     bound = BOUND * max(1.0, float(np.max(np.abs(theirs))))
     if np.all(differences <= bound):  # NaN is never within it
-        return
+        return float(np.max(differences))
     row = int(np.argmax(differences))
     raise ExportError(
         f"{checkpoint.label}: sentence-transformers gives the {what} {theirs[row]:.6g}, it would be served with "
@@ -121,10 +110,3 @@ def _asked_otherwise(checkpoint: Checkpoint, asked: Asked) -> tuple[str, ...]:
     if checkpoint.asked_by_name:
         return (held,)
     return (held, f"No file says which prompt it was trained with; {asked.name} was taken for its class (--prompt).")
-
-
-def _shorter(checkpoint: Checkpoint, served: ServedModel, theirs: int) -> ExportError:
-    return ExportError(
-        f"{checkpoint.label}: sentence-transformers cuts a pair at {theirs} tokens, it would be served with "
-        f"{served.max_length}; export it with --max-length {theirs}"
-    )

@@ -16,8 +16,6 @@ from triton_rerank_export.repository.store import active_version, installed_vers
 from triton_rerank_export.repository.triton_config import ServedModel
 from triton_rerank_export.repository.warmup import warmup_files
 
-_Kind = tuple[int, tuple[int, ...]]  # data type, dims
-
 
 def check_repository(repository: Path) -> list[str]:
     """Hold every file against the manifests, and every config against the data it was made from.
@@ -76,21 +74,21 @@ def _version_faults(repository: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _config_faults(repository: Path, model: ServedModel) -> list[str]:
-    faults, found = [], {}
+    faults = []
     for name in model.configs():
         try:
-            found[name] = read_config(repository, name)
+            found = read_config(repository, name)
         except ConfigurationError as exc:
             faults.append(str(exc))
             continue
-        expected = model.configs(_listed(repository, found[name]))[name]
-        if found[name] != expected:
-            fields = ", ".join(sorted(_differing(found[name], expected)))
+        expected = model.configs(_listed(repository, found))[name]
+        if found != expected:
+            fields = ", ".join(sorted(_differing(found, expected)))
             faults.append(
                 f"{name}/config.pbtxt: not what the manifest gives, in {fields}; it was edited, or belongs to another "
                 "export; export the model again"
             )
-    return faults or closure_faults(found[model.name], found)
+    return faults
 
 
 def _listed(repository: Path, config: Any) -> list[int]:
@@ -101,48 +99,6 @@ def _listed(repository: Path, config: Any) -> list[int]:
 def _differing(found: Any, expected: Any) -> set[str]:
     names = {field.name for message in (found, expected) for field, _ in message.ListFields()}
     return {name for name in names if getattr(found, name) != getattr(expected, name)}
-
-
-def closure_faults(ensemble: Any, steps: dict[str, Any]) -> list[str]:
-    """Hold an ensemble's tensors together.
-
-    Args:
-        ensemble: its ``ModelConfig``.
-        steps: model name -> ``ModelConfig`` of at least its steps.
-
-    Returns:
-        A sentence for each tensor that is produced twice or never, goes unused, or changes dtype or shape on its way.
-    """
-    produced: dict[str, _Kind | None] = {tensor.name: _kind(tensor) for tensor in ensemble.input}
-    used: set[str] = set()
-    faults = []
-    for step in ensemble.ensemble_scheduling.step:
-        config = steps[step.model_name]
-        inputs, outputs = ({t.name: _kind(t) for t in tensors} for tensors in (config.input, config.output))
-        for name, tensor in step.input_map.items():
-            used.add(tensor)
-            if produced.get(tensor) != inputs.get(name):
-                faults.append(
-                    f"{ensemble.name}: {step.model_name} reads {name} as {inputs.get(name)} from {tensor}, which is "
-                    f"{produced.get(tensor)}"
-                )
-        for name in sorted(set(inputs) - set(step.input_map)):
-            faults.append(f"{ensemble.name}: input {name} of {step.model_name} comes from nowhere")
-        for name, tensor in step.output_map.items():
-            if tensor in produced:
-                faults.append(f"{ensemble.name}: {tensor} is produced twice, the second time by {step.model_name}")
-            produced[tensor] = outputs.get(name)
-    faults += [
-        f"{ensemble.name}: output {tensor.name} is {_kind(tensor)}, its step gives {produced.get(tensor.name)}"
-        for tensor in ensemble.output
-        if produced.get(tensor.name) != _kind(tensor)
-    ]
-    unused = sorted(set(produced) - used - {tensor.name for tensor in ensemble.output})
-    return faults + [f"{ensemble.name}: {name} is produced and never used" for name in unused]
-
-
-def _kind(tensor: Any) -> _Kind:
-    return tensor.data_type, tuple(tensor.dims)
 
 
 def _warmup_faults(repository: Path, model: ServedModel) -> list[str]:

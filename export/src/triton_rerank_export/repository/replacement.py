@@ -43,7 +43,8 @@ def put(staged: Path, repository: Path, model: ServedModel) -> None:
     version = max(used) + 1
     try:
         for own, working in _names(model.name).items():
-            _rename_step(staged / own, staged / working)
+            (staged / own).rename(staged / working)
+            _rename_in_config(staged / working, working)
             bring(staged / working, repository / working)
         bring(staged / model.name / str(model.version), repository / model.name / str(version))
         ensemble = reader.read_config(staged, model.name)
@@ -167,11 +168,11 @@ def _put_back(repository: Path, old: Path, names: list[str]) -> None:
                 shutil.move(old / name, repository / name)
 
 
-def _rename_step(folder: Path, renamed: Path) -> None:
+def _rename_in_config(folder: Path, name: str) -> None:
     config = reader.read_config(folder.parent, folder.name)
-    config.name = renamed.name
-    folder.rename(renamed)
-    (renamed / CONFIG_FILE).write_text(to_text(config), encoding="utf-8")
+    config.name = name
+    (folder / CONFIG_FILE).unlink()  # it may be a link, and written over it would change both
+    (folder / CONFIG_FILE).write_text(to_text(config), encoding="utf-8")
 
 
 def _give_own_names(repository: Path, name: str, ensemble: Any) -> None:
@@ -180,8 +181,7 @@ def _give_own_names(repository: Path, name: str, ensemble: Any) -> None:
             shutil.copytree(
                 repository / working, folder / working, copy_function=link, ignore=shutil.ignore_patterns(".*")
             )
-            (folder / working / CONFIG_FILE).unlink()  # a link: written over, it would change both
-            _write_config(folder / working / CONFIG_FILE, repository, working, own)
+            _rename_in_config(folder / working, own)
             atomic.replace_folder(folder / working, repository / own)
     version = reader.active_version(repository, name)
     final = read_manifest(repository / name / str(version) / MANIFEST_FILE).model.version
@@ -195,12 +195,6 @@ def _give_own_names(repository: Path, name: str, ensemble: Any) -> None:
     for step in ensemble.ensemble_scheduling.step:
         step.model_name = own_names.get(step.model_name, step.model_name)
     _write_ensemble(repository, ensemble, final)
-
-
-def _write_config(path: Path, repository: Path, folder: str, name: str) -> None:
-    config = reader.read_config(repository, folder)
-    config.name = name
-    path.write_text(to_text(config), encoding="utf-8")
 
 
 def _write_ensemble(repository: Path, ensemble: Any, version: int) -> None:

@@ -88,11 +88,13 @@ def read_settings(
     """
     saved = read_object_if_there(folder / SETTINGS, label)
     if not _is_read(folder, saved):
-        _check_nothing_lost(folder, saved, config, label)
+        _check_nothing_lost(saved, config, label)
         return SavedSettings(activation_of_config(config, label))
     file, transformer = _transformer(folder, label)
-    expected = _EXPECTED if head is None else _BEFORE_MODULES
-    _check_transformer(file, transformer, {**_CAUSAL, **_formats(transformer)} if causal else expected, label)
+    expected: Mapping[str, object] = _EXPECTED if head is None else _BEFORE_MODULES
+    if causal:  # how a chat template's messages are built is seen by the gate
+        expected = {**_CAUSAL, "modality_config": transformer.get("modality_config")}
+    _check_transformer(file, transformer, expected, label)
     stated = saved.get("activation_fn")
     return SavedSettings(
         activation=activation_of_config(config, label) if stated is None else _activation(stated, SETTINGS, label),
@@ -155,9 +157,9 @@ def _is_read(folder: Path, saved: Mapping[str, Any]) -> bool:
     return (folder / MODULES).is_file() and saved.get("model_type") == "CrossEncoder"
 
 
-def _check_nothing_lost(folder: Path, saved: Mapping[str, Any], config: Mapping[str, Any], label: str) -> None:
+def _check_nothing_lost(saved: Mapping[str, Any], config: Mapping[str, Any], label: str) -> None:
     """Settings of a cross-encoder without its list of modules: a copy that is not whole."""
-    if saved.get("model_type") != "CrossEncoder" or (folder / MODULES).is_file():
+    if saved.get("model_type") != "CrossEncoder":
         return
     stated, prompt = saved.get("activation_fn"), _default_prompt(saved, label)
     lost = [f"the prompt {prompt!r:.80}"] if prompt else []
@@ -210,11 +212,6 @@ def _transformer(folder: Path, label: str) -> tuple[str, dict[str, Any]]:
         if content:
             return name, content
     return _TRANSFORMER_FILES[0], {}
-
-
-def _formats(settings: Mapping[str, Any]) -> dict[str, object]:
-    """How a chat template's messages are built; the gate sees what it does."""
-    return {"modality_config": settings.get("modality_config")}
 
 
 def _check_transformer(file: str, settings: Mapping[str, Any], expected: Mapping[str, object], label: str) -> None:
