@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -173,18 +173,16 @@ class ActivationPeak:
     def look(self, module: str, *activations: Any) -> None:
         """Take what a layer takes and gives into account."""
         for activation in activations:
-            self._look(module, float(activation.detach().abs().max()))
-
-    def _look(self, module: str, value: float) -> None:
-        if math.isnan(self.value) or value <= self.value:  # NaN counts as the largest, whatever comes after it
-            return
-        self.value, self.module = value, module
+            value = float(activation.detach().abs().max())
+            if not (math.isnan(self.value) or value <= self.value):  # NaN counts as the largest, whatever comes after
+                self.value, self.module = value, module
 
 
+@dataclass(eq=False)
 class Reference:
     """Tokenises and scores pairs as a user of transformers does, one pair at a time: no batch, no code of ours.
 
-    Args:
+    Attributes:
         folder: checkpoint folder.
         max_length: tokens a pair.
         label: what the checkpoint is called in a message; by default its folder.
@@ -202,55 +200,39 @@ class Reference:
         ExportError: transformers cannot load the tokenizer.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        max_length: int,
-        label: str = "",
-        tensors: Sequence[str] = (contract.INPUT_IDS, contract.ATTENTION_MASK, contract.TOKEN_TYPE_IDS),
-        pad_token_id: int | None = None,
-        query_prompt: str = "",
-        special_tokens_in_text: SpecialTokensInText = "text",
-        allow_pickle: bool = False,
-        row: int | None = None,
-        watched: str | None = None,
-        prompt: Prompt | None = None,
-        head: Answers | None = None,
-    ) -> None:
-        self.peak = None if watched is None else ActivationPeak()
-        self._watched = watched or ""
-        self._folder = folder
-        self._label = label or str(folder)
-        self._allow_pickle = allow_pickle
-        self._row = row
-        self.tokenizer = load_tokenizer(folder, self._label)
-        if contract.TOKEN_TYPE_IDS in tensors:
-            give_segments(self.tokenizer)
-        self._pad_token_id = self.tokenizer.pad_token_id if pad_token_id is None else pad_token_id
-        self._tensors = tensors
-        self._max_length = max_length
-        self._query_prompt = query_prompt
-        self._prompt = prompt
-        self._head = head
-        self._split = special_tokens_in_text == "text"
-        if self._split:
-            self._let_no_text_name_a_special_token()
+    folder: Path
+    _: KW_ONLY
+    max_length: int
+    label: str = ""
+    tensors: Sequence[str] = (contract.INPUT_IDS, contract.ATTENTION_MASK, contract.TOKEN_TYPE_IDS)
+    pad_token_id: int | None = None
+    query_prompt: str = ""
+    special_tokens_in_text: SpecialTokensInText = "text"
+    allow_pickle: bool = False
+    row: int | None = None
+    watched: str | None = None
+    prompt: Prompt | None = None
+    head: Answers | None = None
 
-    def _let_no_text_name_a_special_token(self) -> None:
-        """As served: transformers' own switch lets the pieces ``<s>`` and ``</s>`` of a Unigram vocabulary through."""
-        backend = self.tokenizer.backend_tokenizer
-        self.tokenizer._tokenizer = special_as_text(backend, backend.to_str())
+    def __post_init__(self) -> None:
+        self.peak = None if self.watched is None else ActivationPeak()
+        self.label = self.label or str(self.folder)
+        self.tokenizer = load_tokenizer(self.folder, self.label)
+        if contract.TOKEN_TYPE_IDS in self.tensors:
+            give_segments(self.tokenizer)
+        if self.pad_token_id is None:  # asked before the pieces of a Unigram vocabulary get other names
+            self.pad_token_id = self.tokenizer.pad_token_id
+        self._split = self.special_tokens_in_text == "text"
+        if self._split:  # as served: transformers' own switch lets <s> and </s> of a Unigram vocabulary through
+            backend = self.tokenizer.backend_tokenizer
+            self.tokenizer._tokenizer = special_as_text(backend, backend.to_str())
 
     @cached_property
     def _model(self) -> Any:
-        model = (
-            load_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
-            if self._head is None
-            else load_language_model(self._folder, allow_pickle=self._allow_pickle, label=self._label)
-        )
-        if self.peak is not None:
-            self.peak.watch(model, self._watched)
+        load = load_model if self.head is None else load_language_model
+        model = load(self.folder, allow_pickle=self.allow_pickle, label=self.label)
+        if self.peak is not None and self.watched is not None:
+            self.peak.watch(model, self.watched)
         return model
 
     def logits(self, query: str, documents: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -264,24 +246,24 @@ class Reference:
 
         model = self._model
         # Of a language model the last token's logits alone: all words' for every token are a third more work.
-        kept = {} if self._head is None else {"logits_to_keep": 1}
-        with torch.no_grad(), explained(f"{self._label}: PyTorch cannot score a pair"):
+        kept = {} if self.head is None else {"logits_to_keep": 1}
+        with torch.no_grad(), explained(f"{self.label}: PyTorch cannot score a pair"):
             rows = [self._encode(query, document).convert_to_tensors("pt") for document in documents]
-            inputs = [{name: row[name] for name in self._tensors if name in row} for row in rows]
+            inputs = [{name: row[name] for name in self.tensors if name in row} for row in rows]
             logits = [self._logit(model(**row, **kept, return_dict=True).logits) for row in inputs]
         odd = next((logit for logit in logits if not math.isfinite(logit)), None)
         if odd is not None:
             raise ExportError(
-                f"{self._label}: PyTorch itself gives the logit {odd} for {query[:40]!r}: its weights are damaged, or "
+                f"{self.label}: PyTorch itself gives the logit {odd} for {query[:40]!r}: its weights are damaged, or "
                 "its training diverged; get them anew, or train it again"
             )
         return np.array(logits, dtype=np.float32)
 
     def _logit(self, output: Any) -> float:
         """Of a classifier ``(1, 1)``, of a language model ``(1, 1, vocabulary)``."""
-        if self._head is None:
-            return float(output if self._row is None else output[0, self._row])
-        last, head = output[0, -1], self._head
+        if self.head is None:
+            return float(output if self.row is None else output[0, self.row])
+        last, head = output[0, -1], self.head
         if head.negative is None:
             return float(last[head.positive]) / head.scale
         chances = last.log_softmax(dim=-1)
@@ -293,11 +275,11 @@ class Reference:
         Filled up on the right, with the padding id of the model; the tokenizer may have another, which the model does
         not see under a mask of zeros.
         """
-        with explained(f"{self._label}: transformers cannot tokenise a pair"):
+        with explained(f"{self.label}: transformers cannot tokenise a pair"):
             row = {name: ids for name, (ids,) in self._encode(query, document).items()}
         filled = {}
         for name, ids in row.items():
-            padding = self._pad_token_id if name == contract.INPUT_IDS else 0
+            padding = self.pad_token_id if name == contract.INPUT_IDS else 0
             filled[name] = np.full(width, padding, dtype=np.int64)
             filled[name][: len(ids)] = ids
         return filled
@@ -307,13 +289,13 @@ class Reference:
 
         Of lists, as sentence-transformers calls it: beside a single query an empty document would be taken for none.
         """
-        if self._prompt is not None:
-            return self._encode_prompted(self._prompt, query, document)
+        if self.prompt is not None:
+            return self._encode_prompted(self.prompt, query, document)
         return self.tokenizer(
-            [self._query_prompt + query],
+            [self.query_prompt + query],
             [document],
             truncation="longest_first",
-            max_length=self._max_length,
+            max_length=self.max_length,
             split_special_tokens=self._split,
             verbose=False,
         )
@@ -328,7 +310,7 @@ class Reference:
         )
         asked = self._ids(before + query + after, split=self._split)
         told = self._ids(prompt.before_document + document, split=self._split)
-        room = self._max_length - len(prefix) - len(middle) - len(suffix)
+        room = self.max_length - len(prefix) - len(middle) - len(suffix)
         if len(asked) + len(told) > room:
             head, tail = self._ids(before.rstrip(), split=self._split), self._ids(after, split=self._split)
             texts = before[len(before.rstrip()) :] + query, prompt.before_document + document
