@@ -28,9 +28,7 @@ TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
 SHORTEST = 8  # tokens: the special ones, and a few words
-_ONE_LABEL = {"id2label": None, "num_labels": 1}
 _MOST = 10**7  # no number in config.json is larger, whatever the model
-
 
 _INSTEAD = "ms-marco-minilm-l6-v2 (English) or bge-reranker-v2-m3 (multilingual)"
 _BY_OWN_CODE = (  # patterns of an architecture's name, what such a model is, and why it cannot be served
@@ -104,8 +102,7 @@ class Facts:
         n_positions: rows of the table of positions, or the longest text where there is none.
         asked: the prompt around its pairs, and the tokens that answer; None for a model without.
         asked_by_name: its id or its folder's name says so, its files, or the user; else its class.
-        head: of a language model, the rows of its head that a score is made from, as far as they are known; None for
-            a classifier.
+        head: rows of a language model's head that a score is made from; None for a classifier, or not known yet.
     """
 
     architecture: str
@@ -165,7 +162,6 @@ def read_facts(
     _check_kind(config, _BY_OWN_CODE, label)
     _check_own_weights(config, label)
     answers = read_logit_score(folder, label)
-    # Without modules, the class alone is an embedding model's.
     modules = None if answers else read_modules(folder, config.get("hidden_size"), label)
     named = find((source, folder.name), prompt, label)
     known = named is not None or answers is not None
@@ -176,21 +172,23 @@ def read_facts(
         _check_answers(answers, architecture, _number(config, "vocab_size", label), label, causal=causal)
     _check_model_type(config, family, label)
     if modules is not None:  # config.json knows nothing of it
-        config = {**config, **_ONE_LABEL}
+        config = {**config, "id2label": None, "num_labels": 1}
     one_of = _one_of(config, asked, label, causal=causal)
     _check_required(config, family, label)
     saved = read_settings(folder, config, label, head=modules, causal=answers is not None)
     question = _asked(family, named, prompt, label)
+    stated = read_object_if_there(folder / TOKENIZER_CONFIG, label)
     if answers is not None and prompt is None:
-        stated = read_object_if_there(folder / TOKENIZER_CONFIG, label)
         question = with_place_for_instruction(asked_of_template(folder, stated, saved, label), named)
-    sizes = _sizes(folder, config, family, label)
+    pad = _pad(folder, config, stated, family, label)
+    sizes = _sizes(config, family, pad, label)
     return Facts(
         architecture=architecture,
         modules=modules,
         one_of=one_of,
         token_type_ids=family.reads_segments and sizes["n_segments"] > 0,
-        max_length=_longest(folder, saved, family, sizes, label),
+        max_length=_longest(stated, saved, family, pad, sizes["n_positions"], label),
+        pad_token_id=pad,
         activation=question.activation if question is not None and causal else saved.activation,
         query_prompt="" if answers is not None else saved.query_prompt,
         lower_case=saved.lower_case,
@@ -201,10 +199,9 @@ def read_facts(
     )
 
 
-def _sizes(folder: Path, config: Mapping[str, Any], family: Family, label: str) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any], family: Family, pad: int, label: str) -> dict[str, int]:
     """What config.json says of tables and layers."""
     vocabulary = _number(config, "vocab_size", label)
-    pad = _pad(folder, config, family, label)
     if pad >= vocabulary:
         raise ExportError(f"{label}: pad_token_id in config.json is {pad}; vocab_size {vocabulary} bounds it")
     width, heads = (_number(config, key, label, least=1) for key in (family.width, family.heads))
@@ -214,7 +211,6 @@ def _sizes(folder: Path, config: Mapping[str, Any], family: Family, label: str) 
     segments = 0 if family.segments is None else _number(config, "type_vocab_size", label, default=family.segments)
     of_tables, default = family.embedding_width or (family.width, None)
     return {
-        "pad_token_id": pad,
         "n_heads": heads,
         "n_layers": _number(config, family.stored_layers, label, least=1),
         "hidden_size": width,
@@ -293,28 +289,24 @@ def _architecture(config: Mapping[str, Any], modules: Head | None, label: str, *
 
 def _asked(family: Family, named: Asked | None, stated: str | None, label: str) -> Asked | None:
     """What a checkpoint of a family is asked: by the user, by its name, or by its class."""
-    if not family.prompt:
-        if stated is not None:
-            raise ExportError(f"{label}: --prompt is for causal rerankers; pairs of {family.architecture} have none")
-        return None
-    return named or PROMPTS[family.prompt]
+    if stated is not None and not family.prompt:
+        raise ExportError(f"{label}: --prompt is for causal rerankers; pairs of {family.architecture} have none")
+    return (named or PROMPTS[family.prompt]) if family.prompt else None
 
 
 def _one_of(config: Mapping[str, Any], asked: str | None, label: str, *, causal: bool) -> Label | None:
-    if not causal:
-        return labels.choose(config, asked, label)
-    if asked is not None:
+    if causal and asked is not None:
         raise ExportError(f"{label}: --label is for classifiers; the score of a causal LM is that of its yes and no")
-    return None
+    return None if causal else labels.choose(config, asked, label)
 
 
-def _pad(folder: Path, config: Mapping[str, Any], family: Family, label: str) -> int:
+def _pad(folder: Path, config: Mapping[str, Any], stated: Mapping[str, Any], family: Family, label: str) -> int:
     """A language model may name it in its tokenizer's files only."""
     if config.get("pad_token_id") is not None:
         return _number(config, "pad_token_id", label)
     if not family.causal:
         return family.pad_token_id
-    token = read_object_if_there(folder / TOKENIZER_CONFIG, label).get("pad_token")
+    token = stated.get("pad_token")
     name = token.get("content") if isinstance(token, dict) else token
     added = read_object_if_there(folder / TOKENIZER, label).get("added_tokens") or ()
     found = [entry.get("id") for entry in added if isinstance(entry, dict) and entry.get("content") == name]
@@ -372,13 +364,13 @@ def _check_required(config: Mapping[str, Any], family: Family, label: str) -> No
         raise ExportError(f"{label}: its rope_type is {rope['rope_type']!s:.80}; supported is default")
 
 
-def _longest(folder: Path, saved: SavedSettings, family: Family, sizes: Mapping[str, int], label: str) -> int:
+def _longest(
+    tokenizer: Mapping[str, Any], saved: SavedSettings, family: Family, pad: int, positions: int, label: str
+) -> int:
     """What is stated, if the table of positions goes so far."""
-    positions = sizes["n_positions"]
-    behind = sizes["pad_token_id"] + 1 if family.positions_after_padding else 0
-    positions = min(positions - behind, family.longest or positions)
-    stated = saved.max_length or _tokenizer_limit(folder, label)
-    longest = positions if stated is None else min(positions, stated)
+    rows = positions - (pad + 1 if family.positions_after_padding else 0)
+    stated = saved.max_length or _tokenizer_limit(tokenizer, label)
+    longest = min(rows, family.longest or rows, stated or rows)
     if longest < SHORTEST:
         raise ExportError(
             f"{label}: its longest pair has {longest} tokens (max_position_embeddings in config.json, model_max_length "
@@ -387,9 +379,9 @@ def _longest(folder: Path, saved: SavedSettings, family: Family, sizes: Mapping[
     return longest
 
 
-def _tokenizer_limit(folder: Path, label: str) -> int | None:
+def _tokenizer_limit(tokenizer: Mapping[str, Any], label: str) -> int | None:
     """Transformers writes 1e30 where the tokenizer has no limit."""
-    stated = read_object_if_there(folder / TOKENIZER_CONFIG, label).get("model_max_length")
+    stated = tokenizer.get("model_max_length")
     if stated is None:
         return None
     if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated >= 1:

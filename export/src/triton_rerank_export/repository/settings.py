@@ -108,16 +108,12 @@ class Settings:
                     f"{flag(name)} is {getattr(model, name)}: only our encoder over ONNX Runtime reads it, and "
                     f"{model.name} is served by {'Triton itself' if not ours else engine}; leave it out"
                 )
-        if model.cuda_graph_shapes and model.graph == "flat":
-            raise ExportError(
-                f"--cuda-graph-shapes is {model.cuda_graph_shapes}: a flat graph's tensors have no such shapes; "
-                "leave it out"
-            )
-        if model.cuda_graph_shapes and model.precision == "int8":
-            raise ExportError(
-                f"--cuda-graph-shapes is {model.cuda_graph_shapes}: int8 is computed on CPUs, which have none; "
-                "leave it out"
-            )
+        for cannot, why in (
+            (model.graph == "flat", "a flat graph's tensors have no such shapes"),
+            (model.precision == "int8", "int8 is computed on CPUs, which have none"),
+        ):
+            if model.cuda_graph_shapes and cannot:
+                raise ExportError(f"--cuda-graph-shapes is {model.cuda_graph_shapes}: {why}; leave it out")
         if ours:
             return model
         if self.scheduling == "continuous":
