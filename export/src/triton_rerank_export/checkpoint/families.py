@@ -95,21 +95,25 @@ class Family:
         return self.traced_as is as_traced.bert_layers
 
 
-_DECODER: dict[str, Any] = {  # fields that Qwen2, Qwen3 and Gemma have in common
-    "segments": None,
-    "reads_segments": False,
-    "word_table": "embed_tokens",
-    "required": {"rope_scaling": (None,), "use_sliding_window": (False,)},
-    "classifier": "score",
-    "layer_weights": r"\blayers\.(\d{1,6})\.",
-    "feed_forward_out": r"/layers\.\d+/mlp/down_proj/MatMul$",
-    "last_layer_cut": as_traced.decoder_last_layer,
-    "traced_as": as_traced.last_token,
-    "fusion": None,
-    "precisions": _NO_HALF,
-    "no_fp16": "its activations pass fp16's range in transformers itself",
-    "longest": 8192,
-}
+_QWEN3 = Family(
+    "Qwen3ForSequenceClassification",
+    ("qwen3",),
+    segments=None,
+    reads_segments=False,
+    word_table="embed_tokens",
+    required={"rope_scaling": (None,), "use_sliding_window": (False,)},
+    classifier="score",
+    layer_weights=r"\blayers\.(\d{1,6})\.",
+    feed_forward_out=r"/layers\.\d+/mlp/down_proj/MatMul$",
+    last_layer_cut=as_traced.decoder_last_layer,
+    traced_as=as_traced.last_token,
+    fusion=None,
+    precisions=_NO_HALF,
+    no_fp16="its activations pass fp16's range in transformers itself",
+    causal="Qwen3ForCausalLM",
+    prompt="qwen3-reranker",
+    longest=8192,
+)
 _MODERNBERT = Family(  # config.json's position_embedding_type says absolute; the class has rotary positions
     "ModernBertForSequenceClassification",
     ("modernbert",),
@@ -126,18 +130,21 @@ _MODERNBERT = Family(  # config.json's position_embedding_type says absolute; th
     fusion=None,
 )
 
-_LIKE_ROBERTA: dict[str, Any] = {
-    "reads_segments": False,
-    "pad_token_id": 1,
-    "positions_after_padding": True,
-    "classifier": "classifier.out_proj",
-}
-
+_ROBERTA = Family(
+    "RobertaForSequenceClassification",
+    ("roberta", "xlm-roberta"),
+    reads_segments=False,
+    pad_token_id=1,
+    positions_after_padding=True,
+    classifier="classifier.out_proj",
+)
 _ROWS = (
     Family("BertForSequenceClassification", ("bert",)),
-    Family("XLMRobertaForSequenceClassification", ("xlm-roberta", "roberta"), **_LIKE_ROBERTA),
-    Family("RobertaForSequenceClassification", ("roberta", "xlm-roberta"), **_LIKE_ROBERTA),
-    Family("CamembertForSequenceClassification", ("camembert",), **_LIKE_ROBERTA),
+    dataclasses.replace(
+        _ROBERTA, architecture="XLMRobertaForSequenceClassification", model_types=("xlm-roberta", "roberta")
+    ),
+    _ROBERTA,
+    dataclasses.replace(_ROBERTA, architecture="CamembertForSequenceClassification", model_types=("camembert",)),
     Family(
         "ElectraForSequenceClassification",
         ("electra",),
@@ -177,15 +184,12 @@ _ROWS = (
         precisions=_NO_HALF,
         no_fp16="its GELU is a cube (Pow), which ends beyond fp16",
     ),
-    Family(
-        "MPNetForSequenceClassification",
-        ("mpnet",),
+    dataclasses.replace(
+        _ROBERTA,
+        architecture="MPNetForSequenceClassification",
+        model_types=("mpnet",),
         segments=None,
-        reads_segments=False,
-        pad_token_id=1,
-        positions_after_padding=True,
         required={},
-        classifier="classifier.out_proj",
         last_layer_cut=None,
         traced_as=None,
         fusion=None,
@@ -206,30 +210,22 @@ _ROWS = (
     ),
     dataclasses.replace(_MODERNBERT, architecture="ModernBertModel", modules=True),  # as ettin-reranker
     _MODERNBERT,
-    Family(
-        "Qwen3ForSequenceClassification",
-        ("qwen3",),
-        causal="Qwen3ForCausalLM",
-        prompt="qwen3-reranker",
-        **_DECODER,
-    ),
-    Family(
-        "Qwen2ForSequenceClassification",
-        ("qwen2",),
+    _QWEN3,
+    dataclasses.replace(
+        _QWEN3,
+        architecture="Qwen2ForSequenceClassification",
+        model_types=("qwen2",),
         causal="Qwen2ForCausalLM",
         prompt="mxbai-rerank-v2",
-        **_DECODER,
     ),
-    Family(
-        "GemmaForSequenceClassification",
-        ("gemma",),
+    dataclasses.replace(
+        _QWEN3,
+        architecture="GemmaForSequenceClassification",
+        model_types=("gemma",),
         causal="GemmaForCausalLM",
         prompt="bge-reranker-v2-gemma",
-        **{
-            **_DECODER,
-            "required": {"rope_scaling": (None,), "use_bidirectional_attention": (False,)},
-            "traced_as": as_traced.last_token_of_gemma,
-        },
+        required={"rope_scaling": (None,), "use_bidirectional_attention": (False,)},
+        traced_as=as_traced.last_token_of_gemma,
     ),
 )
 
