@@ -97,6 +97,16 @@ def test_nvidia_smi_is_asked_for_the_device_and_its_answer_is_kept(
     assert all("--id=2" in line and "--format=csv,noheader,nounits" in line for line in asked)
 
 
+def test_memory_that_nvidia_smi_does_not_tell_of_a_share_of_a_gpu_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_device, "_check_libraries", lambda: None)
+    monkeypatch.setattr(gpu_device, "_smi", lambda *_: "NVIDIA H100 MIG 1g.10gb, 580.1, [N/A], 9.0, [N/A], 1980")
+    device = gpu_device.describe("cuda")
+    assert device.memory_mib is None
+    assert device.lines()[0].startswith("device: NVIDIA H100 MIG 1g.10gb, memory not told, compute capability 9.0")
+    monkeypatch.setattr(gpu_device, "_smi", lambda *_: "[N/A]")
+    assert gpu_device.memory_used_mib(0) is None
+
+
 def test_an_onnxruntime_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_device, "_smi", lambda *_: "NVIDIA H100, 580.1, 81559, 9.0, 700, 1980")
     with pytest.raises(BenchError, match="no CUDA provider; `make perf-gpu` builds"):
@@ -226,6 +236,15 @@ def test_on_a_gpu_every_knob_of_its_own_has_values_to_try(tiny_repository: Path)
         assert {frozenset(each.changes_from(on.exported)) for each in candidates(knob, on.exported, on)} == {
             frozenset({knob})
         }
+
+
+def test_on_a_gpu_the_provider_keeps_the_options_that_the_export_gave_it(tiny_repository: Path) -> None:
+    configs = read_configs(tiny_repository, "tiny-bert")
+    cuda = configs.encoder.optimization.execution_accelerators.gpu_execution_accelerator.add(name="cuda")
+    cuda.parameters["enable_skip_layer_norm_strict_mode"] = "1"
+    on_gpu(configs)
+    (cuda,) = configs.encoder.optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(cuda.parameters) == {"enable_skip_layer_norm_strict_mode": "1", "use_ep_level_unified_stream": "1"}
 
 
 def test_graph_shapes_leave_no_gap() -> None:

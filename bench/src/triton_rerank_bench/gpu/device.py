@@ -44,8 +44,9 @@ class Device:
         """What computes, and what to know of it."""
         if self.kind == "cpu":
             return [f"device: CPU, {self.name}", f"{LOUD}{self.note}"]
+        memory = "memory not told" if self.memory_mib is None else f"{self.memory_mib:,} MiB"
         return [
-            f"device: {self.name}, {self.memory_mib:,} MiB, compute capability {self.compute_capability}, "
+            f"device: {self.name}, {memory}, compute capability {self.compute_capability}, "
             f"{self.power_limit_w} W, SM clock to {self.max_sm_clock_mhz} MHz; driver {self.driver}, "
             f"torch for CUDA {self.cuda}"
         ]
@@ -68,16 +69,23 @@ def describe(kind: Literal["cuda", "cpu"], device_id: int = 0) -> Device:
     import torch
 
     name, driver, memory, capability, power, clock = values
-    mib, versions = int(float(memory)), versions_of(VERSIONS)
+    mib, versions = _mib(memory), versions_of(VERSIONS)
     return Device("cuda", name, driver, mib, capability, power, clock, torch.version.cuda, versions)
 
 
-def memory_used_mib(device_id: int) -> int:
-    """Memory of a GPU that all processes together have taken.
+def memory_used_mib(device_id: int) -> int | None:
+    """Memory of a GPU that all processes together have taken; None where nvidia-smi does not know.
 
     Inside a container nvidia-smi does not see which process took it, so differences of this are what is reported.
     """
-    return int(float(_smi(device_id, "memory.used")))
+    return _mib(_smi(device_id, "memory.used"))
+
+
+def _mib(value: str) -> int | None:
+    try:
+        return int(float(value))
+    except ValueError:  # "[N/A]", of a share of a GPU (MIG, vGPU)
+        return None
 
 
 def _smi(device_id: int, fields: str) -> str:

@@ -102,9 +102,9 @@ def measure_model(
         place(configs)
         answer.setting.change(configs)
 
-    def memory() -> int:
-        """MiB that are taken of the device."""
-        return memory_used_mib(options.device_id) if device.kind == "cuda" else 0
+    def memory() -> int | None:
+        """MiB that are taken of the device; None on a CPU, and where nobody tells."""
+        return memory_used_mib(options.device_id) if device.kind == "cuda" else None
 
     files = read_model(model.repository, shape)
     diff = config_diff(model.repository, shape, change)
@@ -141,8 +141,8 @@ def measure_model(
                 figures.workloads.append(
                     WorkloadFigures(found, levels, turns.capacity(levels, peer, lists[name], workers))
                 )
-        if device.kind == "cuda":
-            figures.server_mib, figures.peer_mib = with_server - before, memory() - with_server
+        if before is not None and with_server is not None and (with_peer := memory()) is not None:
+            figures.server_mib, figures.peer_mib = with_server - before, with_peer - with_server
     figures.other_load, figures.targets = race.load.share(), judge(shape, device, figures.workloads)
     return figures
 

@@ -215,12 +215,17 @@ KNOBS: dict[str, Callable[[Setting, Ground], Iterable[Any]]] = {
 
 
 def on_gpu(configs: Configs) -> None:
-    """Have ONNX Runtime compute on a GPU, with one stream, as CUDA graphs have it, with and without them."""
+    """Have ONNX Runtime compute on a GPU, with one stream, as CUDA graphs have it, with and without them.
+
+    What the export told the provider stays: a flat fp16 graph is another one without its options.
+    """
     for group in configs.encoder.instance_group:
         group.kind = group.KIND_GPU
     accelerators = pb.ModelOptimizationPolicy.ExecutionAccelerators
-    cuda = accelerators.Accelerator(name="cuda", parameters=_PROVIDER_OPTIONS)
-    configs.encoder.optimization.execution_accelerators.CopyFrom(accelerators(gpu_execution_accelerator=[cuda]))
+    served = configs.encoder.optimization.execution_accelerators
+    options = {name: value for each in served.gpu_execution_accelerator for name, value in each.parameters.items()}
+    cuda = accelerators.Accelerator(name="cuda", parameters={**options, **_PROVIDER_OPTIONS})
+    served.CopyFrom(accelerators(gpu_execution_accelerator=[cuda]))
 
 
 def on_cpu(configs: Configs) -> None:
