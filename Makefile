@@ -165,7 +165,7 @@ GPU_VENV := .venv-gpu
 GPU_PYTHON ?= $(GPU_VENV)/bin/python
 
 .PHONY: perf-gpu
-perf-gpu: ## the served model on an NVIDIA GPU, beside sentence-transformers (docs/gpu.md; GPU_PYTHON=… an environment of yours)
+perf-gpu: ## the served model on an NVIDIA GPU, beside sentence-transformers (docs/gpu.md; GPU_PYTHON=… an environment of yours, WHEELS=folder without network)
 	@command -v nvidia-smi >/dev/null || { echo "make perf-gpu: nvidia-smi is not on PATH; it needs a machine with an NVIDIA GPU and its driver" >&2; exit 2; }
 	@$(if $(filter $(GPU_VENV)/%,$(GPU_PYTHON)),$(MAKE) --no-print-directory $(GPU_VENV)/.ready)
 	@mkdir -p perf .cache
@@ -177,7 +177,8 @@ $(GPU_VENV)/.ready: requirements/gpu.in $(wildcard requirements/constraints-*.tx
 	  "Python %d.%d: 3.11 or 3.12 is needed; choose one with make PYTHON=python3.12 …" % v)'
 	test -x $(GPU_VENV)/bin/python || $(PYTHON) -m venv $(GPU_VENV)
 	version=$$($(GPU_VENV)/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
-	  $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check -c requirements/constraints-$$version.txt -r requirements/gpu.in
+	  $(GPU_VENV)/bin/python -m pip install --disable-pip-version-check $(if $(WHEELS),--no-index --find-links '$(WHEELS)') \
+    -c requirements/constraints-$$version.txt -r requirements/gpu.in
 	$(GPU_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation $(DISTRIBUTIONS:%=-e %)
 	@touch $@
 

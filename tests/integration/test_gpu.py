@@ -17,7 +17,7 @@ from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu.device import CPU_NOTE
-from triton_rerank_bench.gpu.models import Prepared, prepare
+from triton_rerank_bench.gpu.models import Prepared
 from triton_rerank_bench.served import read_model
 
 pytestmark = pytest.mark.timeout(600)  # three times torch in processes of their own
@@ -28,14 +28,22 @@ SHORT = (
 )
 
 
-@pytest.mark.parametrize("graph", ["padded", "flat"])
-def test_a_random_model_is_exported_by_our_own_command(tmp_path: Path, graph: str) -> None:
-    prepared = prepare("tiny", None, tmp_path, "fp32", graph, on_step=lambda _: None)
-    assert (prepared.shape, prepared.weights) == ("tiny", "random")
-    model = read_model(prepared.repository)
-    assert (model.info.name, model.info.precision) == ("tiny", "fp32")
-    inputs = {tensor.name for tensor in onnx.load(model.encoder_file).graph.input}
-    assert ("widths" in inputs) == (graph == "flat")
+def test_the_first_minutes_export_each_form_and_tell_where_it_ran_how_right_and_how_fast(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    gpu_command.add_arguments(parser)
+    arguments = ["--device", "cpu", "--shape", "tiny", "--first", "--work", str(tmp_path), "--output"]
+    document, code = gpu_command.run(parser.parse_args([*arguments, str(tmp_path / "first.json")]), Console(quiet=True))
+    assert (code, document["left_out"]) == (0, [])
+    for form, graph in zip(json.loads((tmp_path / "first.json").read_text())["forms"], ("padded", "flat"), strict=True):
+        assert form["graph"] == graph
+        assert all(name.startswith("CPU ") and count > 0 for name, count in form["nodes"].items())
+        assert form["parity"]["max_logit_difference"] < 1e-4
+        assert [size["pairs"] for size in form["sizes"]] == [1, 10, 64, 256]
+        assert all(size["ms"] > 0 and size["share_of_matrix_rate"] > 0 for size in form["sizes"])
+        model = read_model(tmp_path / graph / "tiny" / "model_repository")
+        assert (model.info.name, model.info.precision) == ("tiny", "fp32")
+        inputs = {tensor.name for tensor in onnx.load(model.encoder_file).graph.input}
+        assert ("widths" in inputs) == (graph == "flat")
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -19,9 +21,10 @@ from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.compare.process import PeerProcess
 from triton_rerank_bench.compare.race import AtSetting, PeerFigures, WorkloadPeers
 from triton_rerank_bench.compare.rounds import Timing
-from triton_rerank_bench.errors import BenchError, PeerError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError, PeerError
 from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu import device as gpu_device
+from triton_rerank_bench.gpu import first
 from triton_rerank_bench.gpu import models as gpu_models
 from triton_rerank_bench.gpu.device import Device
 from triton_rerank_bench.gpu.measure import WorkloadFigures, capacity, everything, judge, longest
@@ -40,6 +43,7 @@ from triton_rerank_bench.tune.knobs import (
 from triton_rerank_bench.tune.variants import Configs, read_configs
 from triton_rerank_bench.workloads import TokenStatistics, Workload, chunks, passages
 from triton_rerank_server.backends.encoder.cuda import parse_shapes, provider_options
+from triton_rerank_server.backends.encoder.session import EngineError
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 H100 = Device("cuda", "NVIDIA H100 80GB HBM3")
@@ -245,6 +249,46 @@ def test_on_a_gpu_the_provider_keeps_the_options_that_the_export_gave_it(tiny_re
     on_gpu(configs)
     (cuda,) = configs.encoder.optimization.execution_accelerators.gpu_execution_accelerator
     assert dict(cuda.parameters) == {"enable_skip_layer_norm_strict_mode": "1", "use_ep_level_unified_stream": "1"}
+
+
+def test_the_first_minutes_keep_what_was_measured_and_tell_what_was_not(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measured(_: Path, shape: str, graph: str, *__: object) -> first.Form:
+        if (shape, graph) == ("tiny", "flat"):
+            raise EngineError("no kernel for it")
+        if shape == "bge-base":
+            raise KeyboardInterrupt
+        return first.Form(shape, graph, {"CPU MatMul": 1}, {"kendall_tau": 1.0})
+
+    monkeypatch.setattr(first, "prepare", lambda *_, **__: gpu_models.Prepared("", "random", tmp_path, tmp_path))
+    monkeypatch.setattr(first, "_measure", measured)
+    monkeypatch.setattr(first, "matrix_rate", lambda *_: 1e12)
+    options = argparse.Namespace(
+        shape=["tiny", "bge-base"], work=tmp_path, seed=1, output=tmp_path / "first.json", device_id=0
+    )
+    document, code = first.run_first(options, {}, gpu_device.describe("cpu"), "fp32", Console(quiet=True))
+    assert code == INTERRUPTED
+    assert document["left_out"] == ["tiny, flat: no kernel for it"]
+    kept = json.loads((tmp_path / "first.json").read_text())
+    assert [(form["shape"], form["graph"]) for form in kept["forms"]] == [("tiny", "padded")]
+
+
+def test_a_form_that_would_begin_after_the_minutes_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(first, "MINUTES", -1.0)
+    monkeypatch.setattr(first, "matrix_rate", lambda *_: 1e12)
+    options = argparse.Namespace(shape=["tiny"], work=tmp_path, seed=1, output=None, device_id=0)
+    document, code = first.run_first(options, {}, gpu_device.describe("cpu"), "fp32", Console(quiet=True))
+    assert (code, document["forms"]) == (0, [])
+    assert document["left_out"] == ["tiny, padded: -1 minutes are over", "tiny, flat: -1 minutes are over"]
+
+
+def test_operations_of_a_layer_are_its_products() -> None:
+    shape = gpu_models.Shape("bert", 2, 8, 2, 100, 64)
+    # four projections of 8 × 8 and two of 8 × 32; queries × keys and weights × values, each for 3 and for 5 tokens
+    linear = 2 * (4 * 8 * 8 + 2 * 8 * 32) * (3 + 5)
+    attention = 2 * 2 * 8 * (3 * 3 + 5 * 5)
+    assert first.flops(shape, np.array([3, 5])) == 2 * (linear + attention)
 
 
 def test_graph_shapes_leave_no_gap() -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from triton_rerank_bench.compare.command import workload_table
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gpu.device import Device, describe
+from triton_rerank_bench.gpu.first import run_first
 from triton_rerank_bench.gpu.measure import ModelFigures, measure_model
 from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, SHAPES, check_shape, prepare
 from triton_rerank_bench.load.command import level_tables
@@ -51,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive, action="append", help=f"of sentence-transformers; {each} {sizes}")
     add("--work", type=Path, default=Path(".cache/gpu"), help="for models, several GB (default %(default)s)")
     add("--check", action="store_true", help="exit with 1 if a target is missed")
+    first = "only the first 12 minutes: matrix rate, kernels, parity and speed of both graphs, in process"
+    add("--first", action="store_true", help=first)
     add_common(parser)
 
 
@@ -72,6 +75,9 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     device = describe(options.device, options.device_id)
     for line in device.lines():
         console.print(line.removeprefix(LOUD), style="red" if line.startswith(LOUD) else None, highlight=False)
+    if options.first:
+        options.shape = options.shape or list(DEFAULT_SHAPES)
+        return run_first(options, checkpoints, device, PRECISIONS[device.kind], console)
     models, interrupted = _measure(options, checkpoints, device, console)
     given = ("graph", "minutes", "rounds", "level_s", "attention", "seed")
     settings: Json = {

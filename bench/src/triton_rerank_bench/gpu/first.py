@@ -1,0 +1,205 @@
+"""The first minutes on a device: what computes, whether it computes right, how fast each form of graph is, in process.
+
+No Triton, no search and no peer. Each step is told, and written, before the next begins, so that a run that is cut
+keeps what it found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from triton_rerank_bench.compare.contestants import tokenizer_of
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
+from triton_rerank_bench.gpu.device import Device
+from triton_rerank_bench.gpu.models import SHAPES, Shape, prepare
+from triton_rerank_bench.report import Json, Report, Table, indented
+from triton_rerank_bench.served import read_config, read_model
+from triton_rerank_bench.workloads import BY_NAME
+from triton_rerank_server import atomic
+from triton_rerank_server.backends.encoder.engine import Engine, Rows, flattened
+from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
+from triton_rerank_server.backends.encoder.session import EngineError
+
+MINUTES = 12.0  # that all may take; a form that would begin later is left out, and said to be
+FORMS = ("padded", "flat")
+PAIRS = (1, 10, 64, 256)  # scored at once, of natural lengths
+_RUNS = 7
+_MATRIX = {"cuda": (8_192, "float16"), "cpu": (1_024, "float32")}  # rows and columns, type
+
+
+@dataclass
+class Form:
+    """One graph of one shape on the device.
+
+    Attributes:
+        nodes: provider and operator -> nodes that ran in one batch, as ONNX Runtime's own profile counts them.
+        parity: the export's own gate: this graph's logits beside those that PyTorch made on the CPU in fp32.
+        sizes: for each number of pairs: tokens, median milliseconds, pairs/s and the share of the matrix rate that the
+            products of real tokens come to.
+    """
+
+    shape: str
+    graph: str
+    nodes: dict[str, int]
+    parity: dict[str, float]
+    sizes: list[Json] = field(default_factory=list)
+
+
+def run_first(
+    options: argparse.Namespace, checkpoints: dict[str, Path], device: Device, precision: str, console: Console
+) -> tuple[Json, int]:
+    """Measure every shape in every form, as long as the minutes last; a form that fails is told, and left out.
+
+    Returns:
+        The report, and 130 after Ctrl-C, which keeps what was measured, else 0.
+    """
+    begin = time.monotonic()
+    rate = matrix_rate(device, options.device_id)
+    console.print(f"products of matrices: {rate / 1e12:,.2f} TFLOP/s in {_MATRIX[device.kind][1]}", highlight=False)
+    forms: list[Form] = []
+    left_out: list[str] = []
+
+    def leave_out(why: str) -> None:
+        left_out.append(why)
+        console.print(f"left out: {why}", style="red", highlight=False, markup=False)
+
+    def report() -> Json:
+        figures = {"device": device, "matrix_flops": rate, "forms": forms, "left_out": left_out}
+        document = Report("gpu-first", None, {"seed": options.seed, "minutes": MINUTES}, figures, []).json()
+        if options.output:
+            atomic.write_file(options.output, indented(document).encode())
+        return document
+
+    try:
+        for shape, graph in itertools.product(dict.fromkeys(options.shape), FORMS):
+            if time.monotonic() - begin > 60 * MINUTES:
+                leave_out(f"{shape}, {graph}: {MINUTES:g} minutes are over")
+                continue
+            try:
+                given = checkpoints.get(shape)
+                prepared = prepare(shape, given, options.work / graph, precision, graph, on_step=console.log)
+                checkpoints = {shape: prepared.checkpoint, **checkpoints}  # so that random weights are made once
+                forms.append(_measure(prepared.repository, shape, graph, device, options, rate))
+            except (BenchError, EngineError) as exc:
+                leave_out(f"{shape}, {graph}: {exc}")
+                continue
+            _show(forms[-1], console)
+            report()
+    except KeyboardInterrupt:
+        if not forms:
+            raise
+        console.print("interrupted: the report holds what is above")
+        return report(), INTERRUPTED
+    return report(), 0
+
+
+def _measure(
+    repository: Path, shape: str, graph: str, device: Device, options: argparse.Namespace, rate: float
+) -> Form:
+    model, tokenizer = read_model(repository), tokenizer_of(read_model(repository))
+    accelerators = read_config(repository, f"{shape}-encoder").optimization.execution_accelerators
+    cuda = {name: told for each in accelerators.gpu_execution_accelerator for name, told in each.parameters.items()}
+    device_id = options.device_id if device.kind == "cuda" else None
+    settings = OnnxRuntimeOptions.of_parameters(model.parameters, device_id=device_id, cuda_options=cuda)
+    engine = Engine(model.encoder_file, settings)
+    manifest = repository / shape / model.encoder_file.parent.name / "manifest.json"
+    parity = json.loads(manifest.read_text())["parity"]
+    lists = BY_NAME["passages"](options.seed)
+    documents = [document for each in lists for document in each.documents]
+
+    def batch(n_pairs: int) -> dict[str, Any]:
+        texts = [documents[at % len(documents)] for at in range(n_pairs)]
+        pairs = tokenizer.encode(lists[0].query, texts)
+        return {name: getattr(pairs, name) for name in engine.input_names}
+
+    form = Form(shape, graph, _nodes(model.encoder_file, engine, batch(PAIRS[1]), device_id, cuda), parity)
+    for n_pairs in PAIRS:
+        inputs = batch(n_pairs)
+        lengths = np.count_nonzero(inputs["attention_mask"], axis=1)
+        seconds = _seconds(lambda inputs=inputs: engine.logits([inputs]))  # type: ignore[misc]
+        share = flops(SHAPES[shape], lengths) / seconds / rate
+        form.sizes.append(
+            {"pairs": n_pairs, "tokens": int(lengths.sum()), "ms": 1e3 * seconds, "pairs_per_s": n_pairs / seconds,
+             "share_of_matrix_rate": share}
+        )  # fmt: skip
+    return form
+
+
+def flops(shape: Shape, lengths: Any) -> float:
+    """Floating-point operations of the products that so many tokens a pair need: linear layers, and attention's two."""
+    layer = 24 * shape.hidden**2 * float(np.sum(lengths)) + 4 * shape.hidden * float(np.sum(np.square(lengths)))
+    return shape.layers * layer
+
+
+def matrix_rate(device: Device, device_id: int) -> float:
+    """Operations a second of one large product of matrices by torch, the best of several: what the device can do."""
+    import torch
+
+    size, dtype = _MATRIX[device.kind]
+    one = torch.ones((size, size), dtype=getattr(torch, dtype), device=device.torch_name(device_id))
+
+    def multiply() -> None:
+        torch.matmul(one, one)
+        if device.kind == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * float(size) ** 3 / _seconds(multiply, best=True)
+
+
+def _seconds(work: Callable[[], object], *, best: bool = False) -> float:
+    """Of one call after two that warm up: the median, or the least."""
+    taken = []
+    for _ in range(2 + _RUNS):
+        begin = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - begin)
+    return min(taken[2:]) if best else statistics.median(taken[2:])
+
+
+def _nodes(
+    model_file: Path, engine: Engine, inputs: dict[str, Any], device_id: int | None, cuda: dict[str, str]
+) -> dict[str, int]:
+    """Where each node of the optimised graph ran, by ONNX Runtime's profile of one batch."""
+    import onnxruntime as ort
+
+    rows = Rows(inputs)
+    feed = flattened([(rows, np.arange(len(rows.lengths)))], engine.input_names) if engine.is_flat else inputs
+    with tempfile.TemporaryDirectory(prefix="triton-rerank-profile-") as folder:
+        settings = ort.SessionOptions()
+        settings.enable_profiling, settings.profile_file_prefix = True, str(Path(folder) / "profile")
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if device_id is not None:
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(device_id), **cuda}))
+        session = ort.InferenceSession(str(model_file), settings, providers=providers)
+        session.run(["logits"], dict(feed))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    told = [each["args"] for each in events if each.get("cat") == "Node" and "provider" in each.get("args", {})]
+    counts = Counter(f"{each['provider'].removesuffix('ExecutionProvider')} {each['op_name']}" for each in told)
+    return dict(counts.most_common())
+
+
+def _show(form: Form, console: Console) -> None:
+    nodes = ", ".join(f"{count} {name}" for name, count in form.nodes.items())
+    parity = ", ".join(f"{name} {value:.4g}" for name, value in form.parity.items())
+    columns = {
+        "pairs": "pairs:,d",
+        "tokens": "tokens:,d",
+        "ms": "ms:,.2f",
+        "pairs/s": "pairs_per_s:,.1f",
+        "of the matrix rate": "share_of_matrix_rate:.1%",
+    }
+    console.print(f"{form.shape}, {form.graph}: {nodes}\nbeside PyTorch on the CPU: {parity}", highlight=False)
+    console.print(Table("in process, natural lengths", columns, form.sizes).grid())
