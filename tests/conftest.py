@@ -42,6 +42,10 @@ LONG = (  # most of them minutes
 )  # fmt: skip
 
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's "&"; children would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long modules first: one at the end keeps one worker, and the others have nothing left to do."""
     order = {name: place for place, name in enumerate(LONG)}

@@ -58,6 +58,8 @@ def running(every_precision: Path) -> Iterator[TritonServer]:
 
 def test_the_repository_is_in_order(every_precision: Path) -> None:
     assert check_repository(every_precision) == sorted(VARIANTS)
+    for name in VARIANTS:
+        assert read_manifest(every_precision / name / "1" / "manifest.json").parity["pairs"] >= 200  # the whole gate
 
 
 @pytest.mark.skipif(
