@@ -90,7 +90,7 @@ class ExportOptions(Settings):
         if self.graph == "flat" and (self.precision not in _FLAT or engine != "onnxruntime" or tensorrt):
             raise ExportError(
                 f"--graph flat is for {', '.join(_FLAT)} in ONNX Runtime; --precision is {self.precision}, --engine "
-                + (f"{engine}, for TensorRT" if tensorrt else engine)
+                + f"{engine}{', for TensorRT' if tensorrt else ''}; leave --graph out"
             )
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")

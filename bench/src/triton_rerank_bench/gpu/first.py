@@ -29,6 +29,7 @@ from triton_rerank_bench.report import Json, Report, Table, indented
 from triton_rerank_bench.served import read_config, read_model
 from triton_rerank_bench.workloads import BY_NAME
 from triton_rerank_server import atomic
+from triton_rerank_server.backends.encoder.cuda import PROVIDER, provider_options
 from triton_rerank_server.backends.encoder.engine import Engine, Rows, flattened
 from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
 from triton_rerank_server.backends.encoder.session import EngineError
@@ -182,7 +183,7 @@ def _nodes(
         settings.enable_profiling, settings.profile_file_prefix = True, str(Path(folder) / "profile")
         providers: list[Any] = ["CPUExecutionProvider"]
         if device_id is not None:
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": str(device_id), **cuda}))
+            providers.insert(0, (PROVIDER, provider_options(device_id, cuda, graphs=False)))
         session = ort.InferenceSession(str(model_file), settings, providers=providers)
         session.run(["logits"], dict(feed))
         events = json.loads(Path(session.end_profiling()).read_text())
