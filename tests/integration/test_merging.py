@@ -18,8 +18,10 @@ from support.tritons import NAME, computed, only_bert, start, wait_until
 from tritonclient.grpc import model_config_pb2
 
 from triton_rerank.contract import CONFIG_FILE, ENCODER_BACKEND, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
+from triton_rerank_export.gate import parity
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
+from triton_rerank_export.repository.triton_config import Precision
 from triton_rerank_server import TritonServer
 
 ENCODER = NAME + ENCODER_SUFFIX
@@ -129,12 +131,21 @@ def test_a_bad_id_fails_its_own_request_as_its_callers_fault_and_the_merged_ones
         np.testing.assert_allclose(logits, alone(server, inputs), atol=1e-5)
 
 
-@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(
+    ("precision", "native", "bound"), [("fp32", False, 1e-5), ("fp32", True, 1e-5), ("int8", False, 0.1)]
+)
 def test_a_flat_graph_computes_what_was_merged_without_padding(
-    server: TritonServer, checkpoints: dict[str, Path], tmp_path: Path, native: bool
+    server: TritonServer,
+    checkpoints: dict[str, Path],
+    tmp_path: Path,
+    precision: Precision,
+    native: bool,
+    bound: float,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With `--native` by our stand-in for the native backend, which Triton's wheel has not; its config is taken."""
-    options = ExportOptions(precision="fp32", graph="flat", native=native, **BOUNDED)
+    monkeypatch.setitem(parity.BOUNDS, "int8", parity.Bounds(bound, 0.9, 0.9))  # random weights: the logits count
+    options = ExportOptions(precision=precision, graph="flat", native=native, **BOUNDED)
     export_model(str(checkpoints[NAME]), tmp_path / "exported", options, on_step=lambda _: None)
     backend = "onnxruntime" if native else ENCODER_BACKEND
     requests = [request(width, seed) for seed, width in enumerate((16, 32, 48, 64))]
@@ -145,7 +156,7 @@ def test_a_flat_graph_computes_what_was_merged_without_padding(
         assert wait_until(lambda: metric(flat, "triton_rerank_computed_pairs_total") == ROWS, 10)
         padded, tokens = (metric(flat, f"triton_rerank_{name}_tokens_total") for name in ("padded", "computed"))
     for got, logits in zip(answers, expected, strict=True):
-        np.testing.assert_allclose(got, logits, atol=1e-5)
+        np.testing.assert_allclose(got, logits, atol=bound)
     assert padded == tokens > 0
 
 
