@@ -157,6 +157,7 @@ def _built(
     """Make the files and hold them against PyTorch. A flat fp16 graph that fails with fp16 residuals gets fp32 ones."""
 
     def build(*, half_residuals: bool) -> tuple[tuple[str, ...], parity.ParityReport]:
+        """The files, and what the gate says of them."""
         notes = _build(checkpoint, served, staged, work, options, on_step, half_residuals=half_residuals)
         return notes, run_gate(checkpoint, staged, served, on_step=on_step)
 

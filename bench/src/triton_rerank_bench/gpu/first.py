@@ -74,10 +74,12 @@ def run_first(
     left_out: list[str] = []
 
     def leave_out(why: str) -> None:
+        """Tell of a form that is not measured."""
         left_out.append(why)
         console.print(f"left out: {why}", style="red", highlight=False, markup=False)
 
     def report() -> Json:
+        """What was found so far, written where it was asked for."""
         figures = {"device": device, "matrix_flops": rate, "forms": forms, "left_out": left_out}
         document = Report("gpu-first", None, {"seed": options.seed, "minutes": MINUTES}, figures, []).json()
         if options.output:
@@ -122,6 +124,7 @@ def _measure(
     documents = [document for each in lists for document in each.documents]
 
     def batch(n_pairs: int) -> dict[str, Any]:
+        """Input name -> int64 ``(n_pairs, padded length)``."""
         texts = [documents[at % len(documents)] for at in range(n_pairs)]
         pairs = tokenizer.encode(lists[0].query, texts)
         return {name: getattr(pairs, name) for name in engine.input_names}
@@ -153,6 +156,7 @@ def matrix_rate(device: Device, device_id: int) -> float:
     one = torch.ones((size, size), dtype=getattr(torch, dtype), device=device.torch_name(device_id))
 
     def multiply() -> None:
+        """One product, and the wait for its end."""
         torch.matmul(one, one)
         if device.kind == "cuda":
             torch.cuda.synchronize()

@@ -94,6 +94,7 @@ def resolve(
     licences.check_accepted(licence, options.accept_licence, source)
 
     def check(folder: Path) -> None:
+        """Refuse small files that cannot be exported, before the weights are fetched."""
         _, facts, _ = _read_files(folder, options, source, source, work)
         _served_length(facts, options.max_length, source)
         if entry is not None and origin.revision == entry.revision and options.prompt is None:

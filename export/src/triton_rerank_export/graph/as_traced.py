@@ -40,6 +40,7 @@ def _bert_attention(module: Any, queries: slice, weigh: Weigh) -> Callable[..., 
     """BERT's attention from its queries, keys and values."""
 
     def heads(some: Any) -> Any:
+        """``(rows, tokens, hidden)`` -> ``(rows, heads, tokens, size)``."""
         return some.view(some.shape[0], -1, module.num_attention_heads, module.attention_head_size).transpose(1, 2)
 
     def attend(tokens: Any, attention_mask: Any, *_: Any, **__: Any) -> tuple[Any, None]:

@@ -36,6 +36,7 @@ def as_one_operator(model: Any) -> Iterator[None]:
     whole = model.forward
 
     def forward(input_ids: Any, attention_mask: Any, token_type_ids: Any = None) -> Any:
+        """The model's own, with a logical mask and attention by the operator."""
         import torch
 
         columns = torch.arange(attention_mask.shape[1])
@@ -87,10 +88,12 @@ def _function() -> Any:
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(_: Any, queries: Any, keys: Any, values: Any, mask: Any, scale: float) -> Any:
+            """A tensor of the right shape."""
             return torch.empty_like(queries)  # the trace needs its shape only
 
         @staticmethod
         def symbolic(graph: Any, queries: Any, keys: Any, values: Any, mask: Any, scale: float) -> Any:
+            """The node that stands in the graph."""
             made = graph.op(f"{_LATER}::{OPERATOR}", queries, keys, values, mask, scale_f=scale)
             made.setType(queries.type())
             return made

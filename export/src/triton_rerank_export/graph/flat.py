@@ -41,6 +41,7 @@ def flat(model: Any, pad_token_id: int | None, *, packed: bool) -> Iterator[None
     base = model.base_model
 
     def forward(input_ids: Any, attention_mask: Any, widths: Any, token_type_ids: Any = None) -> Any:
+        """The model's own, over real tokens only."""
         tokens = _Tokens(attention_mask, widths.long())
         ids = input_ids[tokens.at]
         segments = ids * 0 if token_type_ids is None else token_type_ids[tokens.at]
@@ -196,10 +197,12 @@ def _function() -> Any:
     class Attention(torch.autograd.Function):
         @staticmethod
         def forward(_: Any, name: str, heads: int, queries: Any, *more: Any) -> Any:
+            """A tensor of the right shape."""
             return torch.empty_like(queries)  # the trace needs its shape only
 
         @staticmethod
         def symbolic(graph: Any, name: str, heads: int, queries: Any, *more: Any) -> Any:
+            """The node that stands in the graph."""
             absent = graph.op("prim::Constant")
             absent.setType(torch._C.OptionalType.ofTensor())
             inputs = (absent if some is None else some for some in more)

@@ -114,6 +114,7 @@ def build_plan(
     chosen = profiles(ladder, max_batch_size)
 
     def build(how: str) -> None:
+        """The plan from the graph as it is now; ``how`` is told with what is being done."""
         on_step(f"building the TensorRT plan{how}, {len(chosen)} profiles up to {ladder[-1]}; this takes minutes")
         with _staged(timing_cache) as cache:
             tensorrt_package.build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
