@@ -77,6 +77,37 @@ class Load:
                 self._stop.wait(self._pause_s)
 
 
+class Clock:
+    """How late this process wakes its threads: what a busy machine adds to every call, whoever makes it.
+
+    A thread sleeps for 10 ms again and again while the block runs, and notes what each sleep took beyond that.
+    """
+
+    def __init__(self) -> None:
+        self._late: list[tuple[float, float]] = []  # (when it woke, how late), seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Clock:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def late_s(self, start_s: float, end_s: float) -> float:
+        """Seconds of the latest waking between two monotonic times."""
+        return max((late for when, late in list(self._late) if start_s <= when <= end_s + late), default=0.0)
+
+    def _run(self, every_s: float = 0.01) -> None:
+        while not self._stop.is_set():
+            began_s = time.monotonic()
+            time.sleep(every_s)
+            woke_s = time.monotonic()
+            self._late.append((woke_s, woke_s - began_s - every_s))
+
+
 def timed(call: Callable[[], Any]) -> Sample:
     """One call, whatever comes of it."""
     began_s = time.monotonic()
