@@ -39,6 +39,9 @@ class ExportOptions(Settings):
         Graph | None,
         "flat: nothing is computed for padding; not in bf16 or for OpenVINO; default: as there is, or padded",
     ] = None
+    fp32_residuals: Annotated[
+        bool, "of --graph flat in fp16: fp32 from layer to layer, with casts; default: where the gate refuses fp16"
+    ] = False
     native: Annotated[bool, "serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"] = False
     name: Annotated[str | None, "public name; default: the known name, or the last part of the id or folder"] = None
     label: Annotated[str | None, "number or name of the label whose logit is the score, where there are several"] = None
@@ -92,6 +95,8 @@ class ExportOptions(Settings):
                 f"--graph flat is for {', '.join(_FLAT)} in ONNX Runtime; --precision is {self.precision}, --engine "
                 + f"{engine}{', for TensorRT' if tensorrt else ''}; leave --graph out"
             )
+        if self.fp32_residuals and self.precision != "fp16":
+            raise ExportError(f"--fp32-residuals is for a flat graph in fp16; --precision is {self.precision}")
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
 

@@ -159,12 +159,13 @@ def _built(
     def build(*, half_residuals: bool) -> tuple[tuple[str, ...], parity.ParityReport]:
         """The files, and what the gate says of them."""
         notes = _build(checkpoint, served, staged, work, options, on_step, half_residuals=half_residuals)
-        return notes, run_gate(checkpoint, staged, served, on_step=on_step)
+        asked = ("What passes from layer to layer (residuals) is fp32, as was asked for.",) * options.fp32_residuals
+        return (*notes, *asked), run_gate(checkpoint, staged, served, on_step=on_step)
 
     try:
-        return build(half_residuals=served.packed)
+        return build(half_residuals=served.packed and not options.fp32_residuals)
     except parity.DisagreementError as exc:
-        if not served.packed:
+        if not served.packed or options.fp32_residuals:
             raise
         on_step("fp16 does not hold what passes from layer to layer: once more, with fp32 there")
         for folder in version_folders(staged, served):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,20 +19,22 @@ import pytest
 from rich.console import Console
 
 from triton_rerank.contract import CUDA_GRAPH_SHAPES, MICRO_BATCH_TOKENS
-from triton_rerank_bench.compare.catalogue import on_device
+from triton_rerank_bench.compare.catalogue import on_device, without_padding
 from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.compare.process import PeerProcess
-from triton_rerank_bench.compare.race import AtSetting, PeerFigures, WorkloadPeers
-from triton_rerank_bench.compare.rounds import Timing
+from triton_rerank_bench.compare.rounds import ratio
 from triton_rerank_bench.errors import INTERRUPTED, BenchError, PeerError
 from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu import device as gpu_device
-from triton_rerank_bench.gpu import first
+from triton_rerank_bench.gpu import forms
 from triton_rerank_bench.gpu import models as gpu_models
+from triton_rerank_bench.gpu import steps as gpu_steps
 from triton_rerank_bench.gpu.device import Device
-from triton_rerank_bench.gpu.measure import WorkloadFigures, capacity, everything, judge, longest
-from triton_rerank_bench.gpu.models import Shape, check_shape, prepare, write_random
-from triton_rerank_bench.report import Json, Report, target
+from triton_rerank_bench.gpu.measure import AS_EXPORTED, Beside, Served, everything, judge
+from triton_rerank_bench.gpu.models import Prepared, Shape, check_shape, prepare, write_random
+from triton_rerank_bench.gpu.steps import Steps
+from triton_rerank_bench.load.generator import LoadFigures, latency
+from triton_rerank_bench.report import LOUD, target
 from triton_rerank_bench.tune.knobs import (
     UNBOUNDED,
     Setting,
@@ -41,7 +46,7 @@ from triton_rerank_bench.tune.knobs import (
     on_gpu,
 )
 from triton_rerank_bench.tune.variants import Configs, read_configs
-from triton_rerank_bench.workloads import TokenStatistics, Workload, chunks, passages
+from triton_rerank_bench.workloads import Workload, chunks, passages
 from triton_rerank_server.backends.encoder.cuda import parse_shapes, provider_options
 from triton_rerank_server.backends.encoder.session import EngineError
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
@@ -96,7 +101,7 @@ def test_nvidia_smi_is_asked_for_the_device_and_its_answer_is_kept(
     device = gpu_device.describe("cuda", 2)
     assert (device.name, device.driver, device.memory_mib) == ("NVIDIA H100 80GB HBM3", "580.159.04", 81_559)
     assert (device.compute_capability, device.power_limit_w, device.max_sm_clock_mhz) == ("9.0", "700.00", "1980")
-    assert gpu_device.memory_used_mib(2) == 1_234
+    assert device.memory_used_mib() == 1_234
     asked = (tmp_path / "asked").read_text().splitlines()
     assert all("--id=2" in line and "--format=csv,noheader,nounits" in line for line in asked)
 
@@ -108,7 +113,14 @@ def test_memory_that_nvidia_smi_does_not_tell_of_a_share_of_a_gpu_is_not_known(m
     assert device.memory_mib is None
     assert device.lines()[0].startswith("device: NVIDIA H100 MIG 1g.10gb, memory not told, compute capability 9.0")
     monkeypatch.setattr(gpu_device, "_smi", lambda *_: "[N/A]")
-    assert gpu_device.memory_used_mib(0) is None
+    assert device.memory_used_mib() is None
+
+
+@pytest.mark.parametrize(("driver", "old"), [("575.57.08", True), ("580.159.04", False), ("[N/A]", False)])
+def test_the_driver_is_told_and_one_too_old_for_cuda_13_loudly(driver: str, old: bool) -> None:
+    told = Device("cuda", "NVIDIA H100", driver=driver).lines()
+    assert f"driver {driver}" in told[0]
+    assert [line.startswith(LOUD) for line in told[1:]] == [True] * old
 
 
 def test_an_onnxruntime_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +183,9 @@ def test_an_export_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
         return subprocess.CompletedProcess([], 1, "", "step\ntriton-rerank-export: the disk is full\n")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    with pytest.raises(BenchError, match="tiny cannot be exported to fp32: triton-rerank-export: the disk is full"):
+    with pytest.raises(
+        BenchError, match="tiny cannot be exported by --precision fp32 --graph padded: triton-rer.*: the disk is full"
+    ):
         prepare("tiny", None, tmp_path, "fp32", "padded", on_step=lambda _: None)
 
 
@@ -251,36 +265,98 @@ def test_on_a_gpu_the_provider_keeps_the_options_that_the_export_gave_it(tiny_re
     assert dict(cuda.parameters) == {"enable_skip_layer_norm_strict_mode": "1", "use_ep_level_unified_stream": "1"}
 
 
-def test_the_first_minutes_keep_what_was_measured_and_tell_what_was_not(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def measured(_: Path, shape: str, graph: str, *__: object) -> first.Form:
-        if (shape, graph) == ("tiny", "flat"):
+# --- steps --------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_fails_is_told_and_each_is_written_before_the_next_begins() -> None:
+    written: list[dict[str, float]] = []
+    steps = Steps(1.0, lambda: written.append(dict(steps.seconds)), Console(quiet=True))
+
+    def fail() -> None:
+        raise EngineError("no kernel for it")
+
+    steps.run("flat", fail)
+    steps.run("padded", lambda: None)
+    assert steps.left_out == ["flat: no kernel for it"]
+    assert [list(each) for each in written] == [["flat"], ["flat", "padded"]]
+    with pytest.raises(KeyboardInterrupt):
+        steps.run("served", lambda: signal.raise_signal(signal.SIGINT))
+
+
+def test_a_step_that_would_begin_too_late_is_left_out() -> None:
+    steps = Steps(0.4, lambda: None, Console(quiet=True))
+    steps.run("late", lambda: pytest.fail("it began"))
+    assert steps.left_out == ["late: of 0.4 minutes less than 30 s are left"]
+    assert steps.seconds == {}
+
+
+def test_a_running_step_is_cut_before_the_minutes_are_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_steps, "LEAST_S", 0.0)
+    monkeypatch.setattr(gpu_steps, "ENDING_S", 0.0)
+    found: list[str] = []
+    steps = Steps(0.2 / 60, lambda: found.append("written"), Console(quiet=True))
+
+    def endless() -> None:
+        found.append("begun")
+        with contextlib.suppress(Exception):  # as code does that goes on after errors of its own
+            time.sleep(60)
+
+    steps.run("endless", endless)
+    assert found == ["begun", "written"]
+    assert steps.left_out == ["endless: was cut, since the minutes are over; the report keeps what it had found"]
+    assert steps.seconds["endless"] < 30
+
+
+def run_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: Sequence[str] = ()) -> tuple[Any, list[str]]:
+    """A run whose forms and servers are not real, and where some forms fail: the report, and what was served."""
+    served: list[str] = []
+
+    def form(prepared: Prepared, form: str, *_: object) -> forms.Form:
+        if form in broken:
             raise EngineError("no kernel for it")
-        if shape == "bge-base":
-            raise KeyboardInterrupt
-        return first.Form(shape, graph, {"CPU MatMul": 1}, {"kendall_tau": 1.0})
+        return forms.Form(prepared.shape, form, {"CPU MatMul": 1}, {"kendall_tau": 1.0})
 
-    monkeypatch.setattr(first, "prepare", lambda *_, **__: gpu_models.Prepared("", "random", tmp_path, tmp_path))
-    monkeypatch.setattr(first, "_measure", measured)
-    monkeypatch.setattr(first, "matrix_rate", lambda *_: 1e12)
-    options = argparse.Namespace(
-        shape=["tiny", "bge-base"], work=tmp_path, seed=1, output=tmp_path / "first.json", device_id=0
-    )
-    document, code = first.run_first(options, {}, gpu_device.describe("cpu"), "fp32", Console(quiet=True))
-    assert code == INTERRUPTED
-    assert document["left_out"] == ["tiny, flat: no kernel for it"]
-    kept = json.loads((tmp_path / "first.json").read_text())
-    assert [(form["shape"], form["graph"]) for form in kept["forms"]] == [("tiny", "padded")]
+    @contextlib.contextmanager
+    def serving(figures: Served, repository: Path, *_: object) -> Iterator[object]:
+        served.append(f"{figures.way}: {repository.name}")
+        figures.levels.append(level(1_000.0))
+        yield None
+
+    def prepare(shape: str, checkpoint: Path | None, work: Path, precision: str, form: str, **_: object) -> Prepared:
+        return Prepared(shape, checkpoint or work, work / form)
+
+    monkeypatch.setattr(gpu_command, "prepare", prepare)
+    monkeypatch.setattr(gpu_command, "measure_form", form)
+    monkeypatch.setattr(gpu_command, "show", lambda *_: None)
+    monkeypatch.setattr(gpu_command, "serving", serving)
+    monkeypatch.setattr(gpu_command, "beside_peers", lambda *_: ([], ["tiny, a peer: it does not start"]))
+    monkeypatch.setattr(gpu_command, "matrix_rate", lambda *_: 1e12)
+    given = options("--device", "cpu", "--shape", "tiny", "--output", str(tmp_path / "gpu.json"))
+    document, code = gpu_command.run(given, Console(quiet=True))
+    assert code == 0
+    kept = json.loads((tmp_path / "gpu.json").read_text())
+    assert kept == json.loads(json.dumps(document))
+    return kept, served
 
 
-def test_a_form_that_would_begin_after_the_minutes_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(first, "MINUTES", -1.0)
-    monkeypatch.setattr(first, "matrix_rate", lambda *_: 1e12)
-    options = argparse.Namespace(shape=["tiny"], work=tmp_path, seed=1, output=None, device_id=0)
-    document, code = first.run_first(options, {}, gpu_device.describe("cpu"), "fp32", Console(quiet=True))
-    assert (code, document["forms"]) == (0, [])
-    assert document["left_out"] == ["tiny, padded: -1 minutes are over", "tiny, flat: -1 minutes are over"]
+def test_what_matters_most_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept, served = run_of(monkeypatch, tmp_path)
+    names = [name.removeprefix("tiny, ") for name in kept["seconds"]]
+    assert names[:4] == ["products of matrices", "flat", "as exported", "padded"]
+    assert names[4:] == ["flat, with casts", "flat, native backend", *gpu_command.WAYS]
+    native = "this Triton has no ONNX Runtime backend of its own; NVIDIA's image has"
+    assert kept["left_out"] == ["tiny, a peer: it does not start", f"tiny, flat, native backend: {native}"]
+    assert served == [f"{way}: flat" for way in (AS_EXPORTED, *gpu_command.WAYS)]
+
+
+def test_where_the_flat_form_fails_the_padded_one_is_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kept, served = run_of(monkeypatch, tmp_path, broken=["flat"])
+    assert list(kept["seconds"])[1:4] == ["tiny, flat", "tiny, padded", "tiny, as exported"]
+    assert kept["left_out"][0] == "tiny, flat: no kernel for it"
+    assert set(served) == {f"{way}: padded" for way in (AS_EXPORTED, *gpu_command.WAYS)}
+    kept, served = run_of(monkeypatch, tmp_path, broken=list(gpu_models.FORMS))
+    assert "tiny, as exported: no form of its graph works here" in kept["left_out"]
+    assert served == []
 
 
 def test_operations_of_a_layer_are_its_products() -> None:
@@ -288,7 +364,7 @@ def test_operations_of_a_layer_are_its_products() -> None:
     # four projections of 8 × 8 and two of 8 × 32; queries × keys and weights × values, each for 3 and for 5 tokens
     linear = 2 * (4 * 8 * 8 + 2 * 8 * 32) * (3 + 5)
     attention = 2 * 2 * 8 * (3 * 3 + 5 * 5)
-    assert first.flops(shape, np.array([3, 5])) == 2 * (linear + attention)
+    assert forms.flops(shape, np.array([3, 5])) == 2 * (linear + attention)
 
 
 def test_graph_shapes_leave_no_gap() -> None:
@@ -330,47 +406,54 @@ def test_the_peers_batch_sizes_are_tried_beside_its_default() -> None:
     assert peer.least_tau == -1.0  # its order is held against ours
 
 
+@pytest.mark.parametrize("name", ["tiny-bert", "tiny-xlmr"])
+def test_a_peer_without_padding_gives_the_logits_of_the_padded_one(checkpoints: dict[str, Path], name: str) -> None:
+    documents = ["quick sort", "a file", "the sort of an array " * 9, "", "it"]
+    fp32 = {"dtype": "float32"}
+    with PeerProcess("torch", Path(sys.executable), n_threads=1) as process:
+        arguments = {"folder": str(checkpoints[name]), "max_length": 32, "n_threads": 1}
+        padded, packed = on_device("cpu", "sdpa", (2,)), without_padding("cpu", (24, 4_096))
+        process.load(padded.library, {**arguments, **padded.load, **fp32})
+        wanted = process.scores("how do I sort?", documents, padded.settings[0].options)
+        process.load(packed.library, {**arguments, **packed.load, **fp32})
+        for setting in packed.settings:
+            assert process.scores("how do I sort?", documents, setting.options) == pytest.approx(wanted, abs=1e-5)
+        asked, bulk = everything(packed, [Workload("x", "how do I sort?", documents, 1)])
+        assert process.scores(bulk.query, bulk.documents, asked.settings[0].options) == pytest.approx(wanted, abs=1e-5)
+
+
 # --- figures ------------------------------------------------------------------------------------------------------
 
 
-def workload(served_tau: float, peer_tau: float, served: float = 20_000.0, peer: float = 10_000.0) -> WorkloadFigures:
-    tokens = TokenStatistics(pairs=2, total=180, mean=90.0, median=90.0, longest=100, tokens_per_word=1.1)
-    default = AtSetting("batch 32", peer_tau, Timing("peer", 1.0, 1.0, 1.0, 2.0, 180.0), None)
-    lists = WorkloadPeers(
-        "passages", tokens, 1, [], None, None, served_tau, [PeerFigures("p", "bf16", -1, {}, default)], 0.0
-    )
-    return WorkloadFigures(lists, [], capacity(8, "p", {SERVED: [1 / served] * 3, "p": [1 / peer] * 3}))
+def level(pairs_per_s: float, workload: str = "passages") -> LoadFigures:
+    told = dict.fromkeys((field.name for field in dataclasses.fields(LoadFigures)), None)
+    seen = {"workload": workload, "mode": "closed", "concurrency": 8, "pairs_per_s": pairs_per_s, "errors": {}}
+    return LoadFigures(**cast(Any, {**told, **seen, "latency": latency([1.0])}))
 
 
-def verdicts(shape: str, device: Device, *figures: WorkloadFigures) -> list[object]:
-    return [target["passed"] for target in judge(shape, device, figures)]
+def verdicts(device: Device, rate: float, pairs_per_s: float, served_tau: float = 0.99) -> list[object]:
+    figures = Served("minilm-l6", AS_EXPORTED, levels=[level(1.0), level(pairs_per_s), level(1e9, "short")])
+    seconds = {SERVED: [1 / pairs_per_s] * 3, "p": [1 / 10_000] * 3}
+    peer = Beside("minilm-l6", "p", 8, [], [], ratio("p", SERVED, seconds), served_tau, 0.95)
+    rows = judge(device, rate, [figures, Served("minilm-l6", "2 tokenizers", levels=[level(1e9)])], [peer])
+    return [row["passed"] for row in rows]
 
 
-def test_nobody_wins_by_being_wrong() -> None:
-    assert verdicts("minilm-l6", OTHER, workload(0.99, 0.95)) == [True, True, None]
-    assert verdicts("minilm-l6", OTHER, workload(0.94, 0.95)) == [True, True, None]
-    assert verdicts("minilm-l6", OTHER, workload(0.90, 0.95)) == [False, True, None]
-    assert verdicts("minilm-l6", OTHER, workload(0.99, 0.95), workload(0.1, 0.95))[0] is False
+def test_a_goal_is_a_share_of_the_devices_own_matrix_rate() -> None:
+    at_h100s = gpu_models.H100_FLOPS
+    assert verdicts(H100, at_h100s, 29_000.0)[0] is False
+    assert verdicts(H100, at_h100s, 31_000.0)[0] is True
+    assert verdicts(OTHER, at_h100s / 2, 14_000.0)[0] is False
+    assert verdicts(OTHER, at_h100s / 2, 16_000.0)[0] is True
+    assert verdicts(CPU, 1e12, 9.0) == [None, True, None]
+    assert judge(H100, 1e12, [Served("tiny", AS_EXPORTED)], []) == []
 
 
-def test_speed_is_judged_on_gpus_and_the_goal_on_its_own_device_only() -> None:
-    slower = workload(0.99, 0.95, served=9_000.0)
-    assert verdicts("minilm-l6", OTHER, slower) == [True, False, None]
-    assert verdicts("minilm-l6", CPU, slower) == [True, None, None]
-    assert verdicts("minilm-l6", H100, workload(0.99, 0.95)) == [True, True, False]
-    assert verdicts("minilm-l6", H100, workload(0.99, 0.95, served=31_000.0)) == [True, True, True]
-    assert len(judge("tiny", H100, [workload(0.99, 0.95)])) == 2
-
-
-def test_capacity_is_paired_within_rounds() -> None:
-    found = capacity(8, "p", {SERVED: [1 / 100, 1 / 50, 1 / 120], "p": [1 / 50, 1 / 25, 1 / 40]})
-    assert (found.ratio.median, found.ratio.min, found.ratio.max) == pytest.approx((2.0, 2.0, 3.0))
-    assert found.served_pairs_per_s == pytest.approx([100.0, 50.0, 120.0])
-
-
-def test_the_longest_list_of_a_workload_is_timed_alone() -> None:
-    lists = [Workload("mixed", "q", ["a"] * size, 1) for size in (2, 7, 1, 7)]
-    assert longest(lists) is lists[1]
+def test_a_peer_is_beaten_in_speed_and_not_by_being_wrong() -> None:
+    assert verdicts(OTHER, 1e12, 9_000.0)[1:] == [True, False]
+    assert verdicts(OTHER, 1e12, 11_000.0)[1:] == [True, True]
+    assert verdicts(OTHER, 1e12, 11_000.0, served_tau=0.94)[1] is True
+    assert verdicts(OTHER, 1e12, 11_000.0, served_tau=0.90)[1] is False
 
 
 # --- the command --------------------------------------------------------------------------------------------------
@@ -399,12 +482,11 @@ def test_wrong_options_are_refused_before_anything_starts(arguments: list[str], 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--rounds", "0"],
+        ["--minutes", "0"],
         ["--level-s", "0"],
         ["--level-s", "nan"],
         ["--concurrency", "x"],
         ["--shape", "xl"],
-        ["--workload", "books"],
     ],
 )
 def test_wrong_numbers_are_refused_by_the_parser(arguments: list[str]) -> None:
@@ -413,38 +495,23 @@ def test_wrong_numbers_are_refused_by_the_parser(arguments: list[str]) -> None:
     assert raised.value.code == 2
 
 
-def measured(monkeypatch: pytest.MonkeyPatch, *models: Any) -> None:
-    """`measure_model` gives these, then the user interrupts."""
-    answers = iter(models)
+def test_an_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_command, "matrix_rate", lambda *_: 2e12)
 
-    def measure(*_: object, **__: object) -> Any:
-        try:
-            return next(answers)
-        except StopIteration:
-            raise KeyboardInterrupt from None
+    def interrupted(*_: object, **__: object) -> Prepared:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(gpu_command, "prepare", lambda *_, **__: None)
-    monkeypatch.setattr(gpu_command, "measure_model", measure)
-    monkeypatch.setattr(gpu_command, "model_report", lambda _: Report("gpu", None, {}, {}, []))
-
-
-def model(*targets: Json) -> Any:
-    return SimpleNamespace(targets=list(targets), triton_version="2.51.0")
-
-
-def test_an_interruption_keeps_the_models_that_are_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    measured(monkeypatch, model(target("met", 1.0, at_most=1)))
-    given = options("--device", "cpu", "--work", str(tmp_path))
+    monkeypatch.setattr(gpu_command, "prepare", interrupted)
+    given = options("--device", "cpu", "--shape", "tiny", "--work", str(tmp_path))
     document, code = gpu_command.run(given, Console(quiet=True))
-    assert (len(cast(Any, document["models"])), cast(Any, document["settings"])["interrupted"], code) == (1, True, 130)
-    with pytest.raises(KeyboardInterrupt, match="nothing is kept"):
-        gpu_command.run(given, Console(quiet=True))
+    assert (document["matrix_flops"], cast(Any, document["settings"])["interrupted"], code) == (2e12, True, INTERRUPTED)
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--check"], 1)])
 def test_a_missed_target_is_an_exit_code_where_it_is_asked_for(
     arguments: list[str], code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured(monkeypatch, model(target("missed", 2.0, at_most=1), target("unknown", 1.0, at_most=0, judged=False)))
-    given = options("--device", "cpu", "--shape", "tiny", *arguments)
+    rows = [target("missed", 2.0, at_most=1), target("unknown", 1.0, at_most=0, judged=False)]
+    monkeypatch.setattr(gpu_command, "judge", lambda *_: rows)
+    given = options("--device", "cpu", "--shape", "tiny", "--minutes", "0.1", *arguments)
     assert gpu_command.run(given, Console(quiet=True))[1] == code

@@ -280,6 +280,20 @@ def test_residuals_that_fp16_cannot_hold_are_fp32_and_that_is_told(
     assert len([step for step in steps if "once more, with fp32 there" in step]) == in_fp32
 
 
+def test_residuals_are_fp32_where_that_is_asked_for(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "load_parity_set", lambda: PARITY[:3])
+    options = ExportOptions(precision="fp16", graph="flat", fp32_residuals=True)
+    result = export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=lambda _: None)
+    path = tmp_path / "r" / "tiny-bert-encoder" / "1" / "model.onnx"
+    given = as_triton_flattens(rectangles(checkpoint_of(checkpoints["tiny-bert"]), BATCHES["ragged"]))
+    tensors = EvaluatedSession(str(path)).tensors(given)
+    norms = [node for node in onnx.load(path).graph.node if node.op_type == "LayerNormalization"]
+    assert {str(tensors[norm.input[0]].dtype) for norm in norms} == {"float32"}
+    assert "What passes from layer to layer (residuals) is fp32, as was asked for." in result.manifest.notes
+
+
 def test_a_flat_graph_that_disagrees_in_fp32_too_is_refused(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ from triton_rerank_export.options import ExportOptions
         (["--engine", "onnxruntime", "--precision", "bf16"], "--precision bf16 is served by OpenVINO only"),
         (["--scheduling", "continuous", "--native"], "--scheduling continuous is our encoder's"),
         (["--native", "--engine", "openvino"], "--native cannot serve OpenVINO"),
+        (["--fp32-residuals"], "--fp32-residuals is for"),
         (
             ["--graph", "flat", "--precision", "bf16"],
             "fp32, int8, fp16 in ONNX Runtime; --precision is bf16, --engine openvino",

@@ -132,3 +132,10 @@ def on_device(device: str, attention: str, batch_sizes: Sequence[int]) -> Peer:
     load = {"backend": "torch", "dtype": "bfloat16", "device": device, "attention": attention}
     settings = (*_batches(32), *best)
     return Peer("sentence-transformers bf16", "bf16", HERE, SENTENCE_TRANSFORMERS, PLAIN, load, settings, judged=False)
+
+
+def without_padding(device: str, tokens: Sequence[int]) -> Peer:
+    """PyTorch on a device in bf16, in batches of so many tokens, with nothing computed for padding."""
+    settings = tuple(Setting(f"{count:,} tokens a batch", options={"tokens": count}) for count in tokens)
+    load = {"dtype": "bfloat16", "device": device}
+    return Peer("torch without padding bf16", "bf16", HERE, "without padding", PLAIN, load, settings, judged=False)

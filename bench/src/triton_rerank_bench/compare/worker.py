@@ -106,6 +106,79 @@ def _sentence_transformers(arguments: Options) -> tuple[Score, Notes]:
     return score, _openvino_notes(model) if backend == "openvino" else {}
 
 
+def _without_padding(arguments: Options) -> tuple[Score, Notes]:
+    """BERT's kind in torch on the tokens of many pairs, one after the other, as text-embeddings-inference computes it.
+
+    Arguments: folder, max_length, n_threads, dtype, device. Options: tokens of a batch; queries: one a document.
+    Attention is torch's ``varlen_attn``, and row by row on a CPU, which does not have it.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.set_num_threads(arguments["n_threads"])
+    device, tokenizer = arguments["device"], AutoTokenizer.from_pretrained(arguments["folder"])
+    kind = {"torch_dtype": getattr(torch, arguments["dtype"])}
+    model = AutoModelForSequenceClassification.from_pretrained(arguments["folder"], **kind).to(device).eval()
+    base = model.base_model
+
+    def attend(module: Any, lengths: list[int], bounds: Any) -> Callable[..., Any]:
+        """Attention within rows: of (1, tokens, width) the same shape."""
+
+        def forward(hidden: Any, *_: Any, **__: Any) -> Any:
+            shape = (-1, module.num_attention_heads, module.attention_head_size)
+            made = query, key, value = [
+                part(hidden[0]).view(shape) for part in (module.query, module.key, module.value)
+            ]
+            if hidden.is_cuda:
+                from torch.nn.attention.varlen import varlen_attn
+
+                found: Any = varlen_attn(query, key, value, bounds, bounds, max(lengths), max(lengths))
+            else:
+                rows = zip(*(each.transpose(0, 1).split(lengths, dim=1) for each in made), strict=True)
+                found = torch.cat([scaled_dot_product_attention(*row) for row in rows], dim=1).transpose(0, 1)
+            return found.reshape(hidden.shape), None
+
+        return forward
+
+    def logits(rows: list[dict[str, list[int]]]) -> Any:
+        """One a row, on the device: (rows, 1)."""
+        lengths = [len(row["input_ids"]) for row in rows]
+        bounds = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+        ids, types = (
+            torch.tensor([[i for row in rows for i in row[name]]]) for name in ("input_ids", "token_type_ids")
+        )
+        places = torch.cat([torch.arange(length) for length in lengths])[None]
+        places += getattr(base.embeddings, "padding_idx", -1) + 1  # RoBERTa's positions begin behind it
+        given = {"input_ids": ids, "token_type_ids": types, "position_ids": places}
+        for layer in base.encoder.layer:
+            layer.attention.self.forward = attend(layer.attention.self, lengths, bounds)
+        hidden = base.encoder(base.embeddings(**{name: each.to(device) for name, each in given.items()}))[0]
+        first, pooler = hidden[0, bounds[:-1]][:, None], getattr(base, "pooler", None)
+        return model.classifier(first if pooler is None else pooler(first))
+
+    @torch.inference_mode()
+    def score(query: str, documents: list[str], options: Options) -> Sequence[float]:
+        """Logits, the longest pairs first, in batches of so many tokens."""
+        queries, more = options.get("queries") or [query] * len(documents), {"truncation": True}
+        more |= {"max_length": arguments["max_length"], "return_token_type_ids": True}
+        read = tokenizer(queries, documents, **more)
+        rows = [dict(zip(read, each, strict=True)) for each in zip(*read.values(), strict=True)]
+        order = sorted(range(len(rows)), key=lambda at: -len(rows[at]["input_ids"]))
+        batches: list[list[int]] = []
+        room = 0
+        for at in order:
+            room -= len(rows[at]["input_ids"])
+            if room < 0 or not batches:
+                batches.append([])
+                room = options["tokens"] - len(rows[at]["input_ids"])
+            batches[-1].append(at)
+        found = torch.cat([logits([rows[at] for at in batch]) for batch in batches]).float().cpu()[:, 0]
+        return [value for _, value in sorted(zip(order, found.tolist(), strict=True))]
+
+    return score, {}
+
+
 def _openvino_notes(model: Any) -> Notes:
     """The precision that OpenVINO computes in: on a processor with bf16 its own choice is bf16, not fp32."""
     encoder = getattr(model, "transformers_model", None) or model.model  # its name before sentence-transformers 6
@@ -237,6 +310,7 @@ def _connect(server: subprocess.Popen[bytes], port: int) -> http.client.HTTPConn
 
 LOADERS: dict[str, Callable[[Options], tuple[Score, Notes]]] = {
     "sentence-transformers": _sentence_transformers,
+    "without padding": _without_padding,
     "fastembed": _fastembed,
     "flashrank": _flashrank,
     "infinity": _infinity,

@@ -1,34 +1,40 @@
-"""``triton-rerank-bench gpu``: the served model on a GPU, beside sentence-transformers on the same one.
+"""``triton-rerank-bench gpu``: what a GPU makes of the models, within twelve minutes, what matters most first.
 
-Each shape is tuned as `perf` does it, then served with the setting that was found, and raced as `peers` does it. The
-peer computes in the worker process of every other peer, on the device.
+Each shape is exported, timed in process and served, beside peers on the same device; then come its other forms of
+graph, other settings and Triton's own backend. Each step is told, and written, before the next begins.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from triton_rerank_bench.compare.command import workload_table
 from triton_rerank_bench.errors import INTERRUPTED, BenchError
-from triton_rerank_bench.gpu.device import Device, describe
-from triton_rerank_bench.gpu.first import run_first
-from triton_rerank_bench.gpu.measure import ModelFigures, measure_model
-from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, SHAPES, check_shape, prepare
+from triton_rerank_bench.gpu.device import describe
+from triton_rerank_bench.gpu.forms import Form, matrix_rate, measure_form, show
+from triton_rerank_bench.gpu.measure import AS_EXPORTED, WORKLOAD, Beside, Ground, Served, beside_peers, judge, serving
+from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, FORMS, NATIVE, SHAPES, Prepared, check_shape, prepare
+from triton_rerank_bench.gpu.steps import Steps
 from triton_rerank_bench.load.command import level_tables
-from triton_rerank_bench.options import add_common, add_workloads, number, positive, whole
-from triton_rerank_bench.progress import showing_time_left
-from triton_rerank_bench.report import LOUD, Json, Report, Table, missed, others, targets, text
-from triton_rerank_bench.tune.answer import setting_text
-from triton_rerank_bench.tune.report import tables
-from triton_rerank_bench.workloads import BY_NAME
+from triton_rerank_bench.options import add_common, number, positive, whole
+from triton_rerank_bench.report import LOUD, Json, Report, Table, indented, missed, targets
+from triton_rerank_bench.tune.knobs import exported_setting, on_cpu, on_gpu
+from triton_rerank_bench.tune.variants import Configs
+from triton_rerank_server import atomic
+from triton_rerank_server.launch.installation import find_installation
 
 DEFAULT_CONCURRENCIES = (1, 8, 32)
-BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1_024)
 PRECISIONS = {"cuda": "fp16", "cpu": "fp32"}
+WAYS: dict[str, dict[str, Any]] = {  # settings that are served beside the exported one
+    "2 encoder instances": {"instances": 2},
+    **{f"{count} tokenizers": {"tokenizers": count} for count in (1, 2, 4, 8)},
+}
+_BESIDE = {"peer": "peer", "its seconds over ours": "ratio:.2f", "our tau": "served_tau:.3f", "its": "peer_tau:.3f"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,103 +43,134 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu only tries the script")
     add("--device-id", type=whole, default=0, help="GPU, as nvidia-smi counts (default %(default)s)")
     add("--shape", action="append", choices=list(SHAPES), help=f"{each} {', '.join(DEFAULT_SHAPES)}")
-    add("--graph", choices=("padded", "flat"), default="padded", help="that is exported (default %(default)s)")
     weights = "trained weights of a shape; repeatable; a shape without them gets random ones"
     add("--checkpoint", action="append", default=[], metavar="SHAPE=FOLDER", help=weights)
-    add_workloads(parser, "all")
-    add("--minutes", type=number, default=5.0, help="of the search for a model's setting (default %(default)g)")
-    add("--rounds", type=positive, default=15, help="of single lists (default %(default)s)")
-    add("--level-s", type=number, default=5.0, help="seconds of each level of load (default %(default)s)")
-    callers = ", ".join(map(str, DEFAULT_CONCURRENCIES))
-    add("--concurrency", type=positive, action="append", help=f"callers at a level; {each} {callers}")
-    attention = "that sentence-transformers uses; flash_attention_2 needs flash-attn (default %(default)s)"
-    add("--attention", default="sdpa", help=attention)
-    sizes = ", ".join(map(str, BATCH_SIZES))
-    add("--batch-size", type=positive, action="append", help=f"of sentence-transformers; {each} {sizes}")
+    add("--minutes", type=number, default=12.0, help="that all may take (default %(default)g)")
+    add("--level-s", type=number, default=3.0, help="seconds of each level of load (default %(default)s)")
+    add("--concurrency", type=positive, action="append", help=f"callers at a level; {each} {DEFAULT_CONCURRENCIES}")
     add("--work", type=Path, default=Path(".cache/gpu"), help="for models, several GB (default %(default)s)")
     add("--check", action="store_true", help="exit with 1 if a target is missed")
-    first = "only the first 12 minutes: matrix rate, kernels, parity and speed of both graphs, in process"
-    add("--first", action="store_true", help=first)
     add_common(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
-    """Measure every shape; Ctrl-C keeps those that are done.
+    """Measure what the minutes last for; Ctrl-C keeps the steps that are done.
 
     Returns:
         The report, and 130 after Ctrl-C, 1 if ``--check`` is given and a target was missed, else 0.
 
     Raises:
-        BenchError: a wrong option, something that the device needs is missing, or a figure cannot be had.
-        ServerStartError: Triton did not start.
-        RerankError: the served model did not answer.
+        BenchError: a wrong option, or something that the device needs is missing.
     """
     checkpoints = _checkpoints(options.checkpoint)
-    options.workload = list(dict.fromkeys(options.workload or BY_NAME))
-    options.concurrency = options.concurrency or list(DEFAULT_CONCURRENCIES)
-    options.batch_size = sorted(options.batch_size or BATCH_SIZES)
+    options.shape = list(dict.fromkeys(options.shape or DEFAULT_SHAPES))
+    options.concurrency = sorted(options.concurrency or DEFAULT_CONCURRENCIES)
     device = describe(options.device, options.device_id)
     for line in device.lines():
         console.print(line.removeprefix(LOUD), style="red" if line.startswith(LOUD) else None, highlight=False)
-    if options.first:
-        options.shape = options.shape or list(DEFAULT_SHAPES)
-        return run_first(options, checkpoints, device, PRECISIONS[device.kind], console)
-    models, interrupted = _measure(options, checkpoints, device, console)
-    given = ("graph", "minutes", "rounds", "level_s", "attention", "seed")
-    settings: Json = {
-        **{name: getattr(options, name) for name in given},
-        "concurrencies": options.concurrency,
-        "batch_sizes": options.batch_size,
-        "interrupted": interrupted,
-    }
-    version = models[0].triton_version if models else None
-    report = Report("gpu", version, settings, {"device": device, "models": models}, [])
-    judged = [row for model in models for row in model.targets]
-    return report.json(), INTERRUPTED if interrupted else int(options.check and missed(judged))
+    with console.status("") as status:
+        on = Ground(device, options.level_s, options.seed, lambda doing, _=None: status.update(doing))
+        found = _Run(options, console, on, checkpoints)
+        try:
+            found.all_steps()
+        except KeyboardInterrupt:
+            found.interrupted = True
+            console.print("interrupted: the report holds what is above")
+    rows = found.targets()
+    console.print(targets(rows).grid())
+    return found.report(), INTERRUPTED if found.interrupted else int(options.check and missed(rows))
 
 
-def _measure(
-    options: argparse.Namespace, checkpoints: dict[str, Path], device: Device, console: Console
-) -> tuple[list[ModelFigures], bool]:
-    models: list[ModelFigures] = []
-    precision = PRECISIONS[device.kind]
-    try:
-        for shape in dict.fromkeys(options.shape or DEFAULT_SHAPES):
-            with showing_time_left() as on_step:
-                given = checkpoints.get(shape)
-                prepared = prepare(shape, given, options.work, precision, options.graph, on_step=on_step)
-                models.append(measure_model(prepared, precision, device, options, on_step=on_step))
-            model_report(models[-1]).print(console)
-    except KeyboardInterrupt:
-        if not models:
-            raise KeyboardInterrupt("before the first model was measured; nothing is kept") from None
-        console.print("interrupted: the report holds the models above")
-        return models, True
-    return models, False
+@dataclass
+class _Run:
+    options: argparse.Namespace
+    console: Console
+    on: Ground
+    checkpoints: dict[str, Path]
+    rate: float = 0.0  # of products of matrices, operations a second
+    forms: list[Form] = field(default_factory=list)
+    served: list[Served] = field(default_factory=list)
+    beside: list[Beside] = field(default_factory=list)
+    interrupted: bool = False
 
+    def __post_init__(self) -> None:
+        self.steps = Steps(self.options.minutes, self.report, self.console)
+        self.prepared: dict[str, dict[str, Prepared]] = {shape: {} for shape in self.options.shape}  # what works
+        self.passages = [(WORKLOAD, callers) for callers in self.options.concurrency]
+        self.levels = [*self.passages, ("single", 1), ("ten", 1), ("short", self.options.concurrency[-1])]
 
-def model_report(model: ModelFigures) -> Report:
-    """What was found of one model."""
-    setting = setting_text(model.answer.setting, model.answer.exported)
-    parts: list[str | Table] = [
-        f"{model.shape}, weights: {model.weights}, {model.precision} beside bf16, max_length {model.max_length}, "
-        f"Triton {model.triton_version}; served with {setting}",
-        others(model.other_load),
-        *tables(model.tuning),
-    ]
-    for each in model.workloads:
-        parts += [workload_table(each.lists), *level_tables(each.lists.workload, each.levels)]
-        most = each.capacity
-        if most is not None:
-            ours, theirs = (statistics.median(side) for side in (most.served_pairs_per_s, most.peer_pairs_per_s))
-            parts.append(
-                f"most pairs/s in turns: served {ours:,.1f} ({most.concurrency} callers), {most.peer_setting}, all "
-                f"lists in one call {theirs:,.1f}; ratio {text(most.ratio, '.3f')}"
-            )
-    if model.server_mib is not None:
-        parts.append(f"Device memory: server {model.server_mib:,} MiB, peer {model.peer_mib:,} MiB")
-    parts += ["the change of the exported configs:\n" + model.config_change, targets(model.targets)]
-    return Report("gpu", model.triton_version, {}, {}, parts)
+    def all_steps(self) -> None:
+        """The flat form of each shape, served and beside peers, then the other forms and settings."""
+        step = self.steps.run
+        step("products of matrices", self.measure_matrices)
+        for shape, prepared in self.prepared.items():
+            step(f"{shape}, flat", partial(self.measure, shape, "flat"))
+            if not prepared:
+                step(f"{shape}, padded", partial(self.measure, shape, "padded"))
+            step(f"{shape}, {AS_EXPORTED}", partial(self.serve, shape, AS_EXPORTED))
+        for shape in self.prepared:
+            for form in (form for form in FORMS if f"{shape}, {form}" not in self.steps.seconds):
+                step(f"{shape}, {form}", partial(self.measure, shape, form))
+            for way in WAYS:
+                step(f"{shape}, {way}", partial(self.serve, shape, way))
+
+    def measure_matrices(self) -> None:
+        """What the device can do."""
+        self.rate = matrix_rate(self.on.device)
+        self.console.print(f"products of matrices: {self.rate / 1e12:,.2f} TFLOP/s", highlight=False)
+
+    def measure(self, shape: str, form: str) -> None:
+        """Export a form of a shape, and time it in process; the native backend's is served."""
+        if form == NATIVE and not (find_installation().backends / "onnxruntime/libtriton_onnxruntime.so").exists():
+            raise BenchError("this Triton has no ONNX Runtime backend of its own; NVIDIA's image has")
+        given, precision = self.checkpoints.get(shape), PRECISIONS[self.on.device.kind]
+        prepared = prepare(shape, given, self.options.work, precision, form, on_step=self.on.on_step)
+        self.checkpoints[shape] = prepared.checkpoint  # so that random weights are made once
+        if form == NATIVE:
+            self.serve(shape, form, prepared)
+        else:
+            self.forms.append(measure_form(prepared, form, self.on, self.rate))
+            show(self.forms[-1], self.console)
+            self.prepared[shape][form] = prepared
+
+    def serve(self, shape: str, way: str, native: Prepared | None = None) -> None:
+        """Load a server with the first form of a shape that works, or the native one; as exported, beside peers."""
+        prepared = native or next(iter(self.prepared[shape].values()), None)
+        if prepared is None:
+            raise BenchError("no form of its graph works here")
+
+        def change(configs: Configs) -> None:
+            """Place the encoder on the device, and set what is to be another."""
+            (on_gpu if self.on.device.kind == "cuda" else on_cpu)(configs)
+            replace(exported_setting(shape, configs), **WAYS.get(way, {})).change(configs)
+
+        self.served.append(figures := Served(shape, way))
+        levels = self.passages[-1:] if way in WAYS else self.levels
+        with serving(figures, prepared.repository, change, levels, self.on) as server:
+            for table in level_tables(f"{shape}, {way}", figures.levels):
+                self.console.print(table.grid())
+            if way == AS_EXPORTED:
+                best = max(figures.levels[: len(self.passages)], key=lambda level: level.pairs_per_s)
+                found, failed = beside_peers(server, prepared, best.concurrency or 1, self.on)
+                self.beside += found
+                self.steps.left_out += failed
+                self.console.print(Table(f"{shape}: most pairs/s, in turns", _BESIDE, found).grid())
+
+    def targets(self) -> list[Json]:
+        """What was found, held against the project's goals."""
+        return judge(self.on.device, self.rate, self.served, self.beside)
+
+    def report(self) -> Json:
+        """What was found so far, written where it was asked for."""
+        names = ("minutes", "level_s", "concurrency", "checkpoint", "seed")
+        settings: Json = {name: getattr(self.options, name) for name in names} | {"interrupted": self.interrupted}
+        figures: Json = {name: getattr(self, name) for name in ("forms", "served", "beside")}
+        figures |= {"device": self.on.device, "matrix_flops": self.rate, "targets": self.targets()}
+        figures |= {"left_out": self.steps.left_out, "seconds": self.steps.seconds}
+        document = Report("gpu", self.served[0].triton_version if self.served else None, settings, figures, []).json()
+        if self.options.output:
+            atomic.write_file(self.options.output, indented(document).encode())
+        return document
 
 
 def _checkpoints(values: list[str]) -> dict[str, Path]:

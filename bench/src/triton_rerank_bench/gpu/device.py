@@ -17,6 +17,7 @@ from triton_rerank_bench.report import LOUD
 
 CPU_NOTE = "no GPU: this run only shows that the script works; its figures say nothing about GPUs"
 VERSIONS = ("onnxruntime-gpu", "nvidia-pytriton", "nvidia-cudnn-cu13", "nvidia-cublas")
+LEAST_DRIVER = 580  # of CUDA 13, as NVIDIA says (docs.nvidia.com/deploy/cuda-compatibility)
 _QUERY_TIMEOUT_S = 30.0
 _FIELDS = ("name", "driver_version", "memory.total", "compute_cap", "power.limit", "clocks.max.sm")
 
@@ -27,6 +28,7 @@ class Device:
 
     kind: Literal["cuda", "cpu"]
     name: str
+    index: int = 0
     driver: str | None = None
     memory_mib: int | None = None
     compute_capability: str | None = None
@@ -36,19 +38,32 @@ class Device:
     versions: dict[str, str] | None = None
     note: str | None = None
 
-    def torch_name(self, device_id: int) -> str:
+    @property
+    def torch_name(self) -> str:
         """What torch calls it."""
-        return f"cuda:{device_id}" if self.kind == "cuda" else "cpu"
+        return f"cuda:{self.index}" if self.kind == "cuda" else "cpu"
+
+    def memory_used_mib(self) -> int | None:
+        """Memory of a GPU that all processes together have taken; None on a CPU, and where nvidia-smi does not know.
+
+        Inside a container nvidia-smi does not see which process took it, so differences of this are what is reported.
+        """
+        return _mib(_smi(self.index, "memory.used")) if self.kind == "cuda" else None
 
     def lines(self) -> list[str]:
         """What computes, and what to know of it."""
         if self.kind == "cpu":
             return [f"device: CPU, {self.name}", f"{LOUD}{self.note}"]
         memory = "memory not told" if self.memory_mib is None else f"{self.memory_mib:,} MiB"
+        told = (
+            f"device: {self.name}, {memory}, compute capability {self.compute_capability}, {self.power_limit_w} W, "
+            f"SM clock to {self.max_sm_clock_mhz} MHz; driver {self.driver}, torch for CUDA {self.cuda}"
+        )
+        version = (self.driver or "").partition(".")[0]
+        old = version.isdecimal() and int(version) < LEAST_DRIVER
         return [
-            f"device: {self.name}, {memory}, compute capability {self.compute_capability}, "
-            f"{self.power_limit_w} W, SM clock to {self.max_sm_clock_mhz} MHz; driver {self.driver}, "
-            f"torch for CUDA {self.cuda}"
+            told,
+            *([f"{LOUD}driver {self.driver}: CUDA 13 needs {LEAST_DRIVER} or newer; update it"] if old else []),
         ]
 
 
@@ -70,15 +85,7 @@ def describe(kind: Literal["cuda", "cpu"], device_id: int = 0) -> Device:
 
     name, driver, memory, capability, power, clock = values
     mib, versions = _mib(memory), versions_of(VERSIONS)
-    return Device("cuda", name, driver, mib, capability, power, clock, torch.version.cuda, versions)
-
-
-def memory_used_mib(device_id: int) -> int | None:
-    """Memory of a GPU that all processes together have taken; None where nvidia-smi does not know.
-
-    Inside a container nvidia-smi does not see which process took it, so differences of this are what is reported.
-    """
-    return _mib(_smi(device_id, "memory.used"))
+    return Device("cuda", name, device_id, driver, mib, capability, power, clock, torch.version.cuda, versions)
 
 
 def _mib(value: str) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +28,8 @@ _PUNCTUATION = ".,;:!?'\"()-"
 class Shape:
     """Size of a cross-encoder; its feed-forward layers are four times as wide as ``hidden``, the others.
 
-    ``h100_pairs_per_s`` is what the project wants on one H100 at natural lengths; None where it set nothing.
+    ``h100_pairs_per_s`` is what the project wants on one H100 at natural lengths, and elsewhere by the device's own
+    matrix rate over `H100_FLOPS`; None where it set nothing.
     """
 
     family: Literal["bert", "xlm-roberta"]
@@ -47,41 +48,45 @@ SHAPES: dict[str, Shape] = {
     "tiny": Shape("bert", 2, 32, 4, 4_096, 512),  # for a try of the script
 }
 DEFAULT_SHAPES = ("minilm-l6", "bge-base", "v2-m3")
+# What an H100 SXM's matrix products reach, as others measured it (stas00/ml-engineering, mamf-finder: bf16).
+H100_FLOPS = 794.5e12
+NATIVE, WITH_CASTS = "flat, native backend", "flat, with casts"
+FORMS = {  # of a graph -> how it is exported
+    "flat": ("--graph", "flat"),
+    "padded": ("--graph", "padded"),
+    WITH_CASTS: ("--graph", "flat", "--fp32-residuals"),
+    NATIVE: ("--graph", "flat", "--native"),
+}
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model to serve and to compare: its shape is its public name, weights are "random" or a folder's name."""
+    """A model to serve and to compare; its shape is its public name."""
 
     shape: str
-    weights: str
     checkpoint: Path
     repository: Path
 
 
 def prepare(
-    shape: str, checkpoint: Path | None, work: Path, precision: str, graph: str, *, on_step: Progress
+    shape: str, checkpoint: Path | None, work: Path, precision: str, form: str, *, on_step: Progress
 ) -> Prepared:
     """Make a random checkpoint, where none is given, and export it, into ``work``: several GB for the larger shapes.
 
-    What is there under the shape's name is replaced. ``graph`` is export's, "padded" or "flat".
+    What is there of this form, one of `FORMS`, is replaced.
 
     Raises:
-        BenchError: the checkpoint is of another shape, or the export failed.
+        BenchError: the export failed.
     """
-    folder = work / shape
+    folder = work / form.replace(", ", "-").replace(" ", "-") / shape
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if checkpoint is None:
         on_step(f"{shape}: random weights")
-        source = write_random(folder / "checkpoint", SHAPES[shape])
-    else:
-        check_shape(checkpoint, shape)
-        source = checkpoint
-    on_step(f"{shape}: export to {precision}, {graph}")
-    _export(source, shape, precision, graph, folder / "model_repository")
-    weights = "random" if checkpoint is None else checkpoint.resolve().name
-    return Prepared(shape, weights, source, folder / "model_repository")
+        checkpoint = write_random(folder / "checkpoint", SHAPES[shape])
+    on_step(f"{shape}: export to {precision}, {form}")
+    _export(checkpoint, shape, ("--precision", precision, *FORMS[form]), folder / "model_repository")
+    return Prepared(shape, checkpoint, folder / "model_repository")
 
 
 def check_shape(checkpoint: Path, name: str) -> None:
@@ -103,7 +108,7 @@ def write_random(folder: Path, shape: Shape) -> Path:
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(_SEED)
-    tokenizer, special = _bert(shape) if shape.family == "bert" else _xlm_roberta(shape)
+    tokenizer, special = _tokenizer(shape)
     config = AutoConfig.for_model(
         shape.family,
         vocab_size=shape.vocabulary,
@@ -120,40 +125,30 @@ def write_random(folder: Path, shape: Shape) -> Path:
     return folder
 
 
-def _bert(shape: Shape) -> tuple[Any, dict[str, int]]:
-    """The tokenizer, and what the config says of it."""
+def _tokenizer(shape: Shape) -> tuple[Any, dict[str, int]]:
+    """One whose vocabulary holds the words, and what the config says of it; XLM-R's positions begin after id 1."""
+    import transformers
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertTokenizerFast
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    pieces = {piece: index for index, piece in enumerate([*special, *_pieces("")])}
-    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))  # noqa: S106 - no password
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.add_special_tokens(special)
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", pieces["[SEP]"]), ("[CLS]", pieces["[CLS]"]))
-    fast = BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=shape.max_length)
-    return fast, {"max_position_embeddings": shape.max_length}
-
-
-def _xlm_roberta(shape: Shape) -> tuple[Any, dict[str, int]]:
-    """Likewise; positions begin after the padding id, 1."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import XLMRobertaTokenizerFast
-
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    pieces = [*special, *_pieces("▁")]
-    scored = [(piece, -float(index) / len(pieces) - 1.0) for index, piece in enumerate(pieces)]
-    tokenizer = Tokenizer(models.Unigram(scored, unk_id=3))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.add_special_tokens(special)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    fast = XLMRobertaTokenizerFast(tokenizer_object=tokenizer, model_max_length=shape.max_length)
-    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    return fast, {"max_position_embeddings": shape.max_length + 2, "type_vocab_size": 1, **ids}
+    if shape.family == "bert":
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        pieces = {piece: index for index, piece in enumerate([*special, *_pieces("")])}
+        made = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))  # noqa: S106 - no password
+        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+        fast, config = transformers.BertTokenizerFast, {"max_position_embeddings": shape.max_length}
+    else:
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        known = [*special, *_pieces("▁")]
+        scored = [(piece, -float(index) / len(known) - 1.0) for index, piece in enumerate(known)]
+        made = Tokenizer(models.Unigram(scored, unk_id=3))
+        made.normalizer, made.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Metaspace()
+        around = {"single": "<s> $A </s>", "pair": "<s> $A </s> </s> $B </s>"}
+        made.post_processor = processors.TemplateProcessing(special_tokens=[("<s>", 0), ("</s>", 2)], **around)
+        config = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "type_vocab_size": 1}
+        fast, config["max_position_embeddings"] = transformers.XLMRobertaTokenizerFast, shape.max_length + 2
+    made.add_special_tokens(special)
+    return fast(tokenizer_object=made, model_max_length=shape.max_length), config
 
 
 def _pieces(prefix: str) -> list[str]:
@@ -163,9 +158,9 @@ def _pieces(prefix: str) -> list[str]:
     return list(dict.fromkeys([*_PUNCTUATION, *letters, *(prefix + word.lower() for word in words)]))
 
 
-def _export(checkpoint: Path, name: str, precision: str, graph: str, repository: Path) -> None:
+def _export(checkpoint: Path, name: str, arguments: Sequence[str], repository: Path) -> None:
     """In a process of its own, whose memory goes with it; bench and export do not import each other."""
-    arguments = ["export", "--model", str(checkpoint), "--name", name, "--precision", precision, "--graph", graph]
+    arguments = ["export", "--model", str(checkpoint), "--name", name, *arguments]
     done = subprocess.run(
         [sys.executable, "-m", "triton_rerank_export.cli", *arguments, "--model-repository", str(repository)],
         capture_output=True,
@@ -174,4 +169,6 @@ def _export(checkpoint: Path, name: str, precision: str, graph: str, repository:
     )
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        raise BenchError(f"{name} cannot be exported to {precision}: {said[-1] if said else 'it says nothing'}")
+        raise BenchError(
+            f"{name} cannot be exported by {' '.join(arguments[5:])}: {said[-1] if said else 'it says nothing'}"
+        )

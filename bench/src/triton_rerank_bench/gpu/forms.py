@@ -1,13 +1,7 @@
-"""The first minutes on a device: what computes, whether it computes right, how fast each form of graph is, in process.
-
-No Triton, no search and no peer. Each step is told, and written, before the next begins, so that a run that is cut
-keeps what it found.
-"""
+"""One form of graph on a device, in process: where its nodes ran, whether it computes right, how fast it is."""
 
 from __future__ import annotations
 
-import argparse
-import itertools
 import json
 import statistics
 import tempfile
@@ -22,20 +16,16 @@ import numpy as np
 from rich.console import Console
 
 from triton_rerank_bench.compare.contestants import tokenizer_of
-from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.gpu.device import Device
-from triton_rerank_bench.gpu.models import SHAPES, Shape, prepare
-from triton_rerank_bench.report import Json, Report, Table, indented
+from triton_rerank_bench.gpu.measure import Ground
+from triton_rerank_bench.gpu.models import SHAPES, Prepared, Shape
+from triton_rerank_bench.report import Json, Table
 from triton_rerank_bench.served import read_config, read_model
 from triton_rerank_bench.workloads import BY_NAME
-from triton_rerank_server import atomic
 from triton_rerank_server.backends.encoder.cuda import PROVIDER, provider_options
 from triton_rerank_server.backends.encoder.engine import Engine, Rows, flattened
 from triton_rerank_server.backends.encoder.onnxruntime_session import OnnxRuntimeOptions
-from triton_rerank_server.backends.encoder.session import EngineError
 
-MINUTES = 12.0  # that all may take; a form that would begin later is left out, and said to be
-FORMS = ("padded", "flat")
 PAIRS = (1, 10, 64, 256)  # scored at once, of natural lengths
 _RUNS = 7
 _MATRIX = {"cuda": (8_192, "float16"), "cpu": (1_024, "float32")}  # rows and columns, type
@@ -46,6 +36,7 @@ class Form:
     """One graph of one shape on the device.
 
     Attributes:
+        form: of the graph, one of `models.FORMS`.
         nodes: provider and operator -> nodes that ran in one batch, as ONNX Runtime's own profile counts them.
         parity: the export's own gate: this graph's logits beside those that PyTorch made on the CPU in fp32.
         sizes: for each number of pairs: tokens, median milliseconds, pairs/s and the share of the matrix rate that the
@@ -53,74 +44,28 @@ class Form:
     """
 
     shape: str
-    graph: str
+    form: str
     nodes: dict[str, int]
     parity: dict[str, float]
     sizes: list[Json] = field(default_factory=list)
 
 
-def run_first(
-    options: argparse.Namespace, checkpoints: dict[str, Path], device: Device, precision: str, console: Console
-) -> tuple[Json, int]:
-    """Measure every shape in every form, as long as the minutes last; a form that fails is told, and left out.
+def measure_form(prepared: Prepared, form: str, on: Ground, rate: float) -> Form:
+    """Open the graph as our encoder does, and time it; the rate is the device's, in operations a second.
 
-    Returns:
-        The report, and 130 after Ctrl-C, which keeps what was measured, else 0.
+    Raises:
+        EngineError: the device does not take it.
     """
-    begin = time.monotonic()
-    rate = matrix_rate(device, options.device_id)
-    console.print(f"products of matrices: {rate / 1e12:,.2f} TFLOP/s in {_MATRIX[device.kind][1]}", highlight=False)
-    forms: list[Form] = []
-    left_out: list[str] = []
-
-    def leave_out(why: str) -> None:
-        """Tell of a form that is not measured."""
-        left_out.append(why)
-        console.print(f"left out: {why}", style="red", highlight=False, markup=False)
-
-    def report() -> Json:
-        """What was found so far, written where it was asked for."""
-        figures = {"device": device, "matrix_flops": rate, "forms": forms, "left_out": left_out}
-        document = Report("gpu-first", None, {"seed": options.seed, "minutes": MINUTES}, figures, []).json()
-        if options.output:
-            atomic.write_file(options.output, indented(document).encode())
-        return document
-
-    try:
-        for shape, graph in itertools.product(dict.fromkeys(options.shape), FORMS):
-            if time.monotonic() - begin > 60 * MINUTES:
-                leave_out(f"{shape}, {graph}: {MINUTES:g} minutes are over")
-                continue
-            try:
-                given = checkpoints.get(shape)
-                prepared = prepare(shape, given, options.work / graph, precision, graph, on_step=console.log)
-                checkpoints = {shape: prepared.checkpoint, **checkpoints}  # so that random weights are made once
-                forms.append(_measure(prepared.repository, shape, graph, device, options, rate))
-            except (BenchError, EngineError) as exc:
-                leave_out(f"{shape}, {graph}: {exc}")
-                continue
-            _show(forms[-1], console)
-            report()
-    except KeyboardInterrupt:
-        if not forms:
-            raise
-        console.print("interrupted: the report holds what is above")
-        return report(), INTERRUPTED
-    return report(), 0
-
-
-def _measure(
-    repository: Path, shape: str, graph: str, device: Device, options: argparse.Namespace, rate: float
-) -> Form:
+    shape, repository = prepared.shape, prepared.repository
     model, tokenizer = read_model(repository), tokenizer_of(read_model(repository))
     accelerators = read_config(repository, f"{shape}-encoder").optimization.execution_accelerators
     cuda = {name: told for each in accelerators.gpu_execution_accelerator for name, told in each.parameters.items()}
-    device_id = options.device_id if device.kind == "cuda" else None
+    device_id = on.device.index if on.device.kind == "cuda" else None
     settings = OnnxRuntimeOptions.of_parameters(model.parameters, device_id=device_id, cuda_options=cuda)
     engine = Engine(model.encoder_file, settings)
     manifest = repository / shape / model.encoder_file.parent.name / "manifest.json"
     parity = json.loads(manifest.read_text())["parity"]
-    lists = BY_NAME["passages"](options.seed)
+    lists = BY_NAME["passages"](on.seed)
     documents = [document for each in lists for document in each.documents]
 
     def batch(n_pairs: int) -> dict[str, Any]:
@@ -129,17 +74,17 @@ def _measure(
         pairs = tokenizer.encode(lists[0].query, texts)
         return {name: getattr(pairs, name) for name in engine.input_names}
 
-    form = Form(shape, graph, _nodes(model.encoder_file, engine, batch(PAIRS[1]), device_id, cuda), parity)
+    found = Form(shape, form, _nodes(model.encoder_file, engine, batch(PAIRS[1]), device_id, cuda), parity)
     for n_pairs in PAIRS:
         inputs = batch(n_pairs)
         lengths = np.count_nonzero(inputs["attention_mask"], axis=1)
         seconds = _seconds(lambda inputs=inputs: engine.logits([inputs]))  # type: ignore[misc]
         share = flops(SHAPES[shape], lengths) / seconds / rate
-        form.sizes.append(
+        found.sizes.append(
             {"pairs": n_pairs, "tokens": int(lengths.sum()), "ms": 1e3 * seconds, "pairs_per_s": n_pairs / seconds,
              "share_of_matrix_rate": share}
         )  # fmt: skip
-    return form
+    return found
 
 
 def flops(shape: Shape, lengths: Any) -> float:
@@ -148,12 +93,12 @@ def flops(shape: Shape, lengths: Any) -> float:
     return shape.layers * layer
 
 
-def matrix_rate(device: Device, device_id: int) -> float:
+def matrix_rate(device: Device) -> float:
     """Operations a second of one large product of matrices by torch, the best of several: what the device can do."""
     import torch
 
     size, dtype = _MATRIX[device.kind]
-    one = torch.ones((size, size), dtype=getattr(torch, dtype), device=device.torch_name(device_id))
+    one = torch.randn((size, size), device=device.torch_name).to(getattr(torch, dtype))
 
     def multiply() -> None:
         """One product, and the wait for its end."""
@@ -196,15 +141,11 @@ def _nodes(
     return dict(counts.most_common())
 
 
-def _show(form: Form, console: Console) -> None:
+def show(form: Form, console: Console) -> None:
+    """What was found, for people."""
     nodes = ", ".join(f"{count} {name}" for name, count in form.nodes.items())
     parity = ", ".join(f"{name} {value:.4g}" for name, value in form.parity.items())
-    columns = {
-        "pairs": "pairs:,d",
-        "tokens": "tokens:,d",
-        "ms": "ms:,.2f",
-        "pairs/s": "pairs_per_s:,.1f",
-        "of the matrix rate": "share_of_matrix_rate:.1%",
-    }
-    console.print(f"{form.shape}, {form.graph}: {nodes}\nbeside PyTorch on the CPU: {parity}", highlight=False)
+    columns = {"pairs": "pairs:,d", "tokens": "tokens:,d", "ms": "ms:,.2f", "pairs/s": "pairs_per_s:,.1f"}
+    columns["of the matrix rate"] = "share_of_matrix_rate:.1%"
+    console.print(f"{form.shape}, {form.form}: {nodes}\nbeside PyTorch on the CPU: {parity}", highlight=False)
     console.print(Table("in process, natural lengths", columns, form.sizes).grid())
