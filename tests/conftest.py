@@ -24,7 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import pytest
 
 from triton_rerank import RerankClient
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import TritonServer
 
 if TYPE_CHECKING:
     from triton_rerank_export.repository.triton_config import Precision
@@ -50,6 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long modules first: one at the end keeps one worker, and the others have nothing left to do."""
     order = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of a run of those marked ``alone`` the modules that have none: importing all of them takes 20 s."""
+    if config.option.markexpr != "alone" or collection_path.suffix != ".py":
+        return None
+    return "mark.alone" not in collection_path.read_text(encoding="utf-8") or None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -221,7 +228,9 @@ def export(model: str | Path, repository: Path, precision: Precision) -> None:
 @pytest.fixture(scope="session")
 def server(model_repository: Path) -> Iterator[TritonServer]:
     """One real Triton for all tests that do not harm it."""
-    with TritonServer(ServerConfig(model_repository, grpc_port=0, http_port=0, metrics_port=0)) as running:
+    from support.tritons import start
+
+    with start(model_repository) as running:
         yield running
 
 

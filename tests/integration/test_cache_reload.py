@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.tritons import EXPLICIT, start
 
 from triton_rerank import RerankClient
 from triton_rerank.cache.scorer import CachedScorer
@@ -17,12 +18,11 @@ from triton_rerank.errors import RerankError
 from triton_rerank.triton.scorer import TritonScorer
 from triton_rerank_export.cli import main
 from triton_rerank_export.repository import store
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import TritonServer
 
 NAME = "tiny-bert"
 QUERY = "how to zip a file"
 DOCUMENTS = [f"{text} {number}" for number in range(8) for text in ("gzip shrinks files", "the cat sat on the mat")]
-EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def folder(two_versions: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(folder: Path) -> Iterator[TritonServer]:
-    with TritonServer(ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=EXPLICIT)) as running:
+    with start(folder, *EXPLICIT) as running:
         yield running
 
 
@@ -106,7 +106,7 @@ def test_under_load_no_answer_mixes_versions(folder: Path, server: TritonServer)
 
 
 def test_pairs_outlive_the_server(folder: Path) -> None:
-    with TritonServer(ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=EXPLICIT)) as server:
+    with start(folder, *EXPLICIT) as server:
         client = RerankClient(scorer=CachedScorer(TritonScorer(server.grpc_target, NAME), revalidate_s=0.0))
         before = logits(client, DOCUMENTS[:4])[0]
     with client:

@@ -17,6 +17,7 @@ import torch
 import transformers
 from sentence_transformers import CrossEncoder
 from support.tiny_families import SAVED, TINY, write_tiny
+from support.tritons import start
 
 from triton_rerank import AsyncRerankClient, InvalidRequestError, RerankClient, RerankError, RerankResult
 from triton_rerank.cache.scorer import CachedScorer
@@ -30,7 +31,7 @@ from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository.check import check_repository
 from triton_rerank_export.repository.triton_config import encoder_inputs
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import TritonServer
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "families"
 HANDED = sorted(path.name for path in CASES.iterdir()) if CASES.is_dir() else []
@@ -86,7 +87,7 @@ def repository(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def running(repository: Path) -> Iterator[TritonServer]:
-    with TritonServer(ServerConfig(repository, grpc_port=0, http_port=0, metrics_port=0)) as server:
+    with start(repository) as server:
         yield server
 
 

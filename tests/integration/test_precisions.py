@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from support.tritons import start
 
 from triton_rerank import RerankClient
 from triton_rerank_export.gate import parity
@@ -18,7 +19,7 @@ from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository.check import check_repository
 from triton_rerank_export.repository.manifest import read_manifest
 from triton_rerank_export.repository.triton_config import PRECISIONS
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import TritonServer
 from triton_rerank_server.backends.encoder.onnxruntime_session import int8_saturates
 
 FAMILIES = ("tiny-bert", "tiny-xlmr")
@@ -52,7 +53,7 @@ def every_precision(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def running(every_precision: Path) -> Iterator[TritonServer]:
-    with TritonServer(ServerConfig(every_precision, grpc_port=0, http_port=0, metrics_port=0)) as server:
+    with start(every_precision) as server:
         yield server
 
 

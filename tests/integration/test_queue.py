@@ -15,7 +15,7 @@ from support.slow_model import NAME as SLOW
 from support.tritons import computed, start, wait_until
 
 from triton_rerank import OverloadedError, RerankClient
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import TritonServer
 
 DEMO = "minilm-l6-demo"
 QUEUE_SIZE = 2
@@ -35,7 +35,7 @@ def short_queue(model_repository: Path, tmp_path: Path) -> Iterator[TritonServer
         "default_timeout_microseconds: 10000000", "default_timeout_microseconds: 0"
     )  # a busy machine
     path.write_text(config.replace("max_queue_size: 128", f"max_queue_size: {QUEUE_SIZE}"))
-    with TritonServer(ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0)) as server:
+    with start(folder) as server:
         yield server
 
 

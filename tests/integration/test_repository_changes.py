@@ -17,6 +17,7 @@ from support.exports import install
 from support.faults import killed
 from support.folders import fingerprint
 from support.tiny_models import BOUNDED
+from support.tritons import start
 
 from triton_rerank import RerankClient
 from triton_rerank_export.options import ExportOptions
@@ -24,17 +25,13 @@ from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository import replacement
 from triton_rerank_export.repository.check import check_repository
 from triton_rerank_export.repository.store import activate
-from triton_rerank_server import ServerConfig, TritonServer, atomic
+from triton_rerank_server import TritonServer, atomic
 from triton_rerank_server.atomic import scratch
 
 NAME, REPOSITORY = "tiny-bert", "model_repository"
 OPTIONS = ExportOptions(precision="fp32", **BOUNDED)
 COMMAND = [str(Path(sys.executable).parent / "triton-rerank-export"), "export", "--precision", "fp32"]
 COMMAND += [f"--{name.replace('_', '-')}={value}" for name, value in BOUNDED.items()]
-
-
-def start(folder: Path, *arguments: str) -> TritonServer:
-    return TritonServer(ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=arguments))
 
 
 def logit(server: TritonServer) -> float:

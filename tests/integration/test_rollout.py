@@ -12,9 +12,10 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
+from support import tritons
 from support.raw import infer_raw
 from support.tiny_models import BOUNDED
-from support.tritons import wait_until
+from support.tritons import EXPLICIT, wait_until
 
 from triton_rerank import RerankClient
 from triton_rerank_export.cli import main
@@ -25,7 +26,7 @@ from triton_rerank_server import ServerConfig, TritonServer
 
 NAME = "tiny-bert"
 QUERY, DOCUMENTS = "how to zip a file", ["gzip shrinks files", "the cat sat on the mat"]
-EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
+PAUSE_S = 0.005  # the changes need the cores too
 POLL = ("--model-control-mode=poll", "--repository-poll-secs=3")
 
 
@@ -35,8 +36,7 @@ def copy(tiny_repository: Path, tmp_path: Path) -> Path:
 
 
 def start(folder: Path, *arguments: str, control: tuple[str, ...] = EXPLICIT) -> TritonServer:
-    config = ServerConfig(folder, grpc_port=0, http_port=0, metrics_port=0, extra_args=(*control, *arguments))
-    return TritonServer(config)
+    return tritons.start(folder, *control, *arguments)
 
 
 class Answer(NamedTuple):
@@ -82,7 +82,7 @@ class Load:
 
     def _keep_asking(self) -> None:
         with RerankClient(self._target, model=NAME, timeout_s=20.0) as client:
-            while not self._stop.is_set():
+            while not self._stop.wait(PAUSE_S):
                 begun = time.monotonic()
                 try:
                     ranking = sorted(client.rerank(QUERY, DOCUMENTS), key=lambda ranked: ranked.index)
@@ -188,7 +188,7 @@ def test_every_length_of_the_ladder_was_run_before_ready(copy: Path) -> None:
     """Triton counts no warm-up as a request, but its log has each sample."""
     log = copy.parent / "triton.log"
     config = ServerConfig(copy, grpc_port=0, http_port=0, metrics_port=0, log_file=log, extra_args=("--log-verbose=1",))
-    with TritonServer(config):
+    with tritons.ShortLived(config):
         text = log.read_text()
     for rung in (32, 64, 96, 128):
         for size in (1, 1024 // rung):

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import trustme
+from support.tritons import ShortLived
 
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import ServerConfig
 
 _SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty HTTP/2 SETTINGS frame: enough for gRPC to call it a connection
 _ACCEPT = """
@@ -40,7 +41,7 @@ def silent(*, greets: bool) -> Iterator[str]:
             process.wait()
 
 
-class UncheckedServer(TritonServer):
+class UncheckedServer(ShortLived):
     """A Triton that plain gRPC does not reach, so that its readiness is asked by HTTP, and no canary is scored."""
 
     def _wait_until_ready(self) -> None:

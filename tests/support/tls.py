@@ -7,9 +7,10 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import trustme
+from support.tritons import ShortLived
 
 from triton_rerank import Tls
-from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server import ServerConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Authority:
         return Tls(self.root, key, chain, server_name)
 
 
-class TlsTriton(TritonServer):
+class TlsTriton(ShortLived):
     """A TritonServer whose gRPC port speaks TLS only; its readiness is asked over HTTP as ever."""
 
     def __init__(self, repository: Path, authority: Authority, *, mutual: bool) -> None:

@@ -29,6 +29,16 @@ def only_bert(repository: Path, folder: Path) -> Path:
     return folder
 
 
+class ShortLived(TritonServer):
+    """One that is killed at the end of its block.
+
+    Told to end, Triton waits for 3 s in steps of one: that is for tests of the end, which call ``stop``.
+    """
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(kill=True)
+
+
 @contextlib.contextmanager
 def edited(model: Path) -> Iterator[model_config_pb2.ModelConfig]:
     """The config of a model's folder, written back at the end of the block."""
@@ -51,13 +61,13 @@ def start(
         connection_age_s=connection_age_s,
         extra_args=arguments,
     )
-    return TritonServer(config)
+    return ShortLived(config)
 
 
 def again(server: TritonServer) -> TritonServer:
     """A new one on the gRPC port of one that was killed."""
     server.stop(kill=True)
-    return TritonServer(dataclasses.replace(server.config, grpc_port=server.grpc_port))
+    return ShortLived(dataclasses.replace(server.config, grpc_port=server.grpc_port))
 
 
 def kill(server: TritonServer) -> None:
