@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,20 +23,49 @@ FILE_ROUTE = re.compile(r"/(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<n
 STORE_ROUTE = re.compile(r"/store/(?P<id>[^/]+/[^/]+)/(?P<name>.+)")
 LARGE = (".safetensors", ".bin")  # the hub keeps these elsewhere and answers with a redirect
 
-RESOLVE = """
-import dataclasses, json, sys, tempfile
+_RESOLVE = """
+import dataclasses, json, os, sys, tempfile
 from pathlib import Path
 from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.options import ExportOptions
-steps = []
-with tempfile.TemporaryDirectory() as work:
-    try:
-        found = resolve(sys.argv[1], Path(work), on_step=steps.append, options=ExportOptions(**json.loads(sys.argv[2])))
-        print(json.dumps({**dataclasses.asdict(found), "folder": str(found.folder), "steps": steps}))
-    except ExportError as exc:
-        print(json.dumps({"refusal": str(exc)}))
+def ask(model, options):
+    steps = []
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            found = resolve(model, Path(work), on_step=steps.append, options=ExportOptions(**json.loads(options)))
+            print(json.dumps({**dataclasses.asdict(found), "folder": str(found.folder), "steps": steps}))
+        except ExportError as exc:
+            print(json.dumps({"refusal": str(exc)}))
 """
+RESOLVE = f"{_RESOLVE}ask(*sys.argv[1:])"
+# A process that has imported what is ours, and nothing that reads the environment; a fork of it answers each line.
+_FORKS = f"""{_RESOLVE}
+assert not {{"huggingface_hub", "transformers", "torch"}} & set(sys.modules)
+for line in sys.stdin:
+    environment, *question = json.loads(line)
+    child, code = os.fork(), 1
+    if not child:
+        try:
+            os.environ.clear()
+            os.environ.update(environment)
+            ask(*question)
+            sys.stdout.flush()
+            code = 0
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@functools.cache
+def _forks() -> subprocess.Popen[str]:
+    """It ends when this process does."""
+    return subprocess.Popen([sys.executable, "-c", _FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
 
 Fault = Literal[
     "gated",  # the model is listed, its files are refused
@@ -96,7 +126,7 @@ def serve_hub(folder: Path, *, hub_id: str, commit: str) -> Iterator[Hub]:
 
 @dataclass
 class Machine:
-    """A user's machine. huggingface_hub reads its environment when it is imported, so each try is a new process."""
+    """A user's machine. huggingface_hub reads its environment when it is imported, so each try imports it anew."""
 
     environment: dict[str, str]
 
@@ -118,9 +148,13 @@ class Machine:
         )
 
     def resolve(self, model: str, **options: Any) -> dict[str, Any]:
-        done = self.run("-c", RESOLVE, model, json.dumps(options))
-        assert done.returncode == 0, done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
+        forks = _forks()
+        assert forks.stdin is not None and forks.stdout is not None
+        print(json.dumps([self.environment, model, json.dumps(options)]), file=forks.stdin, flush=True)
+        said = forks.stdout.readline()
+        assert said.startswith("{"), f"ended with code {said}"
+        assert int(forks.stdout.readline()) == 0
+        found: dict[str, Any] = json.loads(said)
         return found
 
     def refusal(self, model: str, **options: Any) -> str:
