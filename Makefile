@@ -155,7 +155,7 @@ perf-peers: $(VENV)/.test $(call needs,.cache/$(FASTEST)/minilm-l6-demo/1/manife
 
 .PHONY: perf-gateway
 perf-gateway: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) .cache/checkpoint/config.json .venv-peers/infinity/.installed) ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
-	$(BIN)/triton-rerank-bench gateway --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
+	$(BIN)/python -m bench.experiments.gateway --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: load
 load: $(VENV)/.test $(call needs,$(DEMO_MANIFEST)) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")

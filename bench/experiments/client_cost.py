@@ -1,6 +1,6 @@
 """What does the client add to a raw tritonclient call for 100 documents?
 
-    python bench/experiments/client_cost.py --model-repository model_repository --rounds 100
+    python -m bench.experiments.client_cost --model-repository model_repository --rounds 100
 
 Two servers answer. The stand-in has no model and answers at once: the difference is the client's, and precise. A real
 Triton needs a hundred times the difference, and its own time varies by more; what its statistics say of each call is
@@ -24,13 +24,12 @@ import tritonclient.grpc.aio as triton_aio
 from rich.console import Console
 from scipy.stats import quantile_test
 
+from bench.experiments.stand_in import stand_in
 from triton_rerank import AsyncRerankClient, RerankClient
 from triton_rerank.contract import LOGITS, TOKEN_COUNT, TRUNCATED
 from triton_rerank_bench import workloads
-from triton_rerank_bench.counters import Counts, TritonStatistics
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.gateway.stand_in import stand_in
-from triton_rerank_bench.load.padding import pair_inputs
+from triton_rerank_bench.load.server import Counts, TritonStatistics, pair_inputs
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.report import Json, Table, others
 from triton_rerank_bench.served import CALL_TIMEOUT_S, read_model, serve
@@ -91,11 +90,11 @@ def one_length(name: str, letters: int, seed: int) -> Workload:
 def counted_since(counters: TritonStatistics, before: Counts, requests: int) -> float:
     """Seconds of the server for so many requests, once its counters have them."""
     give_up = time.monotonic() + COUNTED_S
-    while (now := counters.read().since(before)).requests < requests and time.monotonic() < give_up:
+    while (now := counters.read(before))["requests"] < requests and time.monotonic() < give_up:
         time.sleep(0.0005)
-    if now.requests != requests:
-        raise BenchError(f"Triton counted {now.requests} requests where {requests} were sent")
-    return now.seconds
+    if now["requests"] != requests:
+        raise BenchError(f"Triton counted {now['requests']} requests where {requests} were sent")
+    return now["seconds"]
 
 
 async def sample(

@@ -25,7 +25,6 @@ from rich.console import Console
 from triton_rerank import RerankClient
 from triton_rerank_bench import workloads
 from triton_rerank_bench.compare.catalogue import (
-    HERE,
     INSTALLED,
     ONNX_FILES,
     OPENVINO_FILES,
@@ -41,10 +40,9 @@ from triton_rerank_bench.compare.contestants import (
     token_counts,
     tokenizer_of,
 )
-from triton_rerank_bench.compare.folders import ModelFolders, python_of
-from triton_rerank_bench.compare.process import Workers
-from triton_rerank_bench.compare.race import PeerContestant
-from triton_rerank_bench.compare.rounds import kendall_tau, ratio, run_rounds, timing
+from triton_rerank_bench.compare.folders import ModelFolders
+from triton_rerank_bench.compare.process import PeerContestant, Workers
+from triton_rerank_bench.compare.race import kendall_tau, ratio, run_rounds, timing
 from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.machine import OtherLoad, describe_machine
 from triton_rerank_bench.report import Json, Table, others
@@ -187,21 +185,15 @@ def peers(
     model: str, options: argparse.Namespace, stack: contextlib.ExitStack, console: Console
 ) -> list[tuple[Peer, list[Setting], Workers]]:
     """Those that load a model, with the settings to time; the others are told."""
-    folders = folders_of(model, options)
-
-    def locate(peer: Peer) -> tuple[Path, Path]:
-        """Interpreter and model folder."""
-        if peer.environment == HERE:
-            return Path(sys.executable), checkpoint(options.work, model).resolve()
-        return python_of(options.environments, peer.environment), folders.get(peer.files)
-
-    workers = stack.enter_context(Workers(locate, max_length=MAX_LENGTH, n_threads=options.threads))
+    workers = stack.enter_context(
+        Workers(folders_of(model, options).locate, max_length=MAX_LENGTH, n_threads=options.threads)
+    )
     found = []
     for peer in (INSTALLED, *PEERS):
         if peer is INSTALLED or peer.name.removeprefix("sentence-transformers ") in options.beside:
             settings = [each for each in peer.settings if each.text in options.batch]
             try:
-                _, notes = workers.get(peer, settings[0])
+                notes = workers.get(peer, settings[0]).notes
             except PeerError as exc:
                 console.print(f"{model}: {peer.name} is not measured: {exc}", markup=False, highlight=False)
                 continue
@@ -229,13 +221,11 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             for peer, settings, workers in peers(model, options, stack, console):
                 counted = settings if options.workload == "passages" else settings[:1]
                 if peer is INSTALLED:
-                    reference = PeerContestant(peer, settings[0], workers.get(peer, settings[0])[0])
+                    reference = workers.get(peer, settings[0])
                     for each in texts:
                         expected[each.name][model] = reference.scores(each.query, each.documents)
-                contestants += [Named(model, PeerContestant(peer, s, workers.get(peer, s)[0])) for s in counted]
-        rounds = run_rounds(
-            contestants, texts, n_rounds=options.rounds, seed=options.seed, on_call=lambda _: None, during=load
-        )
+                contestants += [Named(model, workers.get(peer, s)) for s in counted]
+        rounds = run_rounds(contestants, texts, n_rounds=options.rounds, seed=options.seed, during=load)
     machine, tokenizer = describe_machine(), tokenizer_of(files)
     console.print(f"{machine.cpu} ({', '.join(machine.cpu_flags)}), {options.threads} threads, {options.rounds} rounds")
     console.print(others(load.share()), markup=False)

@@ -30,10 +30,9 @@ from rich.console import Console
 from triton_rerank.contract import ENCODER_SUFFIX, LOGITS, MAX_REQUEST_BYTES, TOKEN_COUNT
 from triton_rerank.triton.plan import BYTES_PER_TOKEN, Limits, plan
 from triton_rerank_bench.compare.contestants import token_counts, tokenizer_of
-from triton_rerank_bench.compare.rounds import ratio
-from triton_rerank_bench.counters import TritonStatistics
+from triton_rerank_bench.compare.race import ratio
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.load.padding import PAIR_OVERHEAD_BYTES, pair_inputs
+from triton_rerank_bench.load.server import PAIR_OVERHEAD_BYTES, TritonStatistics, pair_inputs
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.report import Json, Table, others
 from triton_rerank_bench.served import CALL_TIMEOUT_S, read_model, serve
@@ -137,7 +136,8 @@ def rows_of(
             seconds[strategy].append(time.perf_counter() - start)
             for sent in sends:
                 sent.result()
-            counts[strategy].append(settled(counters).since(before))
+            now = settled(counters)
+            counts[strategy].append({name: now[name] - before[name] for name in now})
     tokens = sum(sum(each) for _, each, _ in lists)
     return [
         {
@@ -146,8 +146,8 @@ def rows_of(
             "strategy": strategy,
             "requests": sum(len(groups[strategy]) for _, _, groups in lists),
             "padding": sum(padded_tokens(groups[strategy], each, ladder) for _, each, groups in lists) / tokens,
-            "rows": sum(c.inferences for c in counts[strategy]) / sum(c.executions for c in counts[strategy]),
-            "merged": sum(c.requests for c in counts[strategy]) / sum(c.executions for c in counts[strategy]),
+            "rows": sum(c["inferences"] for c in counts[strategy]) / sum(c["executions"] for c in counts[strategy]),
+            "merged": sum(c["requests"] for c in counts[strategy]) / sum(c["executions"] for c in counts[strategy]),
             "seconds": statistics.median(seconds[strategy]),
             "ratio": ratio(strategy, "naive", seconds),
         }

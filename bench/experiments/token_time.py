@@ -22,7 +22,7 @@ from rich.console import Console
 
 from triton_rerank_bench import workloads
 from triton_rerank_bench.compare.contestants import Contestant, Served, token_counts, tokenizer_of
-from triton_rerank_bench.compare.rounds import ratio, run_rounds
+from triton_rerank_bench.compare.race import ratio, run_rounds
 from triton_rerank_bench.machine import OtherLoad, describe_machine
 from triton_rerank_bench.report import Table, others, text
 from triton_rerank_bench.served import read_model, serve
@@ -85,8 +85,7 @@ def main() -> None:
         served = Served(server.client)
         turns: list[tuple[list[Contestant], list[Workload]]] = [([served, layers], [hundred]), ([served], lists)]
         beside, alone = (
-            run_rounds(who, what, n_rounds=options.rounds, seed=options.seed, on_call=lambda _: None, during=load)
-            for who, what in turns
+            run_rounds(who, what, n_rounds=options.rounds, seed=options.seed, during=load) for who, what in turns
         )
     seconds = beside.seconds[hundred.name]
     least_s = statistics.median(seconds[layers.name])

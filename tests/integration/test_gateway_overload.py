@@ -24,8 +24,8 @@ from support.gateways import process
 from support.slow_model import write_slow
 from support.tritons import start
 
+from bench.experiments.http_calls import HttpCalls
 from triton_rerank import InferenceError, OverloadedError
-from triton_rerank_bench.gateway.http_calls import HttpCalls
 from triton_rerank_bench.load.generator import latency
 from triton_rerank_bench.load.loops import Answer, Sample, Window, closed_loop, open_loop, poisson_arrivals
 from triton_rerank_bench.machine import OtherLoad

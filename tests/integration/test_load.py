@@ -26,10 +26,10 @@ from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX, SCHEDULING
 from triton_rerank_bench import report
 from triton_rerank_bench.compare.contestants import tokenizer_of
-from triton_rerank_bench.counters import TritonStatistics
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load import command as load_command
 from triton_rerank_bench.load.generator import ELSEWHERE, Load, LoadFigures
+from triton_rerank_bench.load.server import TritonStatistics
 from triton_rerank_bench.served import ServedModel, read_model
 from triton_rerank_bench.workloads import BY_NAME, Workload
 from triton_rerank_server import TritonServer
@@ -96,10 +96,10 @@ def test_counters_hold_requests_rows_and_time(triton: TritonServer, served: Serv
         for _ in range(2):
             served.client.score("a query", ["one", "two", "three"])
         elapsed_s = time.perf_counter() - start
-        wait_until(lambda: counters.read().since(before).requests == 2, 5)  # they follow an answer by a moment
-        counts = counters.read().since(before)
-    assert (counts.requests, counts.inferences, counts.executions) == (2, 6, 2)
-    assert 0.0 < counts.seconds < elapsed_s
+        wait_until(lambda: counters.read(before)["requests"] == 2, 5)  # they follow an answer by a moment
+        counts = counters.read(before)
+    assert (counts["requests"], counts["inferences"], counts["executions"]) == (2, 6, 2)
+    assert 0.0 < counts["seconds"] < elapsed_s
 
 
 def test_counters_of_a_model_that_is_not_there_are_told(triton: TritonServer) -> None:

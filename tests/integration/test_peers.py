@@ -16,7 +16,7 @@ from triton_rerank_bench.compare import command as peers_command
 from triton_rerank_bench.compare.catalogue import PEERS
 from triton_rerank_bench.compare.contestants import InProcess
 from triton_rerank_bench.compare.process import PeerProcess
-from triton_rerank_bench.compare.rounds import kendall_tau
+from triton_rerank_bench.compare.race import kendall_tau
 from triton_rerank_bench.served import read_model
 
 MODEL = "tiny-bert"
@@ -67,14 +67,12 @@ def test_the_command_measures_what_is_there_and_says_what_is_not(
     assert code == 0
     assert document == json.loads((tmp_path / "perf" / "peers.json").read_text(encoding="utf-8"))
     (figures,) = cast(Any, document["workloads"])
-    torch, *flashrank = figures["peers"]
-    assert torch["default"]["kendall_tau"] > 0.999
-    assert torch["default"]["ratio"]["median"] > 0
-    assert figures["our_kendall_tau"] > 0.999
+    served, _, torch, _ = figures["rows"]
+    assert torch["kendall_tau"] > 0.999
+    assert torch["ratio"]["median"] > 0
+    assert served["kendall_tau"] > 0.999
     assert figures["idle_share"] < 0.05
-    assert [peer["peer"] for peer in flashrank] == [peer.name for peer in PEERS if peer.name.startswith("FlashRank")]
-    for peer in flashrank:
-        assert peer["default"] is None
-        assert "make perf-peers" in peer["not_measured"]
+    assert list(figures["not_measured"]) == [peer.name for peer in PEERS if peer.name.startswith("FlashRank")]
+    assert all("make perf-peers" in why for why in figures["not_measured"].values())
     assert "FlashRank: not measured: its environment" in console.export_text().replace("\n", " ")
     assert (tmp_path / "perf" / "peers.png").read_bytes().startswith(b"\x89PNG")

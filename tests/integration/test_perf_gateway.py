@@ -1,4 +1,4 @@
-"""``triton-rerank-bench gateway`` over a real Triton and the real command; Infinity is left out where it is missing."""
+"""`make perf-gateway` over a real Triton and the real command; Infinity is left out where it is missing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bench.experiments.gateway import GATEWAY, PEER, Level, add_arguments, judge, run
 from triton_rerank_bench.cli import main
-from triton_rerank_bench.gateway.command import GATEWAY, PEER, Level, judge
 from triton_rerank_bench.load.generator import Latency
+
+COMMANDS = {"gateway": (add_arguments, run, "")}
 
 
 def test_the_gateway_is_measured_and_a_peer_that_is_not_there_is_named(
@@ -20,7 +22,7 @@ def test_the_gateway_is_measured_and_a_peer_that_is_not_there_is_named(
 ) -> None:
     command = ["gateway", "--model-repository", str(tiny_repository), "--model", "tiny-bert", "--rounds", "2"]
     command += ["--checkpoint", str(checkpoints["tiny-bert"]), "--environments", str(tmp_path / "none")]
-    assert main([*command, "--cache", str(tmp_path), "--duration", "0.5", "--callers", "1", "2"]) == 0
+    assert main([*command, "--cache", str(tmp_path), "--duration", "0.5", "--callers", "1", "2"], COMMANDS) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (found["kind"], found["model"]) == ("gateway", "tiny-bert")
     assert [(each["server"], each["workload"]) for each in found["over"]] == [

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 from triton_rerank_bench.load.generator import Latency, LoadFigures
 from triton_rerank_bench.tune.findings import Schedule, Wanted
 from triton_rerank_bench.tune.knobs import BOUNDED, Ground, Setting
 from triton_rerank_bench.tune.search import Tuner
-from triton_rerank_bench.tune.servers import Level
+from triton_rerank_bench.tune.servers import Level, SettingServers
 
 PAIRS = 100
 EXPORTED = Setting("int8", 1, 0, 256, 0, BOUNDED, (32, 64, 128, 512))
@@ -98,7 +99,7 @@ def tuner(
     repositories: tuple[str, ...] = ("int8",),
 ) -> Tuner:
     return Tuner(
-        bench,
+        cast(SettingServers, bench),
         {label: ground_of(replace(EXPORTED, repository=label)) for label in repositories},
         Wanted(p99_ms, rate, knobs),
         Schedule.of(budget_s),

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from triton_rerank import RerankClient
 from triton_rerank.repository import Artefacts
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, Contestant, InProcess, Served
-from triton_rerank_bench.compare.rounds import Ratio, ratio, run_rounds
+from triton_rerank_bench.compare.race import Ratio, ratio, run_rounds
 from triton_rerank_bench.machine import Machine
 from triton_rerank_bench.workloads import QUERY_WORDS, TextMaker, Workload
 
@@ -157,8 +157,6 @@ def no_int8_here(machine: Machine) -> str | None:
 
 def _measure(contestants: Sequence[Contestant], bounds: Sequence[Bound], n_rounds: int, seed: int) -> list[Verdict]:
     workload = uneven(seed)
-    rounds = run_rounds(
-        contestants, [workload], n_rounds=n_rounds, seed=seed, on_call=lambda _: None, during=nullcontext()
-    )
+    rounds = run_rounds(contestants, [workload], n_rounds=n_rounds, seed=seed, during=nullcontext())
     seconds = rounds.seconds[workload.name]
     return [Verdict(bound, ratio(bound.numerator, bound.denominator, seconds)) for bound in bounds]

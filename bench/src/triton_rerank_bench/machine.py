@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -17,18 +18,9 @@ import psutil
 # Instructions that decide how fast matrix products run in fp32, bf16 and int8.
 RELEVANT_FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 DISTRIBUTIONS = (
-    "triton-rerank",
-    "triton-rerank-server",
-    "triton-rerank-bench",
-    "tritonclient",
-    "onnxruntime",
-    "tokenizers",
-    "sentence-transformers",
-    "transformers",
-    "torch",
-    "bm25s",
-    "numpy",
-)
+    "triton-rerank", "triton-rerank-server", "triton-rerank-bench", "tritonclient", "onnxruntime", "tokenizers",
+    "sentence-transformers", "transformers", "torch", "bm25s", "numpy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,7 +36,8 @@ class Machine:
 
 def describe_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
     """Describe this machine; what cannot be read is "unknown"."""
-    info = _read_cpuinfo(cpuinfo)
+    text = cpuinfo.read_text(encoding="utf-8") if cpuinfo.is_file() else ""
+    info = dict(re.findall(r"^(model name|flags)\s*: (.*)$", text.split("\n\n")[0], re.MULTILINE))
     flags = info.get("flags", "").split()
     return Machine(
         cpu=info.get("model name") or platform.processor() or "unknown",
@@ -124,12 +117,3 @@ def versions_of(names: Iterable[str]) -> dict[str, str]:
 def today() -> str:
     """Date in UTC, as 2026-11-21."""
     return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-
-
-def _read_cpuinfo(path: Path) -> dict[str, str]:
-    """Keys and values of the first processor."""
-    try:
-        first = path.read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}

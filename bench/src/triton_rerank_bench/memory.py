@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import psutil
@@ -39,18 +39,18 @@ class PeakMemory:
 
 
 def sample(pid: int) -> list[ProcessMemory]:
-    """Read the PSS of a process, its children, grandchildren and so on; tritonserver's are the backends' stubs.
-
-    Raises:
-        BenchError: the process is gone, or the system has no PSS (it is Linux's).
-    """
+    """PSS of a process and all below it; raises BenchError where it is gone, or the system has none (it is Linux's)."""
+    found = []
     try:
         root = psutil.Process(pid)
-        processes = [root, *root.children(recursive=True)]
-        found = [_read(process) for process in processes]
+        for process in (root, *root.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # a helper that ended between the listing and the reading
+                found.append(ProcessMemory(process.name(), int(process.memory_full_info().pss)))
     except psutil.Error as exc:
         raise BenchError(f"memory of process {pid} cannot be read ({exc}); the server has ended") from exc
-    return [memory for memory in found if memory is not None]
+    except AttributeError as exc:
+        raise BenchError("this system does not tell a process's PSS; measure memory on Linux") from exc
+    return found
 
 
 @contextmanager
@@ -65,12 +65,10 @@ def watching(pid: int, peak: PeakMemory, *, interval_s: float = INTERVAL_S) -> I
     stop = threading.Event()
 
     def loop() -> None:
-        """Take a sample each interval until the block ends or the server is gone."""
-        while not stop.wait(interval_s):
-            try:
+        """Take a sample each interval until the block ends or the server is gone, which the last one below tells."""
+        with suppress(BenchError):
+            while not stop.wait(interval_s):
                 peak.take(sample(pid))
-            except BenchError:
-                return  # told by the last sample below
 
     thread = threading.Thread(target=loop, name="memory", daemon=True)
     thread.start()
@@ -80,13 +78,3 @@ def watching(pid: int, peak: PeakMemory, *, interval_s: float = INTERVAL_S) -> I
         stop.set()
         thread.join()
     peak.take(sample(pid))
-
-
-def _read(process: psutil.Process) -> ProcessMemory | None:
-    try:
-        memory = process.memory_full_info()
-    except (psutil.NoSuchProcess, psutil.ZombieProcess):
-        return None  # a helper that ended between the listing and the reading
-    if not hasattr(memory, "pss"):
-        raise BenchError("this system does not tell a process's PSS; measure memory on Linux")
-    return ProcessMemory(process.name(), int(memory.pss))

@@ -29,6 +29,11 @@ def add_workloads(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--workload", action="append", choices=names, metavar="NAME", help=told)
 
 
+def add_check(parser: argparse.ArgumentParser) -> None:
+    """``--check``, of a command with targets."""
+    parser.add_argument("--check", action="store_true", help="exit with 1 if a target is missed")
+
+
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options that every command has whose report is JSON."""
     _add_seed(parser)
@@ -49,18 +54,16 @@ def _add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help=told)
 
 
-def whole(value: str) -> int:
-    """A whole number from 0, for argparse."""
-    if not value.isdecimal():
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 0")
+def whole(value: str, least: int = 0) -> int:
+    """A whole number from 0, or another bound, for argparse."""
+    if not value.isdecimal() or int(value) < least:
+        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from {least}")
     return int(value)
 
 
 def positive(value: str) -> int:
     """A whole number from 1, for argparse."""
-    if not value.isdecimal() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is not a whole number from 1")
-    return int(value)
+    return whole(value, 1)
 
 
 def from_zero(value: str) -> float:

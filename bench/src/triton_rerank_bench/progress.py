@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
 from triton_rerank_retrieval.eval.progress import bar
 
-
-class OnStep(Protocol):
-    """Told of each step."""
-
-    def __call__(self, doing: str, left_s: float | None = None) -> None:
-        """What is being done and, where that is known anew, how many seconds are left."""
+OnStep = Callable[..., None]  # told what is being done and, where that is known anew, how many seconds are left
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Its files replace older ones only when all of them are there.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import math
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
-from triton_rerank_bench.errors import BenchError
+from triton_rerank_bench.errors import INTERRUPTED, BenchError
 from triton_rerank_bench.machine import describe_machine, installed_versions, today
 from triton_rerank_server import atomic
 
@@ -25,8 +26,8 @@ QUIET = 0.05  # share of the cores that others may use before times mean little
 NOT_KNOWN = "–"
 
 Json = dict[str, object]
-Row = Mapping[str, Any]
-_VERDICTS = {True: "pass", False: "MISS", None: "not measured here"}
+Files = Mapping[str, "str | Callable[[Path], None]"]  # name -> its text, or what draws to a path
+_VERDICTS: dict[object, str] = {True: "pass", False: "MISS", None: "not measured here"}
 _STYLES = {"pass": "green", "MISS": "red"}
 
 
@@ -77,9 +78,12 @@ class Report:
         kind: of report.
         triton_version: as the server says.
         settings: of the command.
-        figures: for programs, besides date, machine, versions and settings.
+        figures: for programs, besides date, machine, versions, settings and what is below.
         parts: for people, in order: lines and tables.
         summary: lines for people: the last on a terminal, the first of a file.
+        targets: rows of `target`; None for a command without targets.
+        other_load: share of the cores that other processes used meanwhile; None where it is told by the parts.
+        interrupted: the user ended it, and this is what was measured before.
     """
 
     kind: str
@@ -88,18 +92,26 @@ class Report:
     figures: Json
     parts: Sequence[str | Table]
     summary: Sequence[str] = ()
+    targets: Sequence[Json] | None = None
+    other_load: float | None = None
+    interrupted: bool = False
 
     def json(self) -> Json:
         """Plain data; what is infinite or not a number is null, since JSON knows neither."""
-        document = {
-            "kind": self.kind,
-            "date": today(),
-            "machine": dataclasses.asdict(describe_machine()),
-            "versions": self.versions(),
-            "settings": self.settings,
-            **self.figures,
-        }
-        plain: Json = _plain(document)
+        plain: Json = _plain(
+            {
+                "kind": self.kind,
+                "date": today(),
+                "machine": describe_machine(),
+                "versions": self.versions(),
+                "settings": self.settings,
+                "triton_version": self.triton_version,
+                **self.figures,
+                "interrupted": self.interrupted,
+                **({} if self.other_load is None else {"other_load": self.other_load}),
+                **({} if self.targets is None else {"targets": self.targets}),
+            }
+        )
         return plain
 
     def versions(self) -> dict[str, str]:
@@ -108,20 +120,52 @@ class Report:
 
     def print(self, console: Console) -> None:
         """Everything for people, on the terminal."""
-        for part in self.parts:
+        for part in self._parts():
             if isinstance(part, Table):
                 console.print(part.grid())
             else:
                 loud = part.startswith(LOUD)
                 console.print(part.removeprefix(LOUD), markup=False, highlight=False, style="red" if loud else None)
         for line in self.summary:
-            console.print(line.removeprefix(LOUD), markup=False, highlight=False, style="bold")
+            console.print(line, markup=False, highlight=False, style="bold")
 
     def markdown(self, title: str, *more: str) -> str:
         """Everything for people, as a file: lines as a list, tables, and more paragraphs at the end."""
-        parts = (*self.summary, *self.parts)
+        parts = (*self.summary, *self._parts())
         told = [f"- {each.removeprefix(LOUD)}" if isinstance(each, str) else f"\n{each.markdown()}" for each in parts]
         return "\n".join([f"# {title}\n", *told, *more]) + "\n"
+
+    def finish(
+        self, options: argparse.Namespace, console: Console, files: Files | None = None, *more: str
+    ) -> tuple[Json, int]:
+        """Publish the files in ``--output``, where there are some, and print everything, with more lines at the end.
+
+        Returns:
+            It as plain data, and the command's exit code: 130 after an interruption, 1 if ``--check`` is given and a
+            target was missed, else 0.
+        """
+        written = publish(options.output_folder, files) if files else []
+        self.print(console)
+        for line in (*more, *(["written: " + ", ".join(map(str, written))] if written else [])):
+            console.print(line, markup=False, highlight=False)
+        missed = any(row["passed"] is False for row in self.targets or ())
+        return self.json(), INTERRUPTED if self.interrupted else int(getattr(options, "check", False) and missed)
+
+    def _parts(self) -> list[str | Table]:
+        head = [part for part in self.parts[:1] if isinstance(part, str)]
+        return [
+            *head,
+            *([f"{LOUD}Interrupted: this is what was measured until then."] if self.interrupted else []),
+            *([] if self.other_load is None else [others(self.other_load)]),
+            *self.parts[len(head) :],
+            *([] if self.targets is None else [_targets(self.targets)]),
+        ]
+
+
+def nothing_measured(kind: str, console: Console) -> tuple[Json, int]:
+    """What a command gives that was interrupted before it had a figure."""
+    console.print("interrupted before anything was measured: nothing is written")
+    return {"kind": kind, "interrupted": True}, INTERRUPTED
 
 
 LOUD = "\a"  # begins a line that must not be passed over
@@ -145,19 +189,13 @@ def target(
     return {"text": f"{what}: {told}", "value": value, "passed": passed if judged else None}
 
 
-def targets(rows: Sequence[Row]) -> Table:
-    """Each target with what was measured."""
+def _targets(rows: Sequence[Json]) -> Table:
     told = [{**row, "verdict": _VERDICTS[row["passed"]]} for row in rows]
     return Table("targets", {"target": "text", "measured": "value:.3f", "verdict": "verdict"}, told)
 
 
-def missed(rows: Sequence[Row]) -> bool:
-    """Whether a target was missed."""
-    return any(row["passed"] is False for row in rows)
-
-
 def text(value: Any, form: str = "") -> str:
-    """A value for people; a `rounds.Ratio` with its least and most."""
+    """A value for people; a `race.Ratio` with its least and most."""
     if hasattr(value, "median"):
         return f"{value.median:{form}} ({value.min:{form}} to {value.max:{form}})"
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -210,7 +248,7 @@ def check_folder(folder: Path, names: Iterable[str]) -> None:
             raise BenchError(f"--output {folder}: {name} in it is a folder, and cannot be replaced")
 
 
-def publish(folder: Path, files: Mapping[str, str | Callable[[Path], None]]) -> list[Path]:
+def publish(folder: Path, files: Files) -> list[Path]:
     """Write files, texts or what draws to a path, and put them in the places of older ones when all are there."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.scratch(folder, "report") as beside:

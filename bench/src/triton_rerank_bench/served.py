@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tritonclient.grpc as triton
 
-from triton_rerank import ConfigurationError, RerankClient, TritonScorer, repository
+from triton_rerank import RerankClient, TritonScorer, repository
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX
 from triton_rerank.repository import Artefacts
 from triton_rerank_bench.errors import BenchError
@@ -64,11 +63,7 @@ def triton_version(target: str) -> str:
 
 
 def name_repositories(values: Sequence[str]) -> dict[str, Path]:
-    """Name -> folder of ``--model-repository NAME=PATH`` or ``PATH``, whose name is then the folder's.
-
-    Raises:
-        BenchError: a folder is not there, or two have one name.
-    """
+    """Name, else the folder's -> folder of ``[NAME=]PATH``; raises BenchError for one that is not there, or twice."""
     folders: list[tuple[str, Path]] = []
     for value in values:
         name, separator, path = value.rpartition("=")
@@ -83,31 +78,17 @@ def name_repositories(values: Sequence[str]) -> dict[str, Path]:
 
 
 def read_model(model_repository: Path, name: str | None = None) -> Artefacts:
-    """Read the configs of one model: its active version is what a server would serve, and what is measured.
-
-    Args:
-        model_repository: Triton model repository, as triton-rerank-export writes it.
-        name: public model name; None means the only one that is built there.
+    """Read the configs of a model, the only one without a name: of its active version, which would be served.
 
     Raises:
-        BenchError: no such repository or model, more than one to choose from, or a file is missing.
+        ConfigurationError: no such model.
+        BenchError: no such repository, more than one model to choose from, or a file is missing.
     """
-    try:
-        model = repository.read_artefacts(model_repository, name or _only_model(model_repository))
-    except ConfigurationError as exc:
-        raise BenchError(str(exc)) from exc
+    model = repository.read_artefacts(model_repository, name or _only_model(model_repository))
     for path in (model.tokenizer_file, model.encoder_file):
         if not path.is_file():
             raise BenchError(f"{path}: looked for this file, and it is not there; `make export` builds it")
     return model
-
-
-def read_config(model_repository: Path, folder: str) -> Any:
-    """The config.pbtxt of an ensemble or a step; raises BenchError where it is missing, or is not one."""
-    try:
-        return repository.read_config(model_repository, folder)
-    except ConfigurationError as exc:
-        raise BenchError(str(exc)) from exc
 
 
 def _only_model(model_repository: Path) -> str:

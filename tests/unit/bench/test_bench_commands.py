@@ -11,10 +11,10 @@ from typing import Any, cast
 
 import pytest
 
+from triton_rerank import ConfigurationError
 from triton_rerank_bench.cli import main
 from triton_rerank_bench.compare.command import Measured, judge_speed
-from triton_rerank_bench.compare.race import AtSetting, PeerFigures, WorkloadPeers
-from triton_rerank_bench.compare.rounds import Ratio, timing
+from triton_rerank_bench.compare.race import Outcome, Ratio, Row, timing
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.memory import PeakMemory
 from triton_rerank_bench.served import name_repositories, read_model
@@ -43,12 +43,15 @@ def test_speed_times_all_contestants_and_they_agree(
     assert code == 0
     assert document == json.loads(output.read_text(encoding="utf-8"))
     passages, single = document["workloads"]
-    assert [timing["contestant"] for timing in passages["ours"]] == ["served", "in process"]
-    (peer,) = passages["peers"]
-    assert list(peer["tried"]) == ["batch 32", "batch 8"]
-    assert (peer["default"]["setting"], peer["best"]["setting"] in peer["tried"]) == ("batch 32", True)
-    assert min(passages["our_kendall_tau"], peer["default"]["kendall_tau"], peer["best"]["kendall_tau"]) > 0.99
-    assert all(timing["min_s"] <= timing["median_s"] <= timing["max_s"] for timing in single["ours"])
+    served, in_process, default, best = passages["rows"]
+    assert (served["name"], in_process["name"]) == ("served", "in process")
+    assert (default["kind"], best["kind"]) == ("default", "best")
+    (tried,) = passages["tried"].values()
+    assert list(tried) == ["batch 32", "batch 8"]
+    assert (default["setting"], best["setting"] in tried) == ("batch 32", True)
+    assert min(row["kendall_tau"] for row in passages["rows"]) > 0.99
+    timings = [row["timing"] for row in single["rows"]]
+    assert all(timing["min_s"] <= timing["median_s"] <= timing["max_s"] for timing in timings)
     assert (passages["tokens"]["pairs"], single["tokens"]["pairs"]) == (100, 1)
     assert len(document["server_memory"]["processes"]) == 5  # tritonserver, and two stubs a model
     assert document["server_memory"]["pss_bytes"] > 10**7
@@ -128,16 +131,16 @@ def test_repository_whose_weights_are_not_built_is_told(tiny_repository: Path, t
 
 
 def test_unknown_model_is_told(tiny_repository: Path) -> None:
-    with pytest.raises(BenchError, match=r"absent/config.pbtxt: no such file; .* are tiny-bert, tiny-xlmr"):
+    with pytest.raises(ConfigurationError, match=r"absent/config.pbtxt: no such file; .* are tiny-bert, tiny-xlmr"):
         read_model(tiny_repository, "absent")
 
 
-def figures(pairs: int, overhead: float, added_ms: float, speedup: float) -> WorkloadPeers:
+def figures(pairs: int, overhead: float, added_ms: float, speedup: float) -> Outcome:
     tokens = TokenStatistics(pairs, 9000, 90.0, 88.0, 200, 1.15)
     over = Ratio("served", "in process", overhead, overhead, overhead)
     slower = Ratio("torch", "served", speedup, speedup, speedup)
-    peer = PeerFigures("torch", "fp32", 0.995, {}, AtSetting("batch 32", 1.0, timing("torch", [1.0], tokens), slower))
-    return WorkloadPeers("passages", tokens, 1, [], over, added_ms, 1.0, [peer], 0.0)
+    peer = Row("torch", "default", "batch 32", 1.0, timing("torch", [1.0], tokens), slower)
+    return Outcome("passages", tokens, 1, [peer], over, added_ms)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +163,7 @@ def test_targets_hold_at_their_bounds(
 def test_what_was_not_measured_is_not_judged() -> None:
     files = cast(Any, SimpleNamespace(info=SimpleNamespace(precision="int8")))
     assert judge_speed(Measured(files, 1)) == []
-    without = replace(figures(100, 1.0, 0.0, 2.0), peers=[PeerFigures("torch", "fp32", 0.995, not_measured="died")])
+    without = replace(figures(100, 1.0, 0.0, 2.0), rows=[], not_measured={"torch": "died"})
     assert len(judge_speed(Measured(files, 1, workloads=[without]))) == 1
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from triton_rerank_bench.compare.rounds import WARM_UP_ROUNDS, Rounds, added_ms, kendall_tau, ratio, run_rounds, timing
+from triton_rerank_bench.compare.race import WARM_UP_ROUNDS, Rounds, added_ms, kendall_tau, ratio, run_rounds, timing
 from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.workloads import TokenStatistics, Workload
 
@@ -44,8 +44,12 @@ def run(
     workers: Sequence[Worker], clock: Clock, workload: Workload = PAIR, *, seed: int = 1
 ) -> tuple[Rounds, list[str]]:
     seen: list[str] = []
+
+    def told(doing: str, left_s: float | None = None) -> None:
+        seen.append(doing.removeprefix(f"{workload.name}: "))
+
     rounds = run_rounds(
-        workers, [workload], n_rounds=5, seed=seed, on_call=seen.append, during=nullcontext(), clock=clock, pause_s=0.0
+        workers, [workload], n_rounds=5, seed=seed, on_call=told, during=nullcontext(), clock=clock, pause_s=0.0
     )
     return rounds, seen
 

@@ -22,7 +22,7 @@ from triton_rerank.contract import CUDA_GRAPH_SHAPES, MICRO_BATCH_TOKENS
 from triton_rerank_bench.compare.catalogue import on_device, without_padding
 from triton_rerank_bench.compare.contestants import SERVED
 from triton_rerank_bench.compare.process import PeerProcess
-from triton_rerank_bench.compare.rounds import ratio
+from triton_rerank_bench.compare.race import ratio
 from triton_rerank_bench.errors import INTERRUPTED, BenchError, PeerError
 from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu import device as gpu_device
@@ -504,7 +504,7 @@ def test_an_interruption_keeps_the_steps_that_are_done(monkeypatch: pytest.Monke
     monkeypatch.setattr(gpu_command, "prepare", interrupted)
     given = options("--device", "cpu", "--shape", "tiny", "--work", str(tmp_path))
     document, code = gpu_command.run(given, Console(quiet=True))
-    assert (document["matrix_flops"], cast(Any, document["settings"])["interrupted"], code) == (2e12, True, INTERRUPTED)
+    assert (document["matrix_flops"], document["interrupted"], code) == (2e12, True, INTERRUPTED)
 
 
 @pytest.mark.parametrize(("arguments", "code"), [([], 0), (["--check"], 1)])

@@ -153,8 +153,8 @@ def test_rates_are_calls_a_second_or_shares() -> None:
 
 def test_levels_are_those_asked_for_and_both_kinds_by_default() -> None:
     def levels(*arguments: str) -> tuple[int, int]:
-        sweep = load_command._sweep(parse("--model-repository", ".", *arguments))
-        return len(sweep.concurrencies), len(sweep.rates)
+        concurrencies, rates = load_command.levels_asked_for(parse("--model-repository", ".", *arguments))
+        return len(concurrencies), len(rates)
 
     assert levels() == (4, 2)
     assert levels("--concurrency", "3") == (1, 0)

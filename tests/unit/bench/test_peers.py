@@ -15,12 +15,13 @@ from rich.console import Console
 
 from triton_rerank_bench.compare import command as peers_command
 from triton_rerank_bench.compare.catalogue import LEAST_TAU, PEERS, Peer, Setting
-from triton_rerank_bench.compare.command import Measured, comparison_report, judge, write_peers
+from triton_rerank_bench.compare.command import Measured, comparison_report, judge, peers_files
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED
-from triton_rerank_bench.compare.process import Workers
-from triton_rerank_bench.compare.race import Found, Race, WorkloadPeers, search
+from triton_rerank_bench.compare.process import PeerContestant, Workers
+from triton_rerank_bench.compare.race import Outcome, Race, Tried, best_of, search
 from triton_rerank_bench.errors import BenchError, PeerError
 from triton_rerank_bench.machine import OtherLoad
+from triton_rerank_bench.report import publish
 from triton_rerank_bench.workloads import Workload, token_statistics
 
 TEXT = Workload("passages", "q", ["a", "bb", "ccc", "dddd"], calls=1)
@@ -48,13 +49,13 @@ class FakeWorkers:
         self.slower_later: dict[float, float] = {}  # seconds in the search -> in the rounds
         self.searched = False
 
-    def get(self, peer: Peer, setting: Setting) -> tuple[Any, dict[str, str]]:
+    def get(self, peer: Peer, setting: Setting) -> PeerContestant:
         if setting.load.get("missing"):
             raise PeerError("its environment is not there")
-        return _FakeProcess(self, peer.name), {"computes in": "fp32"}
+        return PeerContestant(peer, setting, cast(Any, _FakeProcess(self, peer.name)), {"computes in": "fp32"})
 
-    def keep(self, peer: Peer, settings: Sequence[Setting]) -> None:
-        self.kept[peer.name] = [setting.text for setting in settings]
+    def keep(self, peer: Peer, contestants: Sequence[PeerContestant]) -> None:
+        self.kept[peer.name] = [each.setting for each in contestants]
 
     def drop(self, peer: Peer, setting: Setting) -> None:
         self.dropped.append(setting.text)
@@ -98,18 +99,18 @@ def silent(doing: str, left_s: float | None = None) -> None:
     """Nobody watches."""
 
 
-def find(peer: Peer, workers: FakeWorkers) -> Found:
+def find(peer: Peer, workers: FakeWorkers) -> list[Tried]:
     fake = cast(Workers, workers)
-    return search(peer, peer.settings, TEXT, REFERENCE, fake, on_step=silent, clock=workers.clock)
+    return search(peer, peer.settings, TEXT, REFERENCE, fake, silent, workers.clock)
 
 
 def test_the_best_setting_is_the_fastest_whose_order_is_right() -> None:
     workers = FakeWorkers()
     peer = a_peer("p", setting("a", 3.0), setting("b", 1.0, WRONG), setting("c", 2.0), setting("d", 2.5))
     found = find(peer, workers)
-    assert (found.default.setting.text, found.best.setting.text) == ("a", "c")
-    assert [round(tried.seconds, 6) for tried in found.tried] == [3.0, 1.0, 2.0, 2.5]
-    assert found.best.kendall_tau == pytest.approx(1.0)
+    assert (found[0].contestant.setting, best_of(peer, found).contestant.setting) == ("a", "c")
+    assert [round(tried.seconds, 6) for tried in found] == [3.0, 1.0, 2.0, 2.5]
+    assert best_of(peer, found).kendall_tau == pytest.approx(1.0)
     assert workers.kept == {"p": ["a", "c"]}
 
 
@@ -117,7 +118,7 @@ def test_a_hopeless_setting_is_called_twice_only_and_one_that_fails_is_passed_ov
     workers = FakeWorkers()
     found = find(a_peer("p", setting("a", 1.0), setting("b", 9.0), setting("c", 0.1, missing=True)), workers)
     assert len(workers.calls) == 4 + 2  # one that builds kernels, three counted; then one and one
-    assert [tried.setting.text for tried in found.tried] == ["a", "b"]
+    assert [tried.contestant.setting for tried in found] == ["a", "b"]
     assert workers.dropped == ["c"]
 
 
@@ -141,7 +142,7 @@ def race(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., tuple
     return make
 
 
-def run(race: Race, ours: Any) -> list[WorkloadPeers]:
+def run(race: Race, ours: Any) -> list[Outcome]:
     figures = race.run(ours, TEXT, token_statistics(TEXT, [3, 4, 5, 6]), REFERENCE)
     return [figures] if figures else []
 
@@ -154,17 +155,23 @@ ABSENT = a_peer("absent", setting("batch 32", 1.0, missing=True))
 def test_a_race_gives_ratios_at_default_and_best_and_none_to_a_wrong_order(race: Any) -> None:
     it, _, ours = race(GOOD, LIAR, ABSENT)
     (figures,) = run(it, ours)
-    good, liar, absent = (cast(Any, peer) for peer in figures.peers)
-    assert good.default.ratio.median == pytest.approx(4.0)
-    assert good.best.ratio.median == pytest.approx(2.5)
-    assert (good.best.setting, good.notes) == ("batch 8", {"computes in": "fp32"})
-    assert (liar.default.ratio, liar.best.ratio, liar.default.kendall_tau) == (None, None, -1.0)
-    assert (absent.not_measured, absent.default) == ("its environment is not there", None)
+    assert [(row.name, row.kind, row.setting) for row in figures.rows] == [
+        *((SERVED, "ours", ""), (IN_PROCESS, "ours", "")),
+        *(("good", "default", "batch 32"), ("good", "best", "batch 8")),
+        *(("liar", "default", "batch 32"), ("liar", "best", "batch 32")),
+    ]
+    good, best, *liar = (cast(Any, row) for row in figures.rows[2:])
+    assert good.ratio.median == pytest.approx(4.0)
+    assert best.ratio.median == pytest.approx(2.5)
+    assert best.notes == {"computes in": "fp32"}
+    assert [(row.ratio, row.kendall_tau) for row in liar] == [(None, -1.0)] * 2
+    assert figures.not_measured == {"absent": "its environment is not there"}
+    assert figures.tried["good"] == pytest.approx({"batch 32": 8.0, "batch 8": 5.0})
     assert figures.served_over_in_process
     assert figures.served_over_in_process.median == pytest.approx(1.25)
     assert figures.added_ms == pytest.approx(400.0)
     assert (figures.n_rounds, it.interrupted) == (3, False)
-    targets = judge([figures])
+    targets = judge(Measured(cast(Any, None), 1, workloads=[figures]))
     assert [target["value"] for target in targets] == pytest.approx([4.0, 2.5])  # the liar does not count
     assert [target["passed"] for target in targets] == [True, True]
 
@@ -173,7 +180,8 @@ def test_a_default_that_is_faster_in_the_rounds_is_the_best(race: Any) -> None:
     it, workers, ours = race(a_peer("p", setting("batch 32", 2.0), setting("batch 8", 1.0)))
     workers.slower_later = {1.0: 9.0}
     (figures,) = run(it, ours)
-    assert figures.peers[0].best == figures.peers[0].default
+    default, best = figures.rows[2:]
+    assert best == replace(default, kind="best")
 
 
 def test_a_peer_that_dies_in_the_rounds_is_named_and_the_others_are_kept(race: Any) -> None:
@@ -181,8 +189,8 @@ def test_a_peer_that_dies_in_the_rounds_is_named_and_the_others_are_kept(race: A
     it, workers, ours = race(GOOD, doomed)
     workers.dies_after["doomed"] = 6  # in its second round
     (figures,) = run(it, ours)
-    assert figures.peers[0].default is not None
-    assert figures.peers[1].not_measured == "its process ended; it said nothing"
+    assert {row.name for row in figures.rows} == {SERVED, IN_PROCESS, "good"}
+    assert figures.not_measured == {"doomed": "its process ended; it said nothing"}
 
 
 @pytest.mark.parametrize(("calls", "rounds"), [(2, []), (4, [2])])
@@ -205,15 +213,16 @@ def test_the_report_says_who_was_not_measured_and_whose_order_is_wrong(race: Any
     files = SimpleNamespace(info=SimpleNamespace(name="m", precision="int8", max_length=512), engine="onnxruntime")
     measured = Measured(cast(Any, files), 2, "2.51.0", workloads=run(it, ours))
     report = comparison_report("peers", measured, {"seed": 1}, [], {"onnx": {"torch": "2.13.0"}})
-    markdown, line, plot = write_peers(tmp_path / "perf", measured, report)
+    markdown, line, plot = publish(tmp_path / "perf", peers_files(measured, report))
     text = markdown.read_text(encoding="utf-8")
-    assert "| good (computes in fp32) | batch 32 | 8.0000 | 4.00 (4.00 to 4.00) | batch 8 | 5.0000 |" in text
-    assert "| liar (computes in fp32) | batch 32 | 0.1000 | other order |" in text
+    assert "| good | default | batch 32 | 8.0000 | 4.00 (4.00 to 4.00) |" in text
+    assert "| good | best | batch 8 | 5.0000 |" in text
+    assert "| liar | default | batch 32 | 0.1000 | other order |" in text
+    assert "- good: computes in fp32" in text
     assert "- liar: gets no ratio: Kendall's tau to torch fp32 is -1.000, and fp32 must reach 0.995" in text
-    assert "| absent | not measured |" in text
     assert "- absent: not measured: its environment is not there" in text
     assert "- onnx: torch 2.13.0" in text
-    assert json.loads(line.read_text(encoding="utf-8"))["workloads"][0]["peers"][0]["peer"] == "good"
+    assert json.loads(line.read_text(encoding="utf-8"))["workloads"][0]["rows"][2]["name"] == "good"
     assert plot.read_bytes().startswith(b"\x89PNG")
     console = Console(record=True, width=140)
     comparison_report("peers", replace(measured, interrupted=True), {}, [], {}).print(console)

@@ -2,33 +2,59 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.fake_bench import EXPORTED, PAIRS, FakeBench, figures, tuner
+from support.fake_bench import EXPORTED, FakeBench, figures, tuner
 
 from triton_rerank_bench import plots
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.report import check_folder, publish
-from triton_rerank_bench.tune.answer import Exported, answer_lines, change_lines, machine_lines, setting_text
-from triton_rerank_bench.tune.findings import OpenLoop, Sweep, Trial, Tuning, Wanted
+from triton_rerank_bench.load.generator import LoadFigures
+from triton_rerank_bench.report import Report, check_folder, publish
+from triton_rerank_bench.tune import answer as sentences
+from triton_rerank_bench.tune.answer import Exported, setting_text
+from triton_rerank_bench.tune.findings import Answer, Row, Schedule, Tuning, Wanted
 from triton_rerank_bench.tune.knobs import UNBOUNDED, Setting
-from triton_rerank_bench.tune.report import FILES, About, markdown, perf_report, tables, write_report
+from triton_rerank_bench.tune.report import FILES, REPORT, perf_files, perf_report, tables
 from triton_rerank_bench.tune.servers import Level
 
-ABOUT = About(
-    "tiny",
-    {"int8": Exported("int8", "openvino", "model_repository")},
-    "passages",
-    float(PAIRS),
-    "2.51.0",
-    "the command",
-    {"seed": 1},
-    "--- a\n+++ b\n",
-)
+EXPORTS = {"int8": Exported("int8", "openvino", "model_repository")}
+
+
+def report_of(tuning: Tuning) -> Report:
+    options = argparse.Namespace(workload="passages", seed=1, quick=False)
+    return perf_report(tuning, "tiny", EXPORTS, options, "2.51.0", "--- a\n+++ b\n")
+
+
+def answer_of(tuning: Tuning) -> Answer:
+    answer = tuning.answer()
+    assert answer is not None
+    return answer
+
+
+def answer_lines(tuning: Tuning) -> list[str]:
+    return sentences.answer_lines(tuning, answer_of(tuning))
+
+
+def machine_lines(tuning: Tuning) -> list[str]:
+    return sentences.machine_lines(tuning, answer_of(tuning))
+
+
+def change_lines(tuning: Tuning, model: str, exported: Mapping[str, Exported]) -> list[str]:
+    return sentences.change_lines(answer_of(tuning), model, exported)
+
+
+def with_open_loops(*loops: LoadFigures) -> Tuning:
+    """Of a server with 200 pairs a second, at a bound of 600 ms."""
+    tuning = tuned(p99_ms=600, rate=1000)
+    tuning.rows = [row for row in tuning.rows if row.stage != "open loop"]
+    tuning.rows += [Row("open loop", EXPORTED, each) for each in loops]
+    return tuning
 
 
 def tuned(*knobs: str, p99_ms: float | None = None, rate: float | None = None, factor: float = 1.0) -> Tuning:
@@ -86,11 +112,7 @@ def test_machines_come_with_their_arithmetic() -> None:
 
 
 def test_where_random_arrivals_miss_the_bound_more_machines_are_told() -> None:
-    tuning = tuned(p99_ms=600, rate=1000)
-    tuning.open_loops = [
-        OpenLoop(0.8, figures(160, 900, Level(0, rate=1.6)), holds=False),
-        OpenLoop(0.6, figures(120, 590, Level(0, rate=1.2)), holds=True),
-    ]
+    tuning = with_open_loops(figures(160, 900, Level(0, rate=1.6)), figures(120, 590, Level(0, rate=1.2)))
     machines, at_80, at_60 = machine_lines(tuning)
     assert machines.startswith("Machines needed for 1,000 pairs/s: 9 = 1,000 / (200.0 pairs/s of one × 0.6 headroom)")
     assert at_80.endswith("p99 900 ms, beyond the bound")
@@ -98,11 +120,7 @@ def test_where_random_arrivals_miss_the_bound_more_machines_are_told() -> None:
 
 
 def test_where_random_arrivals_always_miss_the_bound_no_number_of_machines_is_promised() -> None:
-    tuning = tuned(p99_ms=600, rate=1000)
-    tuning.open_loops = [
-        OpenLoop(0.8, figures(160, 900, Level(0, rate=1.6)), holds=False),
-        OpenLoop(0.6, figures(120, 790, Level(0, rate=1.2)), holds=False),
-    ]
+    tuning = with_open_loops(figures(160, 900, Level(0, rate=1.6)), figures(120, 790, Level(0, rate=1.2)))
     lines = machine_lines(tuning)
     assert lines[0] == (
         "Machines needed for 1,000 pairs/s: more than 9 = 1,000 / (200.0 pairs/s of one × 0.6 headroom), rounded up, "
@@ -113,7 +131,7 @@ def test_where_random_arrivals_always_miss_the_bound_no_number_of_machines_is_pr
 
 def test_changes_are_told_where_they_are_made() -> None:
     setting = replace(EXPORTED, instances=2, max_batch_size=64, queue_bounds=UNBOUNDED, split="padding", sub_requests=4)
-    assert change_lines(found(setting), "tiny", ABOUT.exported) == [
+    assert change_lines(found(setting), "tiny", EXPORTS) == [
         "instances: 1 -> 2",
         "max_batch_size: 256 -> 64",
         "queue_bounds: as exported -> none",
@@ -128,17 +146,17 @@ def test_changes_are_told_where_they_are_made() -> None:
 
 
 def found(setting: Setting) -> Tuning:
-    exported = Sweep(replace(EXPORTED, repository=setting.repository), [figures(100, 50, Level(1))])
-    sweeps = [Sweep(EXPORTED, [figures(90, 50, Level(1))]), exported] if setting.repository != "int8" else [exported]
-    trial = Trial("instances", setting, EXPORTED, [figures(120, 40, Level(1))], 1.0, True, "")
-    return Tuning(Wanted(None, None, ()), 60.0, 1.0, sweeps=sweeps, trials=[trial], best=setting)
+    exported = replace(EXPORTED, repository=setting.repository)
+    rows = [Row("exported", EXPORTED, figures(90, 50, Level(1))), Row("exported", exported, figures(100, 50, Level(1)))]
+    rows.append(Row("knobs", setting, figures(120, 40, Level(1)), knob="instances", kept=True))
+    return Tuning(Wanted(None, None, ()), Schedule.of(60), 100.0, rows, exported, setting)
 
 
 def test_the_advice_is_a_command_whatever_is_served_now() -> None:
-    assert change_lines(found(EXPORTED), "tiny", ABOUT.exported) == [
+    assert change_lines(found(EXPORTED), "tiny", EXPORTS) == [
         "Nothing to change: model_repository, which you serve, has this setting."
     ]
-    both = {**ABOUT.exported, "bf16": Exported("bf16", "openvino", ".cache/bf16")}
+    both = {**EXPORTS, "bf16": Exported("bf16", "openvino", ".cache/bf16")}
     put, _ = change_lines(found(replace(EXPORTED, repository="bf16")), "tiny", both)
     assert put == (
         "in the repository, as a new version: make set MODEL=tiny REPOSITORY=model_repository "
@@ -152,9 +170,9 @@ def test_the_advice_is_a_command_whatever_is_served_now() -> None:
 
 def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
     tuning = tuned("instances", "queue_bounds", p99_ms=1000, rate=1000)
-    report = perf_report(tuning, ABOUT)
+    report = report_of(tuning)
     document = report.json()
-    written = write_report(tmp_path / "new" / "perf", tuning, ABOUT, report)
+    written = publish(tmp_path / "new" / "perf", perf_files(tuning, report))
     assert sorted(path.name for path in (tmp_path / "new" / "perf").iterdir()) == sorted(FILES)
     assert sorted(path.name for path in written) == sorted(FILES)
     line = (tmp_path / "new" / "perf" / "report.json").read_text(encoding="utf-8")
@@ -163,7 +181,13 @@ def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
     text = (tmp_path / "new" / "perf" / "report.md").read_text(encoding="utf-8")
     for sentence in document["summary"]:  # type: ignore[attr-defined]
         assert f"- {sentence}\n" in text
-    for wanted in ("```diff\n--- a\n", "`the command`", "latency-throughput.png", "throughput-batch.png", "2.51.0"):
+    for wanted in (
+        "```diff\n--- a\n",
+        "`triton-rerank-bench ",
+        "latency-throughput.png",
+        "throughput-batch.png",
+        "2.51.0",
+    ):
         assert wanted in text
     assert "Interrupted" not in text
 
@@ -172,10 +196,10 @@ def test_an_interrupted_report_says_so() -> None:
     tuning = tuned("instances")
     tuning.interrupted = True
     tuning.not_tried = ["threads 1"]
-    text = markdown(perf_report(tuning, ABOUT), ABOUT)
+    text = str(perf_files(tuning, report_of(tuning))[REPORT])
     assert "- Interrupted: this is what was measured until then." in text
     assert "Not tried, for want of time: threads 1." in text
-    assert perf_report(tuning, ABOUT).json()["interrupted"] is True
+    assert report_of(tuning).json()["interrupted"] is True
 
 
 def test_tables_have_as_many_cells_as_columns() -> None:
@@ -186,9 +210,9 @@ def test_tables_have_as_many_cells_as_columns() -> None:
 
 def test_latencies_of_calls_that_were_never_answered_are_null_in_json() -> None:
     tuning = tuned()
-    tuning.sweeps[0].levels.append(figures(0, math.inf, Level(4), errors={"OverloadedError": 3}))
-    document = json.loads(json.dumps(perf_report(tuning, ABOUT).json(), allow_nan=False))
-    assert document["sweeps"][0]["levels"][-1]["latency"]["p99_ms"] is None
+    tuning.rows.append(Row("exported", EXPORTED, figures(0, math.inf, Level(4), errors={"OverloadedError": 3})))
+    document = json.loads(json.dumps(report_of(tuning).json(), allow_nan=False))
+    assert document["rows"][-1]["figures"]["latency"]["p99_ms"] is None
 
 
 # --- the folder ---------------------------------------------------------------------------------------------------
@@ -204,7 +228,7 @@ def test_a_failure_leaves_old_files_as_they_were(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(plots, "plot_sizes", fail)
     with pytest.raises(ZeroDivisionError):
-        write_report(tmp_path, tuning, ABOUT, perf_report(tuning, ABOUT))
+        publish(tmp_path, perf_files(tuning, report_of(tuning)))
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(FILES, "old")
 
 
@@ -241,5 +265,5 @@ def test_what_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
 def test_pictures_are_drawn_without_a_display(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.setenv("MPLBACKEND", "TkAgg")
-    plots.plot_sizes(tuned().sweeps, tmp_path / "a.png", title="t", caption="c")
+    plots.plot_sizes(tuned(), tmp_path / "a.png", "t", "c")
     assert (tmp_path / "a.png").stat().st_size > 1000

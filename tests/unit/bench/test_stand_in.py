@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from bench.experiments.stand_in import stand_in
 from triton_rerank import RerankClient
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.gateway.stand_in import stand_in
 
 
 def test_the_stand_in_answers_in_no_order_and_ends(tiny_repository: Path) -> None:
@@ -32,14 +32,14 @@ def test_stand_in_answers_with_the_active_version(two_versions: Path) -> None:
 
 
 def test_stand_in_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triton_rerank_bench.gateway.stand_in.sys.executable", "/bin/false")
+    monkeypatch.setattr("bench.experiments.stand_in.sys.executable", "/bin/false")
     with pytest.raises(BenchError, match="stand-in server did not start"), stand_in(tmp_path):
         pass
 
 
 def test_stand_in_ends_with_the_process_that_started_it(tiny_repository: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from triton_rerank_bench.gateway.stand_in import stand_in\n"
+        "import os, sys; from pathlib import Path; from bench.experiments.stand_in import stand_in\n"
         "with stand_in(Path(sys.argv[1])):\n"
         "    import psutil; print(psutil.Process().children()[0].pid, flush=True); os._exit(1)\n"
     )

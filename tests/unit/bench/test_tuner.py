@@ -9,12 +9,24 @@ import pytest
 from support.fake_bench import EXPORTED, PAIRS, FakeBench, figures, tuner
 
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.tune.choice import LEAST_NOISE, Score, machines, noise_of, operating_point
-from triton_rerank_bench.tune.findings import Schedule
+from triton_rerank_bench.tune.findings import (
+    LEAST_NOISE,
+    Row,
+    Schedule,
+    Score,
+    holds,
+    machines,
+    noise_of,
+    operating_point,
+)
 from triton_rerank_bench.tune.knobs import KNOBS, UNBOUNDED, Setting
-from triton_rerank_bench.tune.search import SIZES
+from triton_rerank_bench.tune.search import SIZES, Tuner
 from triton_rerank_bench.tune.servers import Level
 from triton_rerank_server import ServerStartError
+
+
+def knobs(search: Tuner) -> list[Row]:
+    return [row for row in search.tuning.rows if row.stage == "knobs"]
 
 
 def steady(setting: Setting) -> float:
@@ -107,8 +119,7 @@ def test_the_search_finds_the_best_values_and_confirms_them() -> None:
         "queue_bounds": ("as exported", "none"),
     }
     assert (answer.confirmed, answer.holds, answer.pairs_per_s) == (True, True, 300.0)
-    assert search.tuning.confirmation is not None
-    assert search.tuning.confirmation.ratios == pytest.approx([1.5] * 4)
+    assert search.tuning.ratios == pytest.approx([1.5] * 4)
     assert not search.tuning.not_tried
 
 
@@ -116,9 +127,9 @@ def test_nothing_is_tried_twice() -> None:
     bench = FakeBench(steady)
     search = tuner(bench, *KNOBS)
     search.run()
-    settings = [trial.setting for trial in search.tuning.trials]
-    assert len(set(settings)) == len(settings)
-    assert search.tuning.exported not in settings
+    tried = [(row.setting, row.figures.concurrency) for row in knobs(search) if row.figures]
+    assert len(set(tried)) == len(tried)
+    assert search.tuning.exported not in {setting for setting, _ in tried}
 
 
 def test_the_exported_setting_is_measured_before_and_after_each_trial() -> None:
@@ -127,7 +138,7 @@ def test_the_exported_setting_is_measured_before_and_after_each_trial() -> None:
     search.run()
     order = ["R" if setting == EXPORTED else "T" for setting, level in bench.measured if level.rate == 0]
     assert re.fullmatch("R+R(TTR)+", "".join(order))  # a trial is two levels
-    assert len(search.tuning.repeats) == len(search.tuning.trials) + 2
+    assert len(search.tuning.repeats) == len({row.setting for row in knobs(search)}) + 2
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -156,15 +167,15 @@ def test_a_winner_by_luck_is_not_confirmed() -> None:
         return 300.0 if lucky and not confirming() else 200.0
 
     def confirming() -> bool:
-        return bool(search.tuning.confirmation)
+        return search.tuning.exported is not None and bool(search.tuning.of("confirmation"))
 
     bench = FakeBench(speed)
     search = tuner(bench, "max_batch_size")
     search.run()
-    confirmation, answer = search.tuning.confirmation, search.tuning.answer()
-    assert confirmation is not None
+    answer, best = search.tuning.answer(), search.tuning.best
     assert answer is not None
-    assert (confirmation.confirmed, confirmation.setting.max_batch_size) == (False, 64)
+    assert best is not None
+    assert (search.tuning.confirmed, best.max_batch_size) == (False, 64)
     assert (answer.setting, answer.pairs_per_s) == (EXPORTED, 200.0)
 
 
@@ -175,7 +186,7 @@ def test_a_bound_decides_the_concurrency() -> None:
     bench = FakeBench(speed)  # latency is 500 ms a caller
     search = tuner(bench, p99_ms=1200)
     search.run()
-    assert [level.concurrency for level in search.tuning.sweeps[0].levels] == [1, 2, 4]
+    assert [figures.concurrency for figures in search.tuning.of("exported")] == [1, 2, 4]
     answer = search.tuning.answer()
     assert answer is not None
     assert (answer.holds, answer.concurrency) == (True, 1)  # two callers get no more
@@ -194,8 +205,8 @@ def test_the_faster_repository_is_searched() -> None:
     bench = FakeBench(steady)
     search = tuner(bench, "instances", repositories=("fp32", "int8"))
     search.run()
-    assert [sweep.setting.repository for sweep in search.tuning.sweeps] == ["fp32", "int8"]
-    assert {trial.setting.repository for trial in search.tuning.trials} == {"int8"}
+    assert [setting.repository for setting in search.tuning.swept()] == ["fp32", "int8"]
+    assert {row.setting.repository for row in knobs(search)} == {"int8"}
     answer = search.tuning.answer()
     assert answer is not None
     assert answer.exported.repository == "int8"
@@ -205,7 +216,8 @@ def test_each_repository_is_called_in_all_sizes() -> None:
     bench = FakeBench(steady)
     search = tuner(bench, repositories=("fp32", "int8"))
     search.run()
-    assert [[each.pairs for each in sweep.sizes] for sweep in search.tuning.sweeps] == [list(SIZES)] * 2
+    sizes = [(row.setting.repository, row.pairs) for row in search.tuning.rows if row.stage == "sizes"]
+    assert sizes == [(name, size) for name in ("fp32", "int8") for size in SIZES]
 
 
 def test_a_setting_that_does_not_start_is_told_and_the_search_goes_on() -> None:
@@ -214,8 +226,8 @@ def test_a_setting_that_does_not_start_is_told_and_the_search_goes_on() -> None:
     )
     search = tuner(bench, "max_batch_size", "instances")
     search.run()
-    failed = [trial for trial in search.tuning.trials if not trial.levels]
-    assert [(trial.why, trial.kept) for trial in failed] == [("failed: no", False)] * len(failed)
+    failed = [row for row in knobs(search) if not row.figures]
+    assert [(row.why, row.kept) for row in failed] == [("failed: no", False)] * len(failed)
     assert failed
     answer = search.tuning.answer()
     assert answer is not None
@@ -253,7 +265,9 @@ def test_less_is_offered_where_random_arrivals_miss_the_bound() -> None:
     bench.measure = slow_when_open  # type: ignore[method-assign,assignment]
     search = tuner(bench, p99_ms=2500)  # 1.6 calls a second: 4 s; 1.2: 2 s
     search.run()
-    assert [(loop.share, loop.holds) for loop in search.tuning.open_loops] == [(0.8, False), (0.6, True)]
+    loops = search.tuning.of("open loop")
+    assert [(loop.rate or 0) * PAIRS / 200 for loop in loops] == pytest.approx([0.8, 0.6])
+    assert [holds(loop, 2500) for loop in loops] == [False, True]
 
 
 # --- time ---------------------------------------------------------------------------------------------------------
@@ -266,7 +280,7 @@ def test_the_budget_is_kept(budget_s: float, slow: float) -> None:
     search = tuner(bench, *KNOBS, budget_s=budget_s, repositories=("int8", "fp32"))
     search.run()
     assert bench.now <= budget_s
-    assert search.tuning.open_loops
+    assert search.tuning.of("open loop")
     if budget_s == 180.0:
         assert search.tuning.not_tried
 
@@ -275,9 +289,9 @@ def test_a_short_run_tries_the_first_value_of_each_knob() -> None:
     bench = FakeBench(lambda _: 200.0)
     search = tuner(bench, *KNOBS, budget_s=180.0)
     search.run()
-    knobs = [trial.knob for trial in search.tuning.trials]
-    assert len(knobs) >= 4
-    assert len(set(knobs)) == len(knobs)
+    tried = {row.setting: row.knob for row in knobs(search)}
+    assert len(tried) >= 4
+    assert len(set(tried.values())) == len(tried)
 
 
 def test_more_time_means_longer_measurements_first() -> None:
@@ -296,12 +310,7 @@ def test_an_interruption_leaves_what_was_measured(at: int) -> None:
     answer = search.tuning.answer()
     assert answer is not None
     assert answer.pairs_per_s >= 200.0
-    tuning = search.tuning
-    kept = len(tuning.sweeps[0].levels) + len(tuning.sweeps[0].sizes) + len(tuning.repeats[1:])
-    kept += sum(len(trial.levels) for trial in tuning.trials)
-    if tuning.confirmation is not None:
-        kept += len(tuning.confirmation.exported) + len(tuning.confirmation.best)
-    assert at - 2 <= kept <= at  # all but the trial that was under way
+    assert at - 2 <= len(search.tuning.rows) <= at  # all but the trial that was under way
 
 
 def test_an_interruption_of_the_sweeps_answers_with_the_best_exported_setting_so_far() -> None:

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from support.fake_bench import EXPORTED, ground_of
 
-from triton_rerank import TritonOptions
-from triton_rerank_bench.errors import BenchError
+from triton_rerank import ConfigurationError, TritonOptions
 from triton_rerank_bench.tune.knobs import BOUNDED, KNOBS, UNBOUNDED, candidates, exported_setting, ground
 from triton_rerank_bench.tune.variants import Configs, clear_queue_bounds, config_diff, read_configs, variant
 from triton_rerank_server.backends.encoder.engine import options_of
@@ -67,11 +66,11 @@ def test_a_diff_names_the_file_and_the_line(tiny_repository: Path) -> None:
 
 
 def test_a_broken_or_missing_config_is_told(tmp_path: Path, tiny_repository: Path) -> None:
-    with pytest.raises(BenchError, match="no such file; .* or export the model"):
+    with pytest.raises(ConfigurationError, match="no such file; .* or export the model"):
         read_configs(tmp_path, NAME)
     with variant(tiny_repository, NAME, clear_queue_bounds) as copy:
         (copy / NAME / "config.pbtxt").write_text("no config {")
-        with pytest.raises(BenchError, match=r"config\.pbtxt: not a model config"):
+        with pytest.raises(ConfigurationError, match=r"config\.pbtxt: not a model config"):
             read_configs(copy, NAME)
 
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from triton_rerank_bench import workloads
 from triton_rerank_bench.compare.catalogue import (
+    HERE,
     INFINITY_FILES,
     ONNX,
     ONNX_FILES,
     OPENVINO_FILES,
     PLAIN,
     SENTENCE_TRANSFORMERS,
+    Peer,
 )
+from triton_rerank_bench.compare.process import WORKER, PeerProcess
 from triton_rerank_bench.errors import BenchError, PeerError
-from triton_rerank_bench.machine import describe_machine
+from triton_rerank_bench.machine import describe_machine, usable_cores
 from triton_rerank_server import atomic
 
-EXPORTER = Path(__file__).with_name("exporter.py")
 EXPORT_TIMEOUT_S = 900.0
 CALIBRATION_SEED = 1_000_003  # of texts that are never timed
 
@@ -31,15 +33,29 @@ class ModelFolders:
     """Gives a peer the folder it loads, made of a checkpoint the first time, and kept in ``cache``.
 
     ``max_length`` is written into the tokenizer's config, which is where some peers look for it.
+
+    Raises:
+        BenchError: there is no checkpoint.
     """
 
     def __init__(
         self, checkpoint: Path, cache: Path, environments: Path, *, max_length: int, on_step: Callable[[str], None]
     ) -> None:
+        if not (checkpoint / "config.json").is_file() or not (checkpoint / "tokenizer_config.json").is_file():
+            raise BenchError(
+                f"--checkpoint {checkpoint}: looked for config.json and tokenizer_config.json there; give the PyTorch "
+                "checkpoint folder that the served model was exported from"
+            )
         self._checkpoint, self._environments, self._max_length = checkpoint, environments, max_length
         self._cache = cache / _key(checkpoint, max_length)
         self._on_step = on_step
         self._failed: dict[str, PeerError] = {}
+
+    def locate(self, peer: Peer) -> tuple[Path, Path]:
+        """Interpreter and model folder of a peer; raises PeerError where one of them cannot be had."""
+        if peer.environment == HERE:
+            return Path(sys.executable), self._checkpoint
+        return python_of(self._environments, peer.environment), self.get(peer.files)
 
     def get(self, files: str) -> Path:
         """The folder of that name; raises PeerError where it cannot be made, the second time at once."""
@@ -69,14 +85,13 @@ class ModelFolders:
             shutil.copyfile(self.get(ONNX_FILES) / "onnx/model.onnx", folder / "model.onnx")
 
     def _export(self, environment: str, kind: str, folder: Path, detail: str) -> None:
+        arguments = [str(self.get(PLAIN)), str(folder.resolve()), detail]
         python = python_of(self._environments, environment)
-        command = [str(python), str(EXPORTER), kind, str(self.get(PLAIN)), str(folder.resolve()), detail]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=EXPORT_TIMEOUT_S, check=False)
-        except subprocess.TimeoutExpired:
-            raise PeerError(f"making the files of {kind} took more than {EXPORT_TIMEOUT_S:g} s") from None
-        if done.returncode:
-            raise PeerError(f"making the files of {kind} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            with PeerProcess(kind, python, n_threads=usable_cores()) as process:
+                process.ask({"op": "make", "kind": kind, "arguments": arguments}, EXPORT_TIMEOUT_S)
+        except PeerError as exc:
+            raise PeerError(f"making the files of {kind}: {exc}") from None
 
     def _calibration(self) -> Path:
         """JSON lines of pairs that are never timed."""
@@ -85,16 +100,6 @@ class ModelFolders:
         lines = [json.dumps({"pair": [text.query, document]}) for text in texts for document in text.documents]
         atomic.write_file(folder / "train.jsonl", ("\n".join(lines) + "\n").encode())
         return folder
-
-
-def check_checkpoint(folder: Path) -> Path:
-    """The folder; raises BenchError where it holds no checkpoint."""
-    if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
-        raise BenchError(
-            f"--checkpoint {folder}: looked for config.json and tokenizer_config.json there; give the PyTorch "
-            "checkpoint folder that the served model was exported from"
-        )
-    return folder
 
 
 def python_of(environments: Path, environment: str) -> Path:
@@ -107,7 +112,7 @@ def python_of(environments: Path, environment: str) -> Path:
 
 def _key(checkpoint: Path, max_length: int) -> str:
     """Of all that the files depend on."""
-    digest = hashlib.sha256(EXPORTER.read_bytes() + str(max_length).encode())
+    digest = hashlib.sha256(WORKER.read_bytes() + str(max_length).encode())
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(checkpoint)).encode())
         digest.update(path.read_bytes())

@@ -1,16 +1,16 @@
-"""Peers in processes of their own, which speak the lines of worker.py, with a time limit on every answer."""
+"""Peers in processes of their own, each in its environment, with a time limit on every answer: see worker.py."""
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import Pipe
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,34 +36,30 @@ class PeerProcess:
 
     def __init__(self, name: str, python: Path, *, n_threads: int, script: Path = WORKER) -> None:
         self.name = name
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._why_closed = ""
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self._pipe, theirs = Pipe()
         try:
-            self._process = subprocess.Popen(
-                [str(python), str(script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._stderr,
-                env=environment(n_threads),
-                start_new_session=True,  # Ctrl-C is for the one who measures
-            )
+            with theirs:
+                self._process = subprocess.Popen(
+                    [str(python), str(script), str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._said,
+                    stderr=self._said,
+                    env=environment(n_threads),
+                    start_new_session=True,  # Ctrl-C is for the one who measures
+                )
         except OSError as exc:
-            self._stderr.close()
+            self._pipe.close()
+            self._said.close()
             raise PeerError(
                 f"{name}: {python} cannot be started ({exc.strerror}); `make perf-peers` builds it"
             ) from exc
-        # A thread reads, because a pipe has no time limit; it blocks, so that waiting costs nothing.
-        self._why_closed = "is closed"
-        self._lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        threading.Thread(target=self._read, name=f"peer {name}", daemon=True).start()
 
-    def load(self, library: str, arguments: Mapping[str, Any], *, timeout_s: float = LOAD_TIMEOUT_S) -> dict[str, str]:
-        """Have the library load a model; gives what the worker notes of it, such as the precision it computes in.
-
-        Raises:
-            PeerError: it cannot, or takes too long.
-        """
-        answer = self._ask({"op": "load", "library": library, "arguments": arguments}, timeout_s)
-        notes: dict[str, str] = answer["notes"]
+    def load(self, library: str, arguments: Mapping[str, Any]) -> dict[str, str]:
+        """Have a library load a model; gives its notes. Raises PeerError where it cannot, or takes too long."""
+        notes: dict[str, str] = self.ask({"op": "load", "library": library, "arguments": arguments}, LOAD_TIMEOUT_S)
         return notes
 
     def scores(
@@ -74,16 +70,27 @@ class PeerProcess:
         *,
         timeout_s: float = SCORE_TIMEOUT_S,
     ) -> list[float]:
-        """One score a document, in the caller's order.
-
-        Raises:
-            PeerError: it failed, died, or took too long.
-        """
+        """One score a document, in the caller's order; raises PeerError where it failed, died, or took too long."""
         request = {"op": "score", "query": query, "documents": list(documents), "options": options}
-        scores: list[float] = self._ask(request, timeout_s)["scores"]
+        scores: list[float] = self.ask(request, timeout_s)
         if len(scores) != len(documents):
             raise PeerError(f"{len(scores)} scores for {len(documents)} documents")
         return scores
+
+    def ask(self, request: Mapping[str, Any], timeout_s: float) -> Any:
+        """The worker's answer; raises PeerError where it failed, died, or took too long."""
+        if self._pipe.closed:
+            raise PeerError(self._why_closed or "is closed")
+        try:
+            self._pipe.send(request)
+            if not self._pipe.poll(timeout_s):  # a late answer would be taken for the next one's
+                raise self._given_up(f"no answer in {timeout_s:g} s")
+            answer, error = self._pipe.recv()
+        except (EOFError, OSError):
+            raise self._given_up(f"its process {self._end()}; {self._last_words()}") from None
+        if error:
+            raise PeerError(error)
+        return answer
 
     @property
     def cpu_seconds(self) -> float:
@@ -94,48 +101,20 @@ class PeerProcess:
 
     def close(self) -> None:
         """End it and what it started."""
-        try:
-            children = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            children = []
-        for process in [*children, self._process]:
-            try:
-                process.kill()  # it holds nothing that could be lost
-            except (psutil.NoSuchProcess, ProcessLookupError):
-                continue
+        with suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
+        self._process.kill()  # it holds nothing that could be lost
         self._process.wait(CLOSE_TIMEOUT_S)
-        for pipe in (self._process.stdin, self._stderr):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue
+        self._pipe.close()
+        self._said.close()
 
     def __enter__(self) -> PeerProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
-
-    def _ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        pipe = self._process.stdin
-        assert pipe is not None
-        if pipe.closed:
-            raise PeerError(self._why_closed)
-        try:
-            pipe.write(json.dumps(request).encode() + b"\n")
-            pipe.flush()
-            line = self._lines.get(timeout=timeout_s)
-        except BrokenPipeError:
-            line = b""
-        except queue.Empty:  # a late answer would be taken for the next one's
-            raise self._given_up(f"no answer in {timeout_s:g} s") from None
-        if not line:  # while it dies its pipe may still take a question, which nobody would answer
-            raise self._given_up(f"its process {self._end()}; {self._last_words()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise PeerError(f"{answer['error']}")
-        return answer
 
     def _given_up(self, why: str) -> PeerError:
         """Closed; who asks again is told the same."""
@@ -148,23 +127,29 @@ class PeerProcess:
         try:
             code = self._process.wait(CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return "closed its output"
+            return "closed its pipe"
         if code == -signal.SIGKILL:
             return "was killed, as the kernel does where memory runs out: measure fewer peers in one run (--only)"
         return f"ended with {code}"
 
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        with self._process.stdout as lines:
-            for line in lines:
-                self._lines.put(line)
-        self._lines.put(b"")  # the end
-
     def _last_words(self) -> str:
-        size = os.fstat(self._stderr.fileno()).st_size
-        text = os.pread(self._stderr.fileno(), size, 0).decode(errors="replace")  # read() would move the writers' place
+        text = os.pread(self._said.fileno(), 1 << 24, 0).decode(
+            errors="replace"
+        )  # read() would move the writers' place
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return f"it said last: {' / '.join(lines[-_TAIL_LINES:])}" if lines else "it said nothing"
+
+
+class PeerContestant:
+    """A peer at one setting, loaded by a process; the notes are the worker's."""
+
+    def __init__(self, peer: Peer, setting: Setting, process: PeerProcess, notes: Mapping[str, str]) -> None:
+        self.name, self.setting, self.notes = f"{peer.name}, {setting.text}", setting.text, notes
+        self.process, self.options = process, setting.options
+
+    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
+        """Logits, or what the library gives that has their order."""
+        return self.process.scores(query, documents, self.options)
 
 
 class Workers:
@@ -184,8 +169,8 @@ class Workers:
     def __exit__(self, *exc: object) -> None:
         self._end(list(self._running))
 
-    def get(self, peer: Peer, setting: Setting) -> tuple[PeerProcess, dict[str, str]]:
-        """The worker that has loaded it, and its notes; raises PeerError where it cannot be loaded."""
+    def get(self, peer: Peer, setting: Setting) -> PeerContestant:
+        """The peer, loaded by a worker that may serve other settings too; raises PeerError where it cannot be."""
         key = _key(peer, setting)
         if key not in self._running:
             python, folder = self._locate(peer)
@@ -196,12 +181,12 @@ class Workers:
                 process.close()
                 raise
             self._running[key] = process, notes
-        return self._running[key]
+        return PeerContestant(peer, setting, *self._running[key])
 
-    def keep(self, peer: Peer, settings: Sequence[Setting]) -> None:
-        """End the peer's workers that none of these settings needs."""
-        keys = {_key(peer, setting) for setting in settings}
-        self._end([key for key in self._running if key[0] == peer.name and key not in keys])
+    def keep(self, peer: Peer, contestants: Sequence[PeerContestant]) -> None:
+        """End the peer's workers that none of these needs."""
+        needed = [each.process for each in contestants]
+        self._end([key for key, (it, _) in self._running.items() if key[0] == peer.name and it not in needed])
 
     def drop(self, peer: Peer, setting: Setting) -> None:
         """End the worker of a setting, where there is one."""

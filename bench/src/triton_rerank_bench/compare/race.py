@@ -1,121 +1,136 @@
-"""One workload of ours and the peers: finds each peer's best setting, then times all in the same rounds."""
+"""Who is timed takes turns: each peer's best setting is looked for, then all are timed in the same rounds."""
 
 from __future__ import annotations
 
+import math
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from scipy.stats import kendalltau
 
 from triton_rerank_bench.compare.catalogue import Arguments, Peer, Setting
 from triton_rerank_bench.compare.contestants import IN_PROCESS, SERVED, Contestant
-from triton_rerank_bench.compare.process import PeerProcess, Workers
-from triton_rerank_bench.compare.rounds import (
-    PAUSE_S,
-    WARM_UP_ROUNDS,
-    Ratio,
-    Rounds,
-    Timing,
-    added_ms,
-    kendall_tau,
-    ratio,
-    run_rounds,
-    timing,
-)
+from triton_rerank_bench.compare.process import PeerContestant, Workers
 from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.progress import OnStep
 from triton_rerank_bench.workloads import TokenStatistics, Workload
 
+WARM_UP_ROUNDS = 2
+# Thread pools spin for a moment after a call, and would take cores from the next contestant's first milliseconds.
+PAUSE_S = 0.1
 TRIES = 3  # counted calls a setting in the search
 HOPELESS = 1.5  # a setting whose first call takes that many times the best so far is not tried further
 IDLE_S = 2.0
+
+
+@dataclass
+class Rounds:
+    """What was measured: workload -> contestant -> seconds a call, one a round; and the scores of its last call.
+
+    ``failed`` holds peers that gave up in their turn, and why; they have no more turns.
+    """
+
+    seconds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    scores: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def complete(self, workload: str) -> int:
+        """Leave out who failed, and the round that was interrupted; how many rounds are left."""
+        kept = {name: seconds for name, seconds in self.seconds.get(workload, {}).items() if name not in self.failed}
+        n_rounds = min(map(len, kept.values()), default=0)
+        self.seconds[workload] = {name: seconds[:n_rounds] for name, seconds in kept.items()}
+        return n_rounds
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Seconds of one contestant over those of another, paired within each round."""
+
+    numerator: str
+    denominator: str
+    median: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contestant on one workload, over the counted rounds."""
+
+    contestant: str
+    median_s: float
+    min_s: float
+    max_s: float
+    pairs_per_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours, or a peer at one setting: as it comes, or at its fastest of those tried whose order is right.
+
+    Attributes:
+        name: of the peer; of ours, served or in process.
+        kind: whose row, or which setting.
+        setting: of the peer, in words.
+        kendall_tau: of its order to the reference's, torch fp32; None where it was not held against that.
+        timing: over the counted rounds.
+        ratio: its seconds over ours served; None if its order is wrong.
+        precision: of the peer, to whose bound, ``least_tau``, its order is held.
+        notes: such as the precision that it computes in.
+    """
+
+    name: str
+    kind: Literal["ours", "default", "best"]
+    setting: str
+    kendall_tau: float | None
+    timing: Timing
+    ratio: Ratio | None
+    precision: str = ""
+    least_tau: float = -1.0
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One workload.
+
+    Attributes:
+        rows: ours, then the peers', two of each.
+        served_over_in_process: of their seconds; ``added_ms`` is the difference. None where only one was timed.
+        tried: peer -> setting -> seconds in the search.
+        not_measured: peer -> why.
+        idle_share: of one core that all waiting workers use together.
+    """
+
+    workload: str
+    tokens: TokenStatistics
+    n_rounds: int
+    rows: list[Row]
+    served_over_in_process: Ratio | None = None
+    added_ms: float | None = None
+    tried: dict[str, dict[str, float]] = field(default_factory=dict)
+    not_measured: dict[str, str] = field(default_factory=dict)
+    idle_share: float = 0.0
+
+    def of(self, kind: str) -> list[Row]:
+        """The rows of a kind."""
+        return [row for row in self.rows if row.kind == kind]
 
 
 @dataclass(frozen=True)
 class Tried:
     """One setting in the search: median seconds of the tries, and Kendall's tau of its order to the reference's."""
 
-    setting: Setting
+    contestant: PeerContestant
     seconds: float
     kendall_tau: float
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a search found of a peer: the worker's notes, and the settings that were tried, the default first."""
-
-    peer: Peer
-    notes: dict[str, str]
-    tried: list[Tried]
-
-    @property
-    def default(self) -> Tried:
-        """The peer as it comes."""
-        return self.tried[0]
-
-    @property
-    def best(self) -> Tried:
-        """The fastest whose order is right; the default if none is."""
-        right = [tried for tried in self.tried if tried.kendall_tau >= self.peer.least_tau]
-        return min(right, key=lambda tried: tried.seconds, default=self.default)
-
-
-@dataclass(frozen=True)
-class AtSetting:
-    """A peer at one setting; the ratio is its seconds over ours served, None if its order is wrong."""
-
-    setting: str
-    kendall_tau: float
-    timing: Timing
-    ratio: Ratio | None
-
-
-@dataclass(frozen=True)
-class PeerFigures:
-    """A peer on one workload: as it comes, and at its fastest setting of those tried whose order is right.
-
-    Its order is held to the bound of its precision; notes are such as the precision that it computes in.
-    """
-
-    peer: str
-    precision: str
-    least_tau: float
-    notes: dict[str, str] = field(default_factory=dict)
-    default: AtSetting | None = None
-    best: AtSetting | None = None
-    tried: dict[str, float] = field(default_factory=dict)
-    not_measured: str | None = None
-
-
-@dataclass(frozen=True)
-class WorkloadPeers:
-    """One workload; ours are served and, where it was timed, in process; the idle share is of all waiting workers.
-
-    Served over in process is the ratio of their seconds, and their difference in milliseconds.
-    """
-
-    workload: str
-    tokens: TokenStatistics
-    n_rounds: int
-    ours: list[Timing]
-    served_over_in_process: Ratio | None
-    added_ms: float | None
-    our_kendall_tau: float
-    peers: list[PeerFigures]
-    idle_share: float
-
-
-class PeerContestant:
-    """A peer at one setting, in the rounds; the process has loaded it."""
-
-    def __init__(self, peer: Peer, setting: Setting, process: PeerProcess) -> None:
-        self.name = f"{peer.name}, {setting.text}"
-        self._options, self._process = setting.options, process
-
-    def scores(self, query: str, documents: Sequence[str]) -> list[float]:
-        """Logits, or what the library gives that has their order."""
-        return self._process.scores(query, documents, self._options)
 
 
 @dataclass
@@ -137,142 +152,185 @@ class Race:
 
     def run(
         self, ours: Sequence[Contestant], text: Workload, tokens: TokenStatistics, reference: Sequence[float]
-    ) -> WorkloadPeers | None:
+    ) -> Outcome | None:
         """Search, then time; orders are held against the reference, torch fp32's scores.
 
-        Returns:
-            The figures; None if it was interrupted before the first counted round was complete.
+        Gives None if it was interrupted before the first counted round was complete.
         """
-        found: dict[str, Found] = {}
+        found: list[tuple[Peer, list[Tried]]] = []
         left_out: dict[str, str] = {}
         for peer in self.peers:
+            settings = peer.settings[: self.n_settings]
             try:
-                settings = peer.settings[: self.n_settings]
-                found[peer.name] = search(
-                    peer, settings, text, reference, self.workers, on_step=self.on_step, clock=self.clock
-                )
+                found.append((peer, search(peer, settings, text, reference, self.workers, self.on_step, self.clock)))
             except PeerError as exc:
                 left_out[peer.name] = str(exc)
         self.on_step("are they quiet while they wait?")
         idle_share, rounds = self.workers.idle_share(IDLE_S), Rounds()
-        theirs: dict[tuple[str, str], PeerContestant] = {}
-        expected_s: dict[str, float] = {}
-        for each in found.values():
-            for tried in (each.default, each.best):
-                process, _ = self.workers.get(each.peer, tried.setting)
-                contestant = PeerContestant(each.peer, tried.setting, process)
-                theirs[each.peer.name, tried.setting.text] = contestant
-                expected_s[contestant.name] = tried.seconds + PAUSE_S
+        theirs = {at.contestant.name: at.contestant for peer, tried in found for at in (tried[0], best_of(peer, tried))}
         try:
-            self._time([*ours, *theirs.values()], text, expected_s, rounds)
+            run_rounds(
+                [*ours, *theirs.values()], [text], n_rounds=self.n_rounds, seed=self.seed, during=self.load,
+                on_call=self.on_step, clock=self.clock, rounds=rounds,
+            )  # fmt: skip
         except KeyboardInterrupt:
             self.interrupted = True
         n_rounds = rounds.complete(text.name)
         if not n_rounds:
             return None
-        left_out |= {name: rounds.failed[each.name] for (name, _), each in theirs.items() if each.name in rounds.failed}
-        seconds = rounds.seconds[text.name]
-        timings = {name: timing(name, of_rounds, tokens) for name, of_rounds in seconds.items()}
-
-        def at(peer: Peer, tried: Tried) -> AtSetting:
-            """Figures of one setting; its ratio to the served model only where its order is right."""
-            name, right = theirs[peer.name, tried.setting.text].name, tried.kendall_tau >= peer.least_tau
-            over = ratio(name, SERVED, seconds) if right else None
-            return AtSetting(tried.setting.text, tried.kendall_tau, timings[name], over)
-
-        both = IN_PROCESS in seconds
-        return WorkloadPeers(
-            workload=text.name,
-            tokens=tokens,
-            n_rounds=n_rounds,
-            ours=[timings[each.name] for each in ours],
-            served_over_in_process=ratio(SERVED, IN_PROCESS, seconds) if both else None,
-            added_ms=added_ms(SERVED, IN_PROCESS, seconds) if both else None,
-            our_kendall_tau=kendall_tau(reference, rounds.scores[text.name][SERVED]),
-            peers=[_figures(peer, found, left_out, at) for peer in self.peers],
+        seconds, scores = rounds.seconds[text.name], rounds.scores[text.name]
+        rows = []
+        for name in (each.name for each in ours):
+            tau, over = kendall_tau(reference, scores[name]), ratio(name, SERVED, seconds)
+            rows.append(Row(name, "ours", "", tau, timing(name, seconds[name], tokens), over))
+        for peer, tried in found:
+            names = (at.contestant.name for at in (tried[0], best_of(peer, tried)))
+            if failed := next((rounds.failed[name] for name in names if name in rounds.failed), None):
+                left_out[peer.name] = failed
+            else:
+                rows += _rows(peer, tried, seconds, tokens)
+        both = (SERVED, IN_PROCESS, seconds) if IN_PROCESS in seconds else None
+        return Outcome(
+            text.name, tokens, n_rounds, rows,
+            served_over_in_process=ratio(*both) if both else None,
+            added_ms=added_ms(*both) if both else None,
+            tried={peer.name: {at.contestant.setting: at.seconds for at in tried} for peer, tried in found},
+            not_measured=left_out,
             idle_share=idle_share,
-        )
-
-    def _time(
-        self, contestants: Sequence[Contestant], text: Workload, expected_s: Mapping[str, float], rounds: Rounds
-    ) -> None:
-        usual = min(expected_s.values(), default=1.0)  # ours are not known yet
-        each_s = {contestant.name: text.calls * expected_s.get(contestant.name, usual) for contestant in contestants}
-        left_s = (self.n_rounds + WARM_UP_ROUNDS) * sum(each_s.values())
-
-        def on_call(name: str) -> None:
-            """Tell whose turn it is and the seconds that are left, then take this turn's off."""
-            nonlocal left_s
-            self.on_step(f"{text.name}: {name}", left_s)
-            left_s -= each_s[name]
-
-        run_rounds(
-            contestants, [text],
-            n_rounds=self.n_rounds, seed=self.seed, on_call=on_call, during=self.load, clock=self.clock, rounds=rounds,
         )  # fmt: skip
 
 
-def _figures(
-    peer: Peer, found: Mapping[str, Found], left_out: Mapping[str, str], at: Callable[[Peer, Tried], AtSetting]
-) -> PeerFigures:
-    figures = PeerFigures(peer.name, peer.precision, peer.least_tau, not_measured=left_out.get(peer.name))
-    if figures.not_measured is not None:
-        return figures
-    searched = found[peer.name]
-    default, best = at(peer, searched.default), at(peer, searched.best)
+def best_of(peer: Peer, tried: Sequence[Tried]) -> Tried:
+    """The fastest whose order is right; the default, which is the first, if none is."""
+    right = [each for each in tried if each.kendall_tau >= peer.least_tau]
+    return min(right, key=lambda each: each.seconds, default=tried[0])
+
+
+def _rows(
+    peer: Peer, tried: Sequence[Tried], seconds: Mapping[str, Sequence[float]], tokens: TokenStatistics
+) -> list[Row]:
+    """A peer at its default setting and at its best; the ratio to the served model only where its order is right."""
+
+    def row(kind: Literal["default", "best"], at: Tried) -> Row:
+        """Figures of one setting."""
+        name, right = at.contestant.name, at.kendall_tau >= peer.least_tau
+        over, timed = ratio(name, SERVED, seconds) if right else None, timing(name, seconds[name], tokens)
+        of_peer = (peer.precision, peer.least_tau, at.contestant.notes)
+        return Row(peer.name, kind, at.contestant.setting, at.kendall_tau, timed, over, *of_peer)
+
+    default, best = row("default", tried[0]), row("best", best_of(peer, tried))
     if default.ratio and default.timing.median_s < best.timing.median_s:
-        best = default  # the search was too short to tell them apart, and the rounds count
-    tried = {each.setting.text: each.seconds for each in searched.tried}
-    return replace(figures, notes=searched.notes, default=default, best=best, tried=tried)
+        best = replace(default, kind="best")  # the search was too short to tell them apart, and the rounds count
+    return [default, best]
+
+
+def run_rounds(
+    contestants: Sequence[Contestant],
+    workloads: Sequence[Workload],
+    *,
+    n_rounds: int,
+    seed: int,
+    during: AbstractContextManager[object],
+    clock: Callable[[], float] = time.perf_counter,
+    pause_s: float = PAUSE_S,
+    on_call: OnStep = lambda *_: None,
+    rounds: Rounds | None = None,
+) -> Rounds:
+    """Time all contestants on all workloads, in a new seeded order each round, after `WARM_UP_ROUNDS` uncounted ones.
+
+    ``on_call`` is told who is next before each turn, and what seconds are left from the second round on; ``during`` is
+    entered for each, outside its clock. Who wants to keep what was measured before an interruption brings the
+    ``rounds`` that are filled.
+    """
+    rounds = rounds or Rounds()
+    for workload in workloads:
+        rounds.seconds[workload.name] = {contestant.name: [] for contestant in contestants}
+        rounds.scores[workload.name] = {}
+    shuffler, start_s = random.Random(seed), time.monotonic()  # noqa: S311 - an order, no secret
+    for number in range(WARM_UP_ROUNDS + n_rounds):
+        left_s = (time.monotonic() - start_s) * (WARM_UP_ROUNDS + n_rounds - number) / number if number else None
+        for workload in workloads:
+            for contestant in shuffler.sample(contestants, len(contestants)):
+                if contestant.name in rounds.failed:
+                    continue
+                on_call(f"{workload.name}: {contestant.name}", left_s)
+                left_s = None
+                time.sleep(pause_s)
+                try:
+                    with during:
+                        seconds, scores = _turn(contestant, workload, clock)
+                except PeerError as exc:
+                    rounds.failed[contestant.name] = str(exc)
+                    continue
+                rounds.scores[workload.name][contestant.name] = scores
+                if number >= WARM_UP_ROUNDS:
+                    rounds.seconds[workload.name][contestant.name].append(seconds)
+    return rounds
+
+
+def _turn(contestant: Contestant, workload: Workload, clock: Callable[[], float]) -> tuple[float, list[float]]:
+    """Seconds a call, and the last call's scores."""
+    scores: list[float] = []
+    start = clock()
+    for _ in range(workload.calls):
+        scores = contestant.scores(workload.query, workload.documents)
+    return (clock() - start) / workload.calls, scores
+
+
+def timing(contestant: str, seconds: Sequence[float], tokens: TokenStatistics) -> Timing:
+    """Median, least and most of the seconds, one a round."""
+    median = statistics.median(seconds)
+    return Timing(contestant, median, min(seconds), max(seconds), tokens.pairs / median, tokens.total / median)
+
+
+def ratio(numerator: str, denominator: str, seconds: Mapping[str, Sequence[float]]) -> Ratio:
+    """One contestant's seconds over another's, round by round."""
+    ratios = [top / bottom for top, bottom in zip(seconds[numerator], seconds[denominator], strict=True)]
+    return Ratio(numerator, denominator, statistics.median(ratios), min(ratios), max(ratios))
+
+
+def added_ms(more: str, less: str, seconds: Mapping[str, Sequence[float]]) -> float:
+    """Median of one contestant's seconds less another's, paired within rounds, in milliseconds."""
+    return statistics.median(1e3 * (a - b) for a, b in zip(seconds[more], seconds[less], strict=True))
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Kendall's tau-b of two score lists: 1 the same order (as of one score), -1 the reverse, 0 if one is constant."""
+    if len(first) == len(second) == 1:
+        return 1.0
+    tau = float(kendalltau(first, second).statistic)
+    return 0.0 if math.isnan(tau) else tau
 
 
 def search(
     peer: Peer,
     settings: Sequence[Setting],
-    workload: Workload,
+    text: Workload,
     reference: Sequence[float],
     workers: Workers,
-    *,
     on_step: OnStep,
-    clock: Callable[[], float],
-) -> Found:
-    """Try settings, the default first, and keep the workers of the default and the best only.
-
-    Raises:
-        PeerError: it cannot be loaded, or fails at its default setting.
-    """
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Tried]:
+    """Try settings, the default first; only its worker and the best one's live on. Raises PeerError where it fails."""
     tried: list[Tried] = []
-    notes: dict[str, str] = {}
+    once = replace(text, calls=1)
     for setting in settings:
-        on_step(f"{workload.name}: {peer.name}, {setting.text}")
+        on_step(f"{text.name}: {peer.name}, {setting.text}")
+        hopeless_s = HOPELESS * min((each.seconds for each in tried), default=math.inf)
         try:
-            process, notes = workers.get(peer, setting)
-            hopeless_s = HOPELESS * min((each.seconds for each in tried), default=float("inf"))
-            seconds, scores = _try(PeerContestant(peer, setting, process), workload, hopeless_s, clock)
+            contestant = workers.get(peer, setting)
+            # the first call with new shapes builds kernels, and does not count
+            seconds, scores = [_turn(contestant, once, clock) for _ in range(2)][-1]
+            more = range(TRIES - 1) if seconds <= hopeless_s else ()
+            seconds = statistics.median([seconds, *(_turn(contestant, once, clock)[0] for _ in more)])
         except PeerError:
             workers.drop(peer, setting)
             if not tried:
                 raise
             continue  # a setting that does not work is not the best
-        tried.append(Tried(setting, seconds, kendall_tau(reference, scores)))
-    found = Found(peer, notes, tried)
-    workers.keep(peer, [found.default.setting, found.best.setting])
-    return found
-
-
-def _try(
-    contestant: PeerContestant, workload: Workload, hopeless_s: float, clock: Callable[[], float]
-) -> tuple[float, list[float]]:
-    """Median seconds, and scores; the first call with new shapes builds kernels, and does not count."""
-    seconds: list[float] = []
-    scores: list[float] = []
-    for _ in range(1 + TRIES):
-        start = clock()
-        scores = contestant.scores(workload.query, workload.documents)
-        seconds.append(clock() - start)
-        if len(seconds) == 2 and seconds[1] > hopeless_s:
-            break
-    return statistics.median(seconds[1:]), scores
+        tried.append(Tried(contestant, seconds, kendall_tau(reference, scores)))
+    workers.keep(peer, [tried[0].contestant, best_of(peer, tried).contestant])
+    return tried
 
 
 def reference_scores(
@@ -285,7 +343,7 @@ def reference_scores(
     """
     setting, other = peer.settings[0], replace(peer, name="reference", load={**peer.load, **load})
     on_step("sentence-transformers fp32, for reference")
-    process, _ = workers.get(other, setting)
-    scores = {text.name: process.scores(text.query, text.documents, setting.options) for text in texts}
+    contestant = workers.get(other, setting)
+    scores = {text.name: contestant.scores(text.query, text.documents) for text in texts}
     workers.drop(other, setting)
     return scores

@@ -1,12 +1,14 @@
 """Scores with one peer library, in that library's environment, for a process that measures it.
 
 A script, not a module of ours: the environment it runs in has the peer library and nothing of ours, so it imports the
-standard library and, inside functions, the peer. One JSON object a line comes in on stdin, one goes out on stdout:
+standard library and, inside functions, the peer. It is started with the number of a socket's file, takes what
+``multiprocessing.Connection`` sends there, and answers each with a pair, what it came to and what failed:
 
-    {"op": "load", "library": …, "arguments": {…}}                  → {"notes": {…}}
-    {"op": "score", "query": …, "documents": […], "options": {…}}   → {"scores": […]}
+    {"op": "load", "library": …, "arguments": {…}}                  → notes {…}
+    {"op": "score", "query": …, "documents": […], "options": {…}}   → scores […]
+    {"op": "make", "kind": …, "arguments": […]}                     → None; files that peers load
 
-and ``{"error": …}`` where that failed. It ends when stdin does. What the library itself prints goes to stderr.
+It ends when the other side does. What the library prints goes where stdout and stderr do.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +37,27 @@ Notes = dict[str, str]
 
 READY_TIMEOUT_S = 240.0
 CALL_TIMEOUT_S = 120.0
+CALIBRATION_PAIRS = 200
 
 
 def main() -> int:
-    """Answer the lines of stdin until it ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print progress and warnings, in C++ too: not among the answers
-    score: Score | None = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            if request["op"] == "load":
-                score, notes = LOADERS[request["library"]](request["arguments"])
-                answer: dict[str, Any] = {"notes": notes}
-            else:
-                assert score is not None, "load comes first"
-                values = score(request["query"], request["documents"], request["options"])
-                answer = {"scores": [float(value) for value in values]}
-        except Exception as exc:  # noqa: BLE001 - whatever a library raises is an answer: the measurement goes on without it
-            text = " ".join(str(exc).split())
-            answer = {"error": f"{type(exc).__name__}: {text}"}
-        print(json.dumps(answer), file=answers, flush=True)
+    """Answer until the other side is gone."""
+    pipe, score = Connection(int(sys.argv[1])), None
+    answer: Any
+    with contextlib.suppress(EOFError):
+        while True:
+            request, answer, error = pipe.recv(), None, ""
+            try:
+                if request["op"] == "load":
+                    score, answer = LOADERS[request["library"]](request["arguments"])
+                elif request["op"] == "make":
+                    MAKERS[request["kind"]](*request["arguments"])
+                else:
+                    assert score is not None, "load comes first"
+                    answer = [float(each) for each in score(request["query"], request["documents"], request["options"])]
+            except Exception as exc:  # noqa: BLE001 - whatever a library raises is an answer: the measurement goes on without it
+                error = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
+            pipe.send((answer, error))
     return 0
 
 
@@ -308,6 +312,54 @@ def _connect(server: subprocess.Popen[bytes], port: int) -> http.client.HTTPConn
     raise RuntimeError(f"its server was not ready after {READY_TIMEOUT_S:g} s")
 
 
+def _make_onnx(checkpoint: str, folder: str, instructions: str) -> None:
+    """onnx/model.onnx, onnx/model_O3.onnx, onnx/model_qint8.onnx.
+
+    Instructions is sentence-transformers' name of an instruction set: arm64, avx2, avx512 or avx512_vnni.
+    """
+    from sentence_transformers import (
+        CrossEncoder,
+        export_dynamic_quantized_onnx_model,
+        export_optimized_onnx_model,
+    )
+
+    CrossEncoder(checkpoint, device="cpu", backend="onnx", model_kwargs={"export": True}).save_pretrained(folder)
+    model = CrossEncoder(folder, device="cpu", backend="onnx", model_kwargs={"file_name": "onnx/model.onnx"})
+    export_optimized_onnx_model(model, "O3", folder)
+    export_dynamic_quantized_onnx_model(model, instructions, folder, file_suffix="qint8")
+    _copy_texts(checkpoint, folder)
+
+
+def _make_openvino(checkpoint: str, folder: str, pairs: str) -> None:
+    """openvino/openvino_model.xml, openvino/openvino_model_qint8_quantized.xml.
+
+    Pairs is a folder of JSON lines ``{"pair": [query, document]}``, of which static quantisation takes the ranges of
+    activations.
+    """
+    from optimum.intel import OVQuantizationConfig
+    from sentence_transformers import CrossEncoder, export_static_quantized_openvino_model
+
+    CrossEncoder(checkpoint, device="cpu", backend="openvino", model_kwargs={"export": True}).save_pretrained(folder)
+    export_static_quantized_openvino_model(
+        CrossEncoder(folder, device="cpu", backend="openvino"),
+        OVQuantizationConfig(num_samples=CALIBRATION_PAIRS),
+        folder,
+        dataset_name=pairs,
+        dataset_config_name="default",
+        dataset_split="train",
+        column_name="pair",
+    )
+    _copy_texts(checkpoint, folder)
+
+
+def _copy_texts(checkpoint: str, folder: str) -> None:
+    """As all peers read them, not as export wrote them."""
+    for path in Path(checkpoint).iterdir():
+        if path.suffix in {".json", ".txt"}:
+            shutil.copyfile(path, Path(folder, path.name))
+
+
+MAKERS: dict[str, Callable[[str, str, str], None]] = {"onnx": _make_onnx, "openvino": _make_openvino}
 LOADERS: dict[str, Callable[[Options], tuple[Score, Notes]]] = {
     "sentence-transformers": _sentence_transformers,
     "without padding": _without_padding,

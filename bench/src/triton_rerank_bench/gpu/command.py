@@ -14,15 +14,15 @@ from typing import Any
 
 from rich.console import Console
 
-from triton_rerank_bench.errors import INTERRUPTED, BenchError
+from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.gpu.device import describe
 from triton_rerank_bench.gpu.forms import Form, matrix_rate, measure_form, show
 from triton_rerank_bench.gpu.measure import AS_EXPORTED, WORKLOAD, Beside, Ground, Served, beside_peers, judge, serving
 from triton_rerank_bench.gpu.models import DEFAULT_SHAPES, FORMS, NATIVE, SHAPES, Prepared, check_shape, prepare
 from triton_rerank_bench.gpu.steps import Steps
 from triton_rerank_bench.load.command import level_tables
-from triton_rerank_bench.options import add_common, number, positive, whole
-from triton_rerank_bench.report import LOUD, Json, Report, Table, indented, missed, targets
+from triton_rerank_bench.options import add_check, add_common, number, positive, whole
+from triton_rerank_bench.report import LOUD, Json, Report, Table, indented
 from triton_rerank_bench.tune.knobs import exported_setting, on_cpu, on_gpu
 from triton_rerank_bench.tune.variants import Configs
 from triton_rerank_server import atomic
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--level-s", type=number, default=3.0, help="seconds of each level of load (default %(default)s)")
     add("--concurrency", type=positive, action="append", help=f"callers at a level; {each} {DEFAULT_CONCURRENCIES}")
     add("--work", type=Path, default=Path(".cache/gpu"), help="for models, several GB (default %(default)s)")
-    add("--check", action="store_true", help="exit with 1 if a target is missed")
+    add_check(parser)
     add_common(parser)
 
 
@@ -75,10 +75,7 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
             found.all_steps()
         except KeyboardInterrupt:
             found.interrupted = True
-            console.print("interrupted: the report holds what is above")
-    rows = found.targets()
-    console.print(targets(rows).grid())
-    return found.report(), INTERRUPTED if found.interrupted else int(options.check and missed(rows))
+    return found.report().finish(options, console)
 
 
 @dataclass
@@ -156,21 +153,19 @@ class _Run:
                 self.steps.left_out += failed
                 self.console.print(Table(f"{shape}: most pairs/s, in turns", _BESIDE, found).grid())
 
-    def targets(self) -> list[Json]:
-        """What was found, held against the project's goals."""
-        return judge(self.on.device, self.rate, self.served, self.beside)
-
-    def report(self) -> Json:
-        """What was found so far, written where it was asked for."""
+    def report(self) -> Report:
+        """What was found so far, held against the project's goals, and written where it was asked for."""
         names = ("minutes", "level_s", "concurrency", "checkpoint", "seed")
-        settings: Json = {name: getattr(self.options, name) for name in names} | {"interrupted": self.interrupted}
+        settings: Json = {name: getattr(self.options, name) for name in names}
         figures: Json = {name: getattr(self, name) for name in ("forms", "served", "beside")}
-        figures |= {"device": self.on.device, "matrix_flops": self.rate, "targets": self.targets()}
+        figures |= {"device": self.on.device, "matrix_flops": self.rate}
         figures |= {"left_out": self.steps.left_out, "seconds": self.steps.seconds}
-        document = Report("gpu", self.served[0].triton_version if self.served else None, settings, figures, []).json()
+        version = self.served[0].triton_version if self.served else None
+        judged = judge(self.on.device, self.rate, self.served, self.beside)
+        report = Report("gpu", version, settings, figures, [], targets=judged, interrupted=self.interrupted)
         if self.options.output:
-            atomic.write_file(self.options.output, indented(document).encode())
-        return document
+            atomic.write_file(self.options.output, indented(report.json()).encode())
+        return report
 
 
 def _checkpoints(values: list[str]) -> dict[str, Path]:

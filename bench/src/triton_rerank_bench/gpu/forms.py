@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from triton_rerank.repository import read_config
 from triton_rerank_bench.compare.contestants import tokenizer_of
 from triton_rerank_bench.gpu.device import Device
 from triton_rerank_bench.gpu.measure import Ground
 from triton_rerank_bench.gpu.models import SHAPES, Prepared, Shape
 from triton_rerank_bench.report import Json, Table
-from triton_rerank_bench.served import read_config, read_model
+from triton_rerank_bench.served import read_model
 from triton_rerank_bench.workloads import BY_NAME
 from triton_rerank_server.backends.encoder.cuda import PROVIDER, provider_options
 from triton_rerank_server.backends.encoder.engine import Engine, Rows, flattened

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from triton_rerank_bench.compare.catalogue import Peer, on_device, without_padding
 from triton_rerank_bench.compare.contestants import SERVED
-from triton_rerank_bench.compare.process import Workers
-from triton_rerank_bench.compare.race import PeerContestant, reference_scores, search
-from triton_rerank_bench.compare.rounds import Ratio, kendall_tau, ratio
+from triton_rerank_bench.compare.process import PeerContestant, Workers
+from triton_rerank_bench.compare.race import Ratio, best_of, kendall_tau, ratio, reference_scores, search
 from triton_rerank_bench.errors import PeerError
 from triton_rerank_bench.gpu.device import Device
 from triton_rerank_bench.gpu.models import H100_FLOPS, SHAPES, Prepared
@@ -147,11 +146,9 @@ def _tuned(peer: Peer, lists: Sequence[Workload], workers: Workers, on: Ground) 
     """The peer at its fastest setting for all lists in one call, and its scores of the first list."""
     asked, bulk = everything(peer, lists)
     order = range(len(bulk.documents))  # of no meaning: only seconds are looked for
-    found = search(asked, asked.settings, bulk, order, workers, on_step=on.on_step, clock=time.perf_counter)
-    process, _ = workers.get(asked, found.best.setting)
-    alone = {name: value for name, value in found.best.setting.options.items() if name != "queries"}
-    scores = process.scores(lists[0].query, lists[0].documents, alone)
-    return PeerContestant(asked, found.best.setting, process), scores
+    best = best_of(asked, search(asked, asked.settings, bulk, order, workers, on.on_step)).contestant
+    alone = {name: value for name, value in best.options.items() if name != "queries"}
+    return best, best.process.scores(lists[0].query, lists[0].documents, alone)
 
 
 def everything(peer: Peer, lists: Sequence[Workload]) -> tuple[Peer, Workload]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,13 @@ from rich.console import Console
 
 from triton_rerank import ModelInfo, RerankClient
 from triton_rerank_bench import workloads
-from triton_rerank_bench.errors import INTERRUPTED, BenchError
+from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load.generator import ELSEWHERE, TIMEOUT_S, Load, LoadFigures
 from triton_rerank_bench.load.loops import check_rate
 from triton_rerank_bench.machine import describe_machine
 from triton_rerank_bench.options import add_common, add_workloads, from_zero, number
 from triton_rerank_bench.progress import OnStep, showing_time_left
-from triton_rerank_bench.report import LOUD, QUIET, Json, Report, Table, text
+from triton_rerank_bench.report import LOUD, QUIET, Json, Report, Table, nothing_measured, text
 from triton_rerank_bench.served import CALL_TIMEOUT_S, ServedModel, read_model, serve, triton_version
 from triton_rerank_bench.workloads import Workload
 
@@ -61,18 +61,6 @@ class Rate:
     is_share: bool
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """Levels of each workload, and how long each of them lasts."""
-
-    concurrencies: tuple[int, ...]
-    rates: tuple[Rate, ...]
-    duration_s: float
-    warm_up_s: float
-    timeout_s: float
-    seed: int
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `run` reads."""
     where = parser.add_mutually_exclusive_group(required=True)
@@ -100,36 +88,54 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
 
     Raises:
         BenchError: an option is wrong, or the server ended.
-        ServerStartError: Triton did not start.
-        RerankError: no server at the target, or it does not have the model.
+        ServerStartError, RerankError: Triton did not start, is not at the target, or does not have the model.
     """
-    sweep = _sweep(options)
+    concurrencies, rates = levels_asked_for(options)
     lists = choose_lists(options.workload or ["passages"], options.data, options.seed)
     model = _model(options)
-    levels: list[LoadFigures] = []
+    found: list[LoadFigures] = []
     interrupted = False
     with _reach(options, model) as (served, on_step):
         info = served.client.model_info()
         try:
-            for figures in measure_load(served, model, lists, sweep, on_step):
-                levels.append(figures)
+            for figures in measure_load(served, model, lists, concurrencies, rates, options, on_step):
+                found.append(figures)
         except KeyboardInterrupt:
             interrupted = True
-    if not levels:
-        console.print("interrupted before a level ended: there are no figures")
-        return {"kind": "load", "interrupted": True}, INTERRUPTED
+    if not found:
+        return nothing_measured("load", console)
     settings: Json = {
-        **{name: getattr(sweep, name) for name in ("duration_s", "warm_up_s", "timeout_s", "seed")},
+        "duration_s": options.duration,
+        "warm_up_s": options.warm_up,
+        "timeout_s": options.timeout,
+        "seed": options.seed,
         "target": options.target,
         "data": options.data.resolve().name if options.data else None,
     }
-    report = load_report(info, served.triton_version, levels, settings, interrupted=interrupted)
-    report.print(console)
-    return report.json(), INTERRUPTED if interrupted else 0
+    report = load_report(info, served.triton_version, found, settings, interrupted=interrupted)
+    return report.finish(options, console)
+
+
+def levels_asked_for(options: argparse.Namespace) -> tuple[tuple[int, ...], tuple[Rate, ...]]:
+    """Callers of each closed loop, and each open loop's rate; raises BenchError where one cannot be."""
+    neither = options.concurrency is None and options.rate is None
+    concurrency = DEFAULT_CONCURRENCY if neither else options.concurrency
+    rate = DEFAULT_RATE if neither else options.rate
+    concurrencies = () if concurrency is None else parse_concurrency(concurrency)
+    rates = () if rate is None else parse_rates(rate, options.duration)
+    if any(r.is_share for r in rates) and not concurrencies:
+        raise BenchError(f"--rate {rate}: a share is one of the best closed loop; give --concurrency too")
+    return concurrencies, rates
 
 
 def measure_load(
-    served: ServedModel, model: str, lists: Mapping[str, Sequence[Workload]], sweep: Sweep, on_step: OnStep
+    served: ServedModel,
+    model: str,
+    lists: Mapping[str, Sequence[Workload]],
+    concurrencies: Sequence[int],
+    rates: Sequence[Rate],
+    options: argparse.Namespace,
+    on_step: OnStep,
 ) -> Iterator[LoadFigures]:
     """Run all levels of all workloads, closed loops first: they tell the capacity.
 
@@ -137,27 +143,28 @@ def measure_load(
         BenchError: a share of the capacity is wanted, and no call was answered.
         RerankError: the server ended.
     """
-    level_s = sweep.warm_up_s + sweep.duration_s
-    left_s = len(lists) * (len(sweep.concurrencies) + len(sweep.rates)) * level_s
-
-    def on_level(doing: str) -> None:
-        """Tell which level begins, and the seconds that are left."""
-        nonlocal left_s
-        on_step(doing, left_s)
-        left_s -= level_s
-
-    for of_name in lists.values():
-        load = Load(served, model, of_name, seed=sweep.seed, timeout_s=sweep.timeout_s)
-        with closing(load):
-            yield from _levels(load, of_name, sweep, on_level)
+    seconds = (options.duration, options.warm_up)
+    lefts_s = itertools.count(len(lists) * (len(concurrencies) + len(rates)) * sum(seconds), -sum(seconds))
+    for name, of_name in lists.items():
+        with closing(Load(served, model, of_name, seed=options.seed, timeout_s=options.timeout)) as load:
+            best = 0.0
+            for concurrency in concurrencies:
+                on_step(f"{name}, callers: {concurrency}", next(lefts_s))
+                figures = load.closed(concurrency, *seconds)
+                best = max(best, figures.pairs_per_s)
+                yield figures
+            calls_per_s = best * len(of_name) / sum(len(workload.documents) for workload in of_name)
+            for rate in rates:
+                if rate.is_share and not calls_per_s:
+                    failed = f"no call of the closed loops was answered ({figures.errors})"
+                    raise BenchError(f"{name}: {failed}; look at the server")
+                per_s = max(rate.value * calls_per_s, 1 / options.duration) if rate.is_share else rate.value
+                on_step(f"{name}, calls a second: {per_s:.3g}", next(lefts_s))
+                yield load.open(per_s, *seconds)
 
 
 def choose_lists(names: Sequence[str], data: Path | None, seed: int) -> dict[str, list[Workload]]:
-    """Lists of each workload, generated or from a collection.
-
-    Raises:
-        InvalidRequestError: the collection is not there. BenchError: it is too small.
-    """
+    """Lists of each workload, generated or of a collection; raises InvalidRequestError or BenchError for a bad one."""
     known = workloads.from_collection(data) if data else workloads.BY_NAME
     return {name: known[name](seed) for name in names}
 
@@ -170,15 +177,13 @@ def load_report(
     machine = describe_machine()
     where = f"{machine.cpu}, {machine.cores} cores" if is_here else "a server that ran already"
     parts: list[str | Table] = [
-        f"{info.name} {info.precision}, max_length {info.max_length}, Triton {version}; {where}",
-        *([f"{LOUD}Interrupted: these levels had ended."] if interrupted else []),
+        f"{info.name} {info.precision}, max_length {info.max_length}, Triton {version}; {where}"
     ]
     for name, of_name in itertools.groupby(levels, key=lambda figures: figures.workload):
         these = list(of_name)
         parts += [*level_tables(name, these), *itertools.chain.from_iterable(map(_remarks, these))]
-    named = {"model": info.name, "precision": info.precision, "max_length": info.max_length}
-    figures: Json = {**named, "triton_version": version, "levels": levels, "interrupted": interrupted}
-    return Report("load", version, settings, figures, [*parts, _NOTE])
+    figures: Json = {"model": info.name, "precision": info.precision, "max_length": info.max_length, "levels": levels}
+    return Report("load", version, settings, figures, [*parts, _NOTE], interrupted=interrupted)
 
 
 def level_tables(workload: str, levels: Sequence[LoadFigures]) -> list[Table]:
@@ -212,35 +217,6 @@ def parse_rates(value: str, duration_s: float) -> tuple[Rate, ...]:
         check_rate(rate.value, math.inf if rate.is_share else duration_s)
         rates.append(rate)
     return tuple(rates)
-
-
-def _sweep(options: argparse.Namespace) -> Sweep:
-    neither = options.concurrency is None and options.rate is None
-    concurrency = DEFAULT_CONCURRENCY if neither else options.concurrency
-    rate = DEFAULT_RATE if neither else options.rate
-    concurrencies = () if concurrency is None else parse_concurrency(concurrency)
-    rates = () if rate is None else parse_rates(rate, options.duration)
-    if any(r.is_share for r in rates) and not concurrencies:
-        raise BenchError(f"--rate {rate}: a share is one of the best closed loop; give --concurrency too")
-    return Sweep(concurrencies, rates, options.duration, options.warm_up, options.timeout, options.seed)
-
-
-def _levels(
-    load: Load, lists: Sequence[Workload], sweep: Sweep, on_level: Callable[[str], None]
-) -> Iterator[LoadFigures]:
-    name, best = lists[0].name, 0.0
-    for concurrency in sweep.concurrencies:
-        on_level(f"{name}, callers: {concurrency}")
-        figures = load.closed(concurrency, sweep.duration_s, sweep.warm_up_s)
-        best = max(best, figures.pairs_per_s)
-        yield figures
-    calls_per_s = best * len(lists) / sum(len(workload.documents) for workload in lists)
-    for rate in sweep.rates:
-        if rate.is_share and not calls_per_s:
-            raise BenchError(f"{name}: no call of the closed loops was answered ({figures.errors}); look at the server")
-        per_s = max(rate.value * calls_per_s, 1 / sweep.duration_s) if rate.is_share else rate.value
-        on_level(f"{name}, calls a second: {per_s:.3g}")
-        yield load.open(per_s, sweep.duration_s, sweep.warm_up_s)
 
 
 def _model(options: argparse.Namespace) -> str:

@@ -12,16 +12,15 @@ import math
 import selectors
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from triton_rerank import AsyncRerankClient, TritonOptions
 from triton_rerank.contract import ENCODER_SUFFIX
-from triton_rerank_bench.counters import Counts, TritonStatistics
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load.loops import (
     NOT_SENT,
@@ -33,7 +32,7 @@ from triton_rerank_bench.load.loops import (
     open_loop,
     poisson_arrivals,
 )
-from triton_rerank_bench.load.padding import encoder_tensors
+from triton_rerank_bench.load.server import Counts, TritonStatistics, encoder_tensors
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.memory import PeakMemory, watching
 from triton_rerank_bench.served import ServedModel
@@ -119,20 +118,6 @@ class LoadFigures:
         return None if self.peak_memory_bytes is None else self.peak_memory_bytes / 1e6
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What was seen of the server during one level; None where it did not tell, or is elsewhere.
-
-    The counts are the encoder's between the two ends of the window; memory is PSS; the load is the share of all cores'
-    time that other processes used, 0 to 1.
-    """
-
-    window: Window
-    counts: Counts | None
-    peak_memory_bytes: int | None
-    other_load: float | None
-
-
 class Load:
     """Loads one server with the lists of one workload, in turn, at one level after the other.
 
@@ -168,9 +153,9 @@ class Load:
         Raises:
             RerankError: the server was not there at the start.
         """
-        callers, seen = self._run(lambda window: closed_loop(self._ask, concurrency, window), duration_s, warm_up_s)
-        counted = [sample for samples in callers for sample in samples]
-        return self._figures("closed", counted, per_second(callers), seen, concurrency=concurrency)
+        callers, _, seen = self._run(lambda window: closed_loop(self._ask, concurrency, window), duration_s, warm_up_s)
+        counted, per_s = [sample for samples in callers for sample in samples], per_second(callers)
+        return self._figures(counted, per_s, seen, mode="closed", concurrency=concurrency, rate=None)
 
     def open(self, rate: float, duration_s: float, warm_up_s: float) -> LoadFigures:
         """Calls at Poisson times, whatever has been answered; latency counts from the time when a call should start.
@@ -189,11 +174,12 @@ class Load:
             arrivals = poisson_arrivals(rate, window.start_s, window.end_s, seed=self._seed)
             return open_loop(self._ask, [*warm_up, *arrivals], most_in_flight=MOST_IN_FLIGHT)
 
-        samples, seen = self._run(calls, duration_s, warm_up_s)
-        came = [s.answer for s in samples if s.answer and seen.window.start_s <= s.ended_s < seen.window.end_s]
+        samples, window, seen = self._run(calls, duration_s, warm_up_s)
+        came = [s.answer for s in samples if s.answer and window.start_s <= s.ended_s < window.end_s]
         per_s = sum(a.pairs for a in came) / duration_s, sum(a.tokens for a in came) / duration_s
-        counted = [s for s in samples if s.intended_s >= seen.window.start_s]
-        return self._figures("open", counted, per_s, seen, rate=rate)
+        counted = [s for s in samples if s.intended_s >= window.start_s]
+        late = latency([s.sent_s - s.intended_s for s in counted if s.error != NOT_SENT])
+        return self._figures(counted, per_s, seen, mode="open", concurrency=None, rate=rate, late=late)
 
     def close(self) -> None:
         """Close all connections; calls that an interrupted level left are cancelled."""
@@ -212,14 +198,20 @@ class Load:
             self._loop.close()
             self._encoder.close()
 
-    def _run(self, calls: Callable[[Window], Awaitable[T]], duration_s: float, warm_up_s: float) -> tuple[T, Seen]:
-        """Make the calls of one level: ``calls`` starts at once, and is told in which window they are counted."""
+    def _run(
+        self, calls: Callable[[Window], Awaitable[T]], duration_s: float, warm_up_s: float
+    ) -> tuple[T, Window, dict[str, Any]]:
+        """Make the calls of one level: ``calls`` starts at once, and is told in which window they are counted.
 
-        async def level() -> tuple[T, Seen]:
+        Returns:
+            The calls, the window, and what was seen of the server meanwhile, as fields of `LoadFigures`.
+        """
+
+        async def level() -> tuple[T, Window, dict[str, Any]]:
             """The calls, and beside them a look at the server's counters and, before and after, at its memory."""
             await self._client.model_info()  # connects
             gc.collect()  # now, rather than during a call
-            peak, load = PeakMemory(), OtherLoad()
+            peak, load, here = PeakMemory(), OtherLoad(), self._pid != ELSEWHERE
             now = time.monotonic()
             window = Window(now + warm_up_s, now + warm_up_s + duration_s)
             watcher = asyncio.ensure_future(asyncio.to_thread(self._watch, peak, warm_up_s - _MEMORY_PAUSE_S))
@@ -228,25 +220,31 @@ class Load:
                 made = await calls(window)
             await watcher
             self._watch(peak, 0.0)
-            other_load = None if self._pid == ELSEWHERE else load.share()
-            return made, Seen(window, await counts, peak.pss_bytes or None, other_load)
+            seen = {"peak_memory_bytes": peak.pss_bytes or None, "other_load": load.share() if here else None}
+            return made, window, {"duration_s": duration_s, **seen, **await counts}
 
         return self._loop.run_until_complete(level())
 
-    async def _count(self, window: Window) -> Counts | None:
-        try:
+    async def _count(self, window: Window) -> dict[str, float | None]:
+        """Of the encoder between the two ends of the window; a server that is gone shows in the errors of the calls."""
+        counts: Counts = {}
+        with suppress(BenchError):
             await asyncio.sleep(max(0.0, window.start_s - time.monotonic()))
             before = await asyncio.to_thread(self._encoder.read)
             await asyncio.sleep(max(0.0, window.end_s - time.monotonic()))
-            return (await asyncio.to_thread(self._encoder.read)).since(before)
-        except BenchError:  # a server that is gone shows in the errors of the calls
-            return None
+            counts = await asyncio.to_thread(self._encoder.read, before)
+        told = bool(counts and counts["requests"] and not self._is_continuous)
+        return {
+            "queue_ms": 1e3 * counts["queue_seconds"] / counts["requests"] if told else None,
+            "compute_ms": 1e3 * counts["compute_seconds"] / counts["requests"] if told else None,
+            "requests_per_execution": counts["requests"] / counts["executions"] if told else None,
+            "rows_per_execution": counts["inferences"] / counts["executions"] if told else None,
+        }
 
     def _watch(self, peak: PeakMemory, seconds: float) -> None:
-        if self._pid == ELSEWHERE:
-            return
-        with suppress(BenchError), watching(self._pid, peak):  # likewise
-            time.sleep(max(0.0, seconds))
+        if self._pid != ELSEWHERE:
+            with suppress(BenchError), watching(self._pid, peak):  # likewise
+                time.sleep(max(0.0, seconds))
 
     async def _ask(self, number: int) -> Answer:
         place = number % len(self._lists)
@@ -257,36 +255,21 @@ class Load:
         return Answer(result.usage.pairs, result.usage.token_count, tensors.padded_tokens if is_as_planned else None)
 
     def _figures(
-        self,
-        mode: Literal["closed", "open"],
-        counted: Sequence[Sample],
-        per_s: tuple[float, float],
-        seen: Seen,
-        *,
-        concurrency: int | None = None,
-        rate: float | None = None,
+        self, counted: Sequence[Sample], per_s: tuple[float, float], seen: Mapping[str, Any], **level: Any
     ) -> LoadFigures:
-        counts = seen.counts if seen.counts and seen.counts.requests and not self._is_continuous else None
-        sent = [s.sent_s - s.intended_s for s in counted if s.error != NOT_SENT]
+        answers = [s.answer for s in counted if s.answer]
+        padded = [answer.padded_tokens for answer in answers if answer.padded_tokens is not None]
+        known = answers and len(padded) == len(answers)
         return LoadFigures(
             workload=self._lists[0].name,
-            mode=mode,
-            concurrency=concurrency,
-            rate=rate,
-            duration_s=seen.window.end_s - seen.window.start_s,
             calls=len(counted),
             errors=dict(Counter(s.error for s in counted if s.error)),
             pairs_per_s=per_s[0],
             tokens_per_s=per_s[1],
             latency=latency([s.ended_s - s.intended_s for s in counted if s.answer]),
-            queue_ms=1e3 * counts.queue_seconds / counts.requests if counts else None,
-            compute_ms=1e3 * counts.compute_seconds / counts.requests if counts else None,
-            requests_per_execution=counts.requests / counts.executions if counts else None,
-            rows_per_execution=counts.inferences / counts.executions if counts else None,
-            padded_over_real=_padded_over_real([s.answer for s in counted if s.answer]),
-            peak_memory_bytes=seen.peak_memory_bytes,
-            late=latency(sent) if mode == "open" else None,
-            other_load=seen.other_load,
+            padded_over_real=sum(padded) / sum(answer.tokens for answer in answers) if known else None,
+            **seen,
+            **level,
         )
 
 
@@ -304,10 +287,3 @@ def per_second(callers: Sequence[Sequence[Sample]]) -> tuple[float, float]:
         pairs += sum(s.answer.pairs for s in samples if s.answer) / seconds
         tokens += sum(s.answer.tokens for s in samples if s.answer) / seconds
     return pairs, tokens
-
-
-def _padded_over_real(answers: Sequence[Answer]) -> float | None:
-    padded = [answer.padded_tokens for answer in answers if answer.padded_tokens is not None]
-    if not padded or len(padded) < len(answers):
-        return None
-    return sum(padded) / sum(answer.tokens for answer in answers)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from triton_rerank_bench import workloads
-from triton_rerank_bench.errors import INTERRUPTED, BenchError
+from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load.command import choose_lists
 from triton_rerank_bench.machine import usable_cores
 from triton_rerank_bench.options import add_folder, number
 from triton_rerank_bench.progress import OnStep, showing_time_left
-from triton_rerank_bench.report import Json, check_folder
+from triton_rerank_bench.report import Json, check_folder, nothing_measured
 from triton_rerank_bench.served import name_repositories, read_model
-from triton_rerank_bench.tune.answer import Exported
-from triton_rerank_bench.tune.apply import apply, check_available
+from triton_rerank_bench.tune.answer import Exported, apply, check_available
 from triton_rerank_bench.tune.findings import Schedule, Tuning, Wanted
 from triton_rerank_bench.tune.knobs import KNOBS, Ground, ground
-from triton_rerank_bench.tune.report import FILES, About, perf_report, write_report
+from triton_rerank_bench.tune.report import FILES, perf_files, perf_report
 from triton_rerank_bench.tune.search import Tuner
 from triton_rerank_bench.tune.servers import SettingServers
 from triton_rerank_bench.tune.variants import read_configs
@@ -65,16 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
-    """Tune, print the answer and write the report.
-
-    Returns:
-        The report as plain data, and 0, or 130 if the user interrupted it.
+    """Tune, print the answer and write the report; gives it as plain data, and 130 after an interruption, else 0.
 
     Raises:
         BenchError: an option is wrong, or an exported setting cannot be measured; nothing is written then. Or the
             answer could not be applied, after the report.
-        ServerStartError: Triton did not start with an exported setting.
-        RerankError: a served model did not answer.
+        ServerStartError, RerankError: Triton did not start with an exported setting, or did not answer.
     """
     if options.apply:
         check_available()
@@ -93,26 +86,13 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
         tuning = tune(servers, grounds, wanted, schedule, lists, on_step=on_step)
     answer = tuning.answer()
     if answer is None:
-        console.print("interrupted before anything was measured: nothing is written")
-        return {"kind": "perf", "interrupted": True}, INTERRUPTED
-    about = About(
-        model=model,
-        exported=exported,
-        workload=options.workload,
-        pairs_per_call=pairs_per_call(lists),
-        triton_version=servers.triton_version,
-        command=shlex.join(["triton-rerank-bench", *sys.argv[1:]]),
-        settings={"seed": options.seed, "knobs": list(wanted.knobs), "quick": options.quick},
-        diff=servers.diff(answer.setting),
-    )
-    report = perf_report(tuning, about)
-    written = write_report(options.output_folder, tuning, about, report)
-    report.print(console)
-    for line in (*about.diff.splitlines(), "written: " + ", ".join(map(str, written))):
-        console.print(line, markup=False, highlight=False)
-    for line in apply(tuning, model, exported) if options.apply else ():
+        return nothing_measured("perf", console)
+    diff = servers.diff(answer.setting)
+    report = perf_report(tuning, model, exported, options, servers.triton_version, diff)
+    finished = report.finish(options, console, perf_files(tuning, report), *diff.splitlines())
+    for line in apply(tuning, answer, model, exported) if options.apply else ():
         console.print(line, markup=False, highlight=False, style="bold")
-    return report.json(), INTERRUPTED if tuning.interrupted else 0
+    return finished
 
 
 def tune(
@@ -126,10 +106,10 @@ def tune(
 ) -> Tuning:
     """Find the best setting of the repositories of ``grounds``; an interruption keeps what was measured.
 
-    Raises:
-        BenchError: an exported setting cannot be measured. ServerStartError and RerankError likewise.
+    Raises BenchError, ServerStartError and RerankError where an exported setting cannot be measured.
     """
-    tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=pairs_per_call(lists), on_step=on_step)
+    mean_pairs = statistics.fmean(len(workload.documents) for workload in lists)
+    tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=mean_pairs, on_step=on_step)
     with servers:
         try:
             tuner.run()
@@ -138,11 +118,6 @@ def tune(
     tuner.tuning.elapsed_s = tuner.elapsed_s
     tuner.tuning.other_load = servers.other_load.share()
     return tuner.tuning
-
-
-def pairs_per_call(lists: Sequence[Workload]) -> float:
-    """Mean over the lists."""
-    return statistics.fmean(len(workload.documents) for workload in lists)
 
 
 def chosen_knobs(options: argparse.Namespace) -> tuple[str, ...]:

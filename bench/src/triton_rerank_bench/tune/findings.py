@@ -1,13 +1,26 @@
-"""What a tuning run measured and found, as data. It is filled while it runs, so that what is there can be kept."""
+"""What a tuning run measured, as rows, and what they say: which setting is better, in spite of noise, and the answer.
+
+The rows are filled while it runs, so that what is there can be kept.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from triton_rerank_bench.load.generator import LoadFigures
-from triton_rerank_bench.tune.choice import Score, holds, noise_of, operating_point
 from triton_rerank_bench.tune.knobs import Setting
+
+HEADROOM = 0.8  # of a machine's capacity may be used: a server at its capacity has a queue without end
+LEAST_NOISE = 0.02  # no difference below it counts, however calm the machine seemed
+ALIKE = 0.97  # of the highest throughput is as good, if fewer callers reach it
+_NOISE_FACTOR = 3.0
+
+Stage = Literal["exported", "sizes", "again", "knobs", "confirmation", "open loop"]
 
 
 @dataclass(frozen=True)
@@ -36,54 +49,55 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class OfSize:
-    """Calls of so many pairs."""
+class Score:
+    """What a setting achieves at its best level; it holds where no call failed and p99 is within the bound."""
 
-    pairs: int
-    figures: LoadFigures
+    holds: bool
+    pairs_per_s: float
+    p99_ms: float
 
+    def beats(self, other: Score, noise: float) -> bool:
+        """Better by more than this share of noise: more pairs a second; where neither holds the bound, less latency."""
+        if self.holds != other.holds:
+            return self.holds
+        if self.holds:
+            return self.pairs_per_s > other.pairs_per_s * (1 + noise)
+        return self.p99_ms * (1 + noise) < other.p99_ms
 
-@dataclass
-class Sweep:
-    """A repository as it was exported: closed loops by callers and, at the best number of callers, by size of calls."""
-
-    setting: Setting
-    levels: list[LoadFigures] = field(default_factory=list)
-    sizes: list[OfSize] = field(default_factory=list)
+    def beside(self, other: Score) -> str:
+        """What it came to beside the best setting so far, in a few words."""
+        if self.holds != other.holds:
+            return "holds the p99, the best so far did not" if self.holds else "does not hold the p99"
+        if self.holds:
+            return f"{self.pairs_per_s / other.pairs_per_s - 1:+.1%} pairs/s"
+        return f"{self.p99_ms / other.p99_ms - 1:+.1%} p99"
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One other value of one knob, instead of the best setting until then; no levels if it failed.
+class Row:
+    """One measurement.
 
-    The drift is the speed of the exported setting just before and after, over its median in this run.
+    Attributes:
+        stage: "exported": a repository as it was exported, by callers; "sizes": the same, by pairs a call; "again": the
+            setting that the search began with, once more; "knobs": another value of one knob; "confirmation": the best
+            setting and the exported one in turns; "open loop": the answer under calls at random times.
+        setting: that was served.
+        figures: None where it could not be measured.
+        pairs: of each call; None for the workload's lists.
+        knob: whose value was tried.
+        drift: the machine's speed meanwhile: that of "again" just before and after, over its median in this run.
+        kept: it was better than the best setting until then.
+        why: of that, or the failure.
     """
 
-    knob: str
+    stage: Stage
     setting: Setting
-    instead_of: Setting
-    levels: list[LoadFigures]
-    drift: float
-    kept: bool
-    why: str
-
-
-@dataclass
-class Confirmation:
-    """The best setting and the exported one in turns, each at its own concurrency, figures of a round each.
-
-    It is confirmed, or not, after two rounds; None before.
-    """
-
-    setting: Setting
-    exported: list[LoadFigures] = field(default_factory=list)
-    best: list[LoadFigures] = field(default_factory=list)
-    confirmed: bool | None = None
-
-    @property
-    def ratios(self) -> list[float]:
-        """Pairs a second of the best over those of the exported one, round by round."""
-        return [best.pairs_per_s / old.pairs_per_s for best, old in zip(self.best, self.exported, strict=False)]
+    figures: LoadFigures | None
+    pairs: int | None = None
+    knob: str | None = None
+    drift: float = 1.0
+    kept: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,30 +122,18 @@ class Answer:
     confirmed: bool | None
 
 
-@dataclass(frozen=True)
-class OpenLoop:
-    """The answer's setting under calls at random times, at a share of its capacity."""
-
-    share: float
-    figures: LoadFigures
-    holds: bool
-
-
 @dataclass
 class Tuning:
     """Everything that one run found.
 
     Attributes:
         wanted: by the user.
-        budget_s: seconds that it may take.
-        level_s: seconds of one closed loop.
-        sweeps: of the exported settings.
-        reference: index of the sweep that the search began with.
-        repeats: pairs a second of the reference at its operating point, in order.
-        trials: in order.
-        best: the best setting found.
-        confirmation: None if the exported setting is the best.
-        open_loops: at shares of the answer's capacity.
+        schedule: of the run.
+        pairs_per_call: mean of the workload's lists.
+        rows: in order.
+        exported: the exported setting that the search begins with, the best of those that were measured; None before.
+        best: the best setting found; None likewise.
+        confirmed: the best setting was faster beside the exported one, once more; None if they were not compared.
         not_tried: values that there was no time for.
         interrupted: the user stopped it.
         elapsed_s: seconds that it took.
@@ -139,67 +141,60 @@ class Tuning:
     """
 
     wanted: Wanted
-    budget_s: float
-    level_s: float
-    sweeps: list[Sweep] = field(default_factory=list)
-    reference: int = 0
-    repeats: list[float] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
+    schedule: Schedule
+    pairs_per_call: float
+    rows: list[Row] = field(default_factory=list)
+    exported: Setting | None = None
     best: Setting | None = None
-    confirmation: Confirmation | None = None
-    open_loops: list[OpenLoop] = field(default_factory=list)
+    confirmed: bool | None = None
     not_tried: list[str] = field(default_factory=list)
     interrupted: bool = False
     elapsed_s: float = 0.0
     other_load: float = 0.0
 
+    def of(self, *stages: Stage, setting: Setting | None = None) -> list[LoadFigures]:
+        """What was measured in these stages, of one setting or of all."""
+        rows = (row for row in self.rows if row.stage in stages and (setting is None or row.setting == setting))
+        return [row.figures for row in rows if row.figures]
+
+    def swept(self) -> list[Setting]:
+        """Exported settings that were measured."""
+        return list(dict.fromkeys(row.setting for row in self.rows if row.stage == "exported"))
+
+    def point(self, setting: Setting) -> LoadFigures:
+        """Where to run a setting, of the callers that were tried with it."""
+        return operating_point(self.of("exported", "knobs", setting=setting), self.wanted.p99_ms)
+
     @property
-    def exported(self) -> Setting:
-        """The setting that the search began with."""
-        return self.sweeps[self.reference].setting
+    def repeats(self) -> list[float]:
+        """Pairs a second of the setting that the search began with at its operating point, in order."""
+        again = [figures.pairs_per_s for figures in self.of("again")]
+        return [self.point(self.exported).pairs_per_s, *again] if self.exported and again else []
 
     @property
     def noise(self) -> float:
         """Share by which a setting must be better."""
         return noise_of(self.repeats)
 
-    def levels_of(self, setting: Setting) -> list[LoadFigures]:
-        """Closed loops that a sweep or a trial made of a setting."""
-        for sweep in self.sweeps:
-            if sweep.setting == setting:
-                return sweep.levels
-        return next((trial.levels for trial in self.trials if trial.setting == setting and trial.levels), [])
+    @property
+    def ratios(self) -> list[float]:
+        """Of the confirmation: pairs a second of the best over those of the exported one, round by round."""
+        if self.best == self.exported:
+            return []
+        best, old = (self.of("confirmation", setting=setting) for setting in (self.best, self.exported))
+        return [new.pairs_per_s / before.pairs_per_s for new, before in zip(best, old, strict=False)]
 
     def answer(self) -> Answer | None:
-        """The best setting, or the exported one where it was not confirmed; None if nothing was measured.
-
-        Before the search began, it is the best of the exported settings that were measured until then.
-        """
-        measured = [sweep for sweep in self.sweeps if sweep.levels]
-        if not measured:
+        """The best setting, or the exported one where it was not confirmed; None if nothing was measured."""
+        setting = self.exported if self.confirmed is False else self.best
+        if setting is None:
             return None
-        compared = self.confirmation
-        if compared is None or compared.confirmed is None:
-            setting = self.best or self._best_exported(measured)
-            return self._answer(setting, [operating_point(self.levels_of(setting), self.wanted.p99_ms)], None)
-        if compared.confirmed:
-            return self._answer(compared.setting, compared.best, True)
-        return self._answer(self.exported, compared.exported, None)
-
-    def _best_exported(self, measured: list[Sweep]) -> Setting:
-        bound, best = self.wanted.p99_ms, measured[0]
-        for sweep in measured[1:]:
-            new, old = (median_score([operating_point(each.levels, bound)], bound) for each in (sweep, best))
-            if new.beats(old, 0.0):
-                best = sweep
-        return best.setting
-
-    def _answer(self, setting: Setting, rounds: list[LoadFigures], confirmed: bool | None) -> Answer:
-        middle = median_score(rounds, self.wanted.p99_ms)
-        exported = next(sweep.setting for sweep in self.sweeps if sweep.setting.repository == setting.repository)
+        compared = self.confirmed is not None
+        rounds = self.of("confirmation", setting=setting) if compared else [self.point(setting)]
+        middle = score(rounds, self.wanted.p99_ms)
         return Answer(
             setting=setting,
-            exported=exported,
+            exported=next(each for each in self.swept() if each.repository == setting.repository),
             concurrency=rounds[0].concurrency or 0,
             rounds=len(rounds),
             calls=sum(figures.calls for figures in rounds),
@@ -209,16 +204,50 @@ class Tuning:
             p99_ms=middle.p99_ms,
             worst_p99_ms=max(figures.latency.p99_ms for figures in rounds),
             holds=middle.holds,
-            confirmed=confirmed,
+            confirmed=self.confirmed or None,
         )
 
 
-def median_score(rounds: list[LoadFigures], p99_ms: float | None) -> Score:
-    """Medians of several measurements of one level; calls that failed in any of them count."""
+def holds(figures: LoadFigures, p99_ms: float | None) -> bool:
+    """No call failed, and p99 is within the bound, if there is one."""
+    return not figures.errors and (p99_ms is None or figures.latency.p99_ms <= p99_ms)
+
+
+def operating_point(levels: Sequence[LoadFigures], p99_ms: float | None) -> LoadFigures:
+    """The level to run at: of those that hold the bound the fastest, or one alike with fewer callers.
+
+    Levels are of one setting, at least one, callers ascending. Where none holds: the one with the lowest p99, which
+    comes closest.
+    """
+    held = [figures for figures in levels if holds(figures, p99_ms)]
+    if not held:
+        return min(levels, key=lambda figures: (bool(figures.errors), figures.latency.p99_ms))
+    most = max(figures.pairs_per_s for figures in held)
+    return next(figures for figures in held if figures.pairs_per_s >= ALIKE * most)
+
+
+def score(rounds: Sequence[LoadFigures], p99_ms: float | None, drift: float = 1.0) -> Score:
+    """Judge measurements of one level by their medians; calls that failed in any of them count.
+
+    They are taken back to the machine's usual speed where it was ``drift`` times faster meanwhile.
+    """
     p99 = statistics.median(figures.latency.p99_ms for figures in rounds)
-    no_errors = all(holds(figures, None) for figures in rounds)
-    return Score(
-        holds=no_errors and (p99_ms is None or p99 <= p99_ms),
-        pairs_per_s=statistics.median(figures.pairs_per_s for figures in rounds),
-        p99_ms=p99,
-    )
+    within = all(holds(figures, None) for figures in rounds) and (p99_ms is None or p99 <= p99_ms)
+    return Score(within, statistics.median(figures.pairs_per_s for figures in rounds) / drift, p99 * drift)
+
+
+def noise_of(values: Sequence[float]) -> float:
+    """How far two measurements may differ that should be equal.
+
+    Each setting is held against the mean of two measurements, and against the best one, that was held so too. If
+    single ones scatter by a standard deviation, that difference scatters by 1.7 of them, and the median difference of
+    neighbours is 0.95: three times the latter is what chance exceeds in one comparison of twenty, on one side.
+    The values are repeated measurements of one setting, in their order; the result is a share, `LEAST_NOISE` or more.
+    """
+    differences = [2 * abs(a - b) / (a + b) for a, b in itertools.pairwise(values) if a + b > 0]
+    return max(LEAST_NOISE, _NOISE_FACTOR * statistics.median(differences)) if differences else LEAST_NOISE
+
+
+def machines(rate: float, capacity: float, headroom: float = HEADROOM) -> int:
+    """How many machines answer so many pairs a second, if a share of the capacity of each is used."""
+    return max(1, math.ceil(rate / (capacity * headroom) - 1e-9))  # 4.0000000001 machines are 4

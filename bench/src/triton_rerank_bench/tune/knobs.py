@@ -81,8 +81,7 @@ class Setting:
         """Bring configs of the same repository to this setting; what is not a knob stays as it is."""
         for name in self.changes_from(exported_setting(self.repository, configs)):
             if name in _STORED:
-                _, write = _STORED[name]
-                write(configs, self)
+                _STORED[name][1](configs, self)
 
     def changes_from(self, other: Setting) -> dict[str, tuple[object, object]]:
         """Name of the knob -> the other's value and this one's, for those that differ."""
@@ -114,13 +113,9 @@ def ground(label: str, configs: Configs, *, cores: int, has_gpu: bool, most_pair
     group = configs.encoder.instance_group[0] if configs.encoder.instance_group else None
     kind = group.Kind.Name(group.kind) if group else "KIND_AUTO"
     accelerators = configs.encoder.optimization.execution_accelerators.gpu_execution_accelerator
-    return Ground(
-        exported=exported_setting(label, configs),
-        cores=cores,
-        on_gpu=kind == "KIND_GPU" or (kind == "KIND_AUTO" and has_gpu),
-        fixed_shapes=configs.encoder.backend == "tensorrt" or any(each.name == "tensorrt" for each in accelerators),
-        most_pairs=most_pairs,
-    )
+    fixed = configs.encoder.backend == "tensorrt" or any(each.name == "tensorrt" for each in accelerators)
+    on_a_gpu = kind == "KIND_GPU" or (kind == "KIND_AUTO" and has_gpu)
+    return Ground(exported_setting(label, configs), cores, on_a_gpu, fixed, most_pairs)
 
 
 def candidates(knob: str, setting: Setting, on: Ground) -> list[Setting]:

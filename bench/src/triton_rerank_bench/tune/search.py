@@ -16,26 +16,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from triton_rerank import RerankError
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load.generator import LoadFigures
 from triton_rerank_bench.tune.answer import callers_text, value_text
-from triton_rerank_bench.tune.choice import HEADROOM, Score, holds, operating_point, score, why
 from triton_rerank_bench.tune.findings import (
-    Confirmation,
-    OfSize,
-    OpenLoop,
+    HEADROOM,
+    Row,
     Schedule,
-    Sweep,
-    Trial,
+    Score,
+    Stage,
     Tuning,
     Wanted,
-    median_score,
+    holds,
+    operating_point,
+    score,
 )
 from triton_rerank_bench.tune.knobs import Ground, Setting, candidates
-from triton_rerank_bench.tune.servers import Bench, Level
+from triton_rerank_bench.tune.servers import Level, SettingServers
 from triton_rerank_server import ServerStartError
 
 SIZES = (1, 4, 16, 64, 256)  # pairs a call
@@ -62,7 +63,7 @@ class Tuner:
 
     def __init__(
         self,
-        bench: Bench,
+        bench: SettingServers,
         grounds: Mapping[str, Ground],
         wanted: Wanted,
         schedule: Schedule,
@@ -72,13 +73,13 @@ class Tuner:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bench, self._grounds, self._wanted, self._schedule = bench, grounds, wanted, schedule
-        self._pairs_per_call, self._on_step, self._clock = pairs_per_call, on_step, clock
+        self._on_step, self._clock = on_step, clock
         self._start = clock()
         self._longest_trial_s = 0.0
         self._first_level_s = 0.0  # of the reference, with the start of its server
         self._tried: set[Setting] = set()
         self._lost: set[tuple[str, object]] = set()
-        self.tuning = Tuning(wanted, schedule.budget_s, schedule.level_s)
+        self.tuning = Tuning(wanted, schedule, pairs_per_call)
 
     @property
     def elapsed_s(self) -> float:
@@ -88,61 +89,53 @@ class Tuner:
     def run(self) -> None:
         """Sweep the exported settings, search, confirm, and try the answer in an open loop.
 
-        Raises:
-            BenchError: an exported setting cannot be measured. RerankError and ServerStartError likewise.
+        Raises BenchError, ServerStartError and RerankError where an exported setting cannot be measured.
         """
-        for place, label in enumerate(self._grounds, 1):
-            self._sweep(label, place / len(self._grounds))
-        self._choose_reference()
+        for place, (label, on) in enumerate(self._grounds.items(), 1):
+            self._sweep(label, on.exported, place / len(self._grounds))
+        self._tried.add(self._exported)
+        self._bench.keep(self._exported)
         self._search()
         self._confirm()
         self._open_loop()
 
     # --- the exported settings ----------------------------------------------------------------------------------
 
-    def _sweep(self, label: str, share: float) -> None:
-        setting = self._grounds[label].exported
-        sweep = Sweep(setting)
-        self.tuning.sweeps.append(sweep)
-        callers = 1
+    def _sweep(self, label: str, setting: Setting, share: float) -> None:
+        levels: list[LoadFigures] = []
         start_s = self._clock()
-        while self._goes_on(sweep, callers, share):
+        while self._goes_on(levels, share):
+            callers = 2 ** len(levels)
             self._show(f"{label} as exported, {callers_text(callers)}")
-            figures = self._closed(setting, callers)
-            if not figures.pairs_per_s:
-                raise BenchError(f"{label} as exported: every call failed ({figures.errors}); nothing can be tuned")
-            sweep.levels.append(figures)
+            levels.append(self._closed("exported", setting, callers))
+            self._prefer(setting)
             if callers == 1:
                 self._first_level_s = max(self._first_level_s, self._clock() - start_s)
-            callers *= 2
-        concurrency = operating_point(sweep.levels, self._wanted.p99_ms).concurrency or 1
+        concurrency = self._callers(setting)
         for pairs in SIZES:
             seconds = self._schedule.level_s / 2
-            expected_s = seconds + 2 * concurrency * pairs / max(f.pairs_per_s for f in sweep.levels)
+            expected_s = seconds + 2 * concurrency * pairs / max(f.pairs_per_s for f in levels)
             if self._fits(expected_s, _SIZES * share):
                 self._show(f"{label} as exported, calls of {pairs}")
-                level = Level(concurrency, pairs=pairs)
-                sweep.sizes.append(OfSize(pairs, self._bench.measure(setting, level, seconds, seconds / 3)))
+                figures = self._bench.measure(setting, Level(concurrency, pairs=pairs), seconds, seconds / 3)
+                self._keep("sizes", setting, figures, pairs=pairs)
 
-    def _goes_on(self, sweep: Sweep, callers: int, share: float) -> bool:
+    def _prefer(self, setting: Setting) -> None:
+        """Begin the search with this exported setting, if it is clearly the best of those measured."""
+        points = (self.tuning.point(each) for each in (setting, self.tuning.exported or setting))
+        new, old = (score([point], self._wanted.p99_ms) for point in points)
+        if self.tuning.exported is None or new.beats(old, _OTHER_REPOSITORY - 1):
+            self.tuning.exported = self.tuning.best = setting
+
+    def _goes_on(self, levels: Sequence[LoadFigures], share: float) -> bool:
         """Until more callers bring nothing more, the bound is far behind, or this repository's time is over."""
-        levels, bound = sweep.levels, self._wanted.p99_ms
         if not levels:
             return True
-        last = levels[-1]
+        last, bound = levels[-1], self._wanted.p99_ms
         too_late = bound is not None and last.latency.p99_ms > _FAR * bound
         flat = len(levels) > 2 and last.pairs_per_s < _FLAT * max(f.pairs_per_s for f in levels[:-2])
         in_time = self._fits(self._level_s(2 * last.latency.p99_ms), _SWEEPS * share)
-        return not (last.errors or too_late or flat) and in_time and callers <= MOST_CALLERS
-
-    def _choose_reference(self) -> None:
-        scores = [score(self._point(sweep.setting), self._wanted.p99_ms) for sweep in self.tuning.sweeps]
-        for place, other in enumerate(scores):
-            if other.beats(scores[self.tuning.reference], _OTHER_REPOSITORY - 1):
-                self.tuning.reference = place
-        self.tuning.best = self.tuning.exported
-        self._tried.add(self.tuning.exported)
-        self._bench.keep(self.tuning.exported)
+        return not (last.errors or too_late or flat) and in_time and 2 ** len(levels) <= MOST_CALLERS
 
     # --- the search ---------------------------------------------------------------------------------------------
 
@@ -164,7 +157,7 @@ class Tuner:
                 found = True
 
     def _untried(self, knob: str) -> Iterator[Setting]:
-        best = self._best()
+        best = self._best
         for setting in candidates(knob, best, self._grounds[best.repository]):
             if setting not in self._tried and (knob, getattr(setting, knob)) not in self._lost:
                 yield setting
@@ -173,52 +166,43 @@ class Tuner:
         self._tried.add(setting)
         start_s = self._clock()
         self._show(f"{knob} {value_text(getattr(setting, knob))}")
-        best = self._best()
         if not self.tuning.repeats:
-            self._repeat()
+            self._again()
         try:
-            levels = [self._closed(setting, callers) for callers in self._callers_to_try()]
+            levels = [self._measure(setting, Level(callers)) for callers in self._callers_to_try()]
         except (ServerStartError, RerankError, BenchError) as exc:
-            self._record(Trial(knob, setting, best, [], 1.0, False, f"failed: {str(exc).splitlines()[0]}"))
+            self._keep("knobs", setting, None, knob=knob, why=f"failed: {str(exc).splitlines()[0]}")
             return
-        self._repeat()
+        self._again()
         repeats = self.tuning.repeats
         drift = statistics.fmean(repeats[-2:]) / statistics.median(repeats)
-        self._record(self._judged(knob, setting, levels, drift))
-        self._longest_trial_s = max(self._longest_trial_s, self._clock() - start_s)
-
-    def _judged(self, knob: str, setting: Setting, levels: list[LoadFigures], drift: float) -> Trial:
-        bound, noise, best = self._wanted.p99_ms, self.tuning.noise, self._best()
-        new = score(operating_point(levels, bound), bound, drift)
-        old = self._score_of(best)
-        kept = new.beats(old, noise)
+        bound, old = self._wanted.p99_ms, self._score_of(self._best)
+        new = score([operating_point(levels, bound)], bound, drift)
+        kept = new.beats(old, self.tuning.noise)
         if old.holds and new.pairs_per_s < _LOST * old.pairs_per_s:
             self._lost.add((knob, getattr(setting, knob)))
-        return Trial(knob, setting, best, levels, drift, kept, why(new, old, kept=kept))
-
-    def _record(self, trial: Trial) -> None:
-        self.tuning.trials.append(trial)
-        if trial.kept:
-            self.tuning.best = trial.setting
+        for figures in levels:
+            self._keep("knobs", setting, figures, knob=knob, drift=drift, kept=kept, why=new.beside(old))
+        if kept:
+            self.tuning.best = setting
+        self._longest_trial_s = max(self._longest_trial_s, self._clock() - start_s)
 
     def _score_of(self, setting: Setting) -> Score:
         """Of the best setting so far, its machine's drift taken out."""
-        if setting == self.tuning.exported:
-            point, usual = self._point(setting), statistics.median(self.tuning.repeats)
-            return score(point, self._wanted.p99_ms, point.pairs_per_s / usual)
-        trial = next(trial for trial in self.tuning.trials if trial.setting == setting)
-        return score(self._point(setting), self._wanted.p99_ms, trial.drift)
+        point = self.tuning.point(setting)
+        if setting == self._exported:
+            drift = point.pairs_per_s / statistics.median(self.tuning.repeats)
+        else:
+            drift = next(row.drift for row in self.tuning.rows if row.stage == "knobs" and row.setting == setting)
+        return score([point], self._wanted.p99_ms, drift)
 
-    def _repeat(self) -> None:
+    def _again(self) -> None:
         """The exported setting once more, at its operating point."""
-        point = self._point(self.tuning.exported)
-        if not self.tuning.repeats:
-            self.tuning.repeats.append(point.pairs_per_s)
-        self.tuning.repeats.append(self._closed(self.tuning.exported, point.concurrency or 1).pairs_per_s)
+        self._closed("again", self._exported, self._callers(self._exported))
 
     def _callers_to_try(self) -> list[int]:
         """The best setting's, and twice as many if the bound leaves room for them."""
-        point, bound = self._point(self._best()), self._wanted.p99_ms
+        point, bound = self.tuning.point(self._best), self._wanted.p99_ms
         callers = point.concurrency or 1
         room = bound is None or _NEAR * point.latency.p99_ms <= bound
         return [callers, 2 * callers] if room and 2 * callers <= MOST_CALLERS else [callers]
@@ -226,56 +210,65 @@ class Tuner:
     # --- the answer ---------------------------------------------------------------------------------------------
 
     def _confirm(self) -> None:
-        best, exported = self._best(), self.tuning.exported
+        best, exported, tuning = self._best, self._exported, self.tuning
         if best == exported:
             return
-        confirmation = self.tuning.confirmation = Confirmation(best)
-        turns = [(exported, confirmation.exported), (best, confirmation.best)]
         for number in range(self._schedule.rounds):
-            if number > 1 and not self._fits(2 * self._level_s(self._point(exported).latency.p99_ms) + _END_S, 1.0):
+            if number > 1 and not self._fits(2 * self._level_s(tuning.point(exported).latency.p99_ms) + _END_S, 1.0):
                 break
-            for setting, figures in turns if number % 2 == 0 else turns[::-1]:
+            for setting in (exported, best) if number % 2 == 0 else (best, exported):
                 self._show(f"confirmation, round {number + 1} of {self._schedule.rounds}")
-                figures.append(self._closed(setting, self._point(setting).concurrency or 1))
-        new, old = (median_score(rounds, self._wanted.p99_ms) for rounds in (confirmation.best, confirmation.exported))
-        always = not (new.holds and old.holds) or min(confirmation.ratios) > 1
-        confirmation.confirmed = new.beats(old, self.tuning.noise) and always
+                self._closed("confirmation", setting, self._callers(setting))
+        rounds = (tuning.of("confirmation", setting=setting) for setting in (best, exported))
+        new, old = (score(each, self._wanted.p99_ms) for each in rounds)
+        always = not (new.holds and old.holds) or min(tuning.ratios) > 1
+        tuning.confirmed = new.beats(old, tuning.noise) and always
 
     def _open_loop(self) -> None:
         answer = self.tuning.answer()
         assert answer is not None  # there is a sweep
         for share in OPEN_SHARES:
-            rate = share * answer.pairs_per_s / self._pairs_per_call
+            rate = share * answer.pairs_per_s / self.tuning.pairs_per_call
             seconds = self._open_s(rate)
-            if self.tuning.open_loops and not self._fits(seconds + self._schedule.warm_up_s + _END_S, 1.0):
+            if share != OPEN_SHARES[0] and not self._fits(seconds + self._schedule.warm_up_s + _END_S, 1.0):
                 return
             seconds = max(2 / rate, min(seconds, self._schedule.budget_s - self.elapsed_s - _END_S))
             self._show(f"open loop at {share:.0%} of the capacity")
             level = Level(0, rate=rate)
             figures = self._bench.measure(answer.setting, level, seconds, self._schedule.warm_up_s)
-            held = holds(figures, self._wanted.p99_ms)
-            self.tuning.open_loops.append(OpenLoop(share, figures, held))
-            if held or not answer.holds:
+            self._keep("open loop", answer.setting, figures)
+            if holds(figures, self._wanted.p99_ms) or not answer.holds:
                 return
 
-    # --- time ---------------------------------------------------------------------------------------------------
+    # --- measuring, and its time --------------------------------------------------------------------------------
 
-    def _closed(self, setting: Setting, callers: int) -> LoadFigures:
-        return self._bench.measure(setting, Level(callers), self._schedule.level_s, self._schedule.warm_up_s)
+    def _closed(self, stage: Stage, setting: Setting, callers: int) -> LoadFigures:
+        figures = self._measure(setting, Level(callers))
+        if stage == "exported" and not figures.pairs_per_s:
+            failed = f"every call failed ({figures.errors}); nothing can be tuned"
+            raise BenchError(f"{setting.repository} as exported: {failed}")
+        self._keep(stage, setting, figures)
+        return figures
+
+    def _measure(self, setting: Setting, level: Level) -> LoadFigures:
+        return self._bench.measure(setting, level, self._schedule.level_s, self._schedule.warm_up_s)
+
+    def _keep(self, stage: Stage, setting: Setting, figures: LoadFigures | None, **more: Any) -> None:
+        self.tuning.rows.append(Row(stage, setting, figures, **more))
 
     def _level_s(self, latency_ms: float) -> float:
         return self._schedule.level_s + self._schedule.warm_up_s + latency_ms / 1e3 + 0.5
 
     def _trial_s(self) -> float:
         """What a trial may take: as the longest so far, or a stop, a start, its levels and the exported one's."""
-        level_s = self._level_s(self._point(self._best()).latency.p99_ms)
+        level_s = self._level_s(self.tuning.point(self._best).latency.p99_ms)
         return self._longest_trial_s or _STOP_S + self._first_level_s + len(self._callers_to_try()) * level_s
 
     def _reserve_s(self) -> float:
         """For the confirmation, the open loop and the end."""
-        level_s = self._level_s(self._point(self.tuning.exported).latency.p99_ms)
-        open_s = self._open_s(HEADROOM * self._point(self.tuning.exported).pairs_per_s / self._pairs_per_call)
-        return self._first_level_s + 2 * self._schedule.rounds * level_s + open_s + _END_S
+        point = self.tuning.point(self._exported)
+        open_s = self._open_s(HEADROOM * point.pairs_per_s / self.tuning.pairs_per_call)
+        return self._first_level_s + 2 * self._schedule.rounds * self._level_s(point.latency.p99_ms) + open_s + _END_S
 
     def _open_s(self, rate: float) -> float:
         enough_s = max(2 * self._schedule.level_s, _LEAST_OPEN_CALLS / rate)
@@ -286,14 +279,20 @@ class Tuner:
 
     def _show(self, doing: str) -> None:
         left_s = self._schedule.budget_s - self.elapsed_s
-        if self.tuning.best is not None:
+        if self._tried:  # the sweeps are over
             waiting = sum(1 for knob in self._wanted.knobs for _ in self._untried(knob))
             left_s = min(left_s, waiting * self._trial_s() + self._reserve_s())
         self._on_step(doing, max(0.0, left_s))
 
+    def _callers(self, setting: Setting) -> int:
+        return self.tuning.point(setting).concurrency or 1
+
+    @property
     def _best(self) -> Setting:
         assert self.tuning.best is not None  # the search begins with one
         return self.tuning.best
 
-    def _point(self, setting: Setting) -> LoadFigures:
-        return operating_point(self.tuning.levels_of(setting), self._wanted.p99_ms)
+    @property
+    def _exported(self) -> Setting:
+        assert self.tuning.exported is not None  # likewise
+        return self.tuning.exported

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
 
 from triton_rerank_bench.load.generator import Load, LoadFigures
 from triton_rerank_bench.machine import OtherLoad
@@ -33,18 +32,6 @@ class Level:
     concurrency: int
     rate: float = 0.0
     pairs: int | None = None
-
-
-class Bench(Protocol):
-    """Where settings are measured."""
-
-    def measure(self, setting: Setting, level: Level, duration_s: float, warm_up_s: float) -> LoadFigures:
-        """Load a setting, whose server is started if it does not run."""
-        ...
-
-    def keep(self, setting: Setting) -> None:
-        """Let this setting's server run beside others from now on."""
-        ...
 
 
 @dataclass

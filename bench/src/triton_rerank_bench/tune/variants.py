@@ -13,7 +13,7 @@ from typing import Any
 from google.protobuf import text_format
 
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, TOKENIZER_SUFFIX
-from triton_rerank_bench.served import read_config
+from triton_rerank.repository import read_config
 
 _SUFFIXES = {"ensemble": "", "tokenizer": TOKENIZER_SUFFIX, "encoder": ENCODER_SUFFIX}
 
@@ -34,7 +34,7 @@ Change = Callable[[Configs], None]
 
 
 def read_configs(model_repository: Path, model: str) -> Configs:
-    """Parse the configs of a model; raises BenchError where one is missing, or is not one."""
+    """Parse the configs of a model; raises ConfigurationError where one is missing, or is not one."""
     return Configs(**{step: read_config(model_repository, model + suffix) for step, suffix in _SUFFIXES.items()})
 
 
@@ -43,7 +43,7 @@ def variant(model_repository: Path, model: str, change: Change) -> Iterator[Path
     """A temporary repository that links to one model, but for its configs, which are changed.
 
     Raises:
-        BenchError: a config is missing, or not one.
+        ConfigurationError: a config is missing, or not one.
     """
     configs = read_configs(model_repository, model)
     change(configs)

@@ -32,7 +32,7 @@ def stand_in(model_repository: Path) -> Iterator[str]:
 
     Yields its target, ``host:port``; raises BenchError where it did not start.
     """
-    command = [sys.executable, "-m", __name__, str(model_repository)]
+    command = [sys.executable, __file__, str(model_repository)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None

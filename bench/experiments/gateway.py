@@ -1,4 +1,6 @@
-"""``triton-rerank-bench gateway``: what HTTP costs over the client, and how it stands beside Infinity's own server.
+"""`make perf-gateway`: what HTTP costs over the client, and how it stands beside Infinity's own server.
+
+    python -m bench.experiments.gateway --model-repository model_repository --checkpoint .cache/checkpoint
 
 The gateway is asked as its users ask it, by the command, with its log on. Everything is measured in one run on one
 Triton: turns of the client and of the gateway in pairs, then callers that wait for their answers, ours and Infinity's
@@ -22,24 +24,24 @@ from typing import Literal
 
 from rich.console import Console
 
+from bench.experiments.http_calls import HttpCalls
+from bench.experiments.stand_in import stand_in
 from triton_rerank import InferenceError, RerankClient
-from triton_rerank_bench import workloads
-from triton_rerank_bench.compare.catalogue import INFINITY, PEERS, PLAIN
+from triton_rerank_bench import cli, workloads
+from triton_rerank_bench.compare.catalogue import INFINITY, PEERS
 from triton_rerank_bench.compare.command import add_environments
 from triton_rerank_bench.compare.contestants import CALL_TIMEOUT_S, Served, n_threads
-from triton_rerank_bench.compare.folders import ModelFolders, check_checkpoint
+from triton_rerank_bench.compare.folders import ModelFolders
 from triton_rerank_bench.compare.process import environment
-from triton_rerank_bench.compare.rounds import Ratio, added_ms, ratio, run_rounds
+from triton_rerank_bench.compare.race import Ratio, added_ms, ratio, run_rounds
 from triton_rerank_bench.compare.worker import infinity_server
-from triton_rerank_bench.errors import INTERRUPTED, BenchError
-from triton_rerank_bench.gateway.http_calls import HttpCalls
-from triton_rerank_bench.gateway.stand_in import stand_in
+from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load.generator import Latency, latency, per_second
 from triton_rerank_bench.load.loops import Answer, Window, closed_loop
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_bench.options import add_checkpoint, add_common, add_model, number, positive
 from triton_rerank_bench.progress import OnStep, showing_time_left
-from triton_rerank_bench.report import LOUD, Json, Report, Table, others, target, targets
+from triton_rerank_bench.report import Json, Report, Table, target
 from triton_rerank_bench.served import read_model, serve
 from triton_rerank_bench.workloads import Workload
 
@@ -138,23 +140,18 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
                 levels.append(level)
         except KeyboardInterrupt:
             interrupted = True
-    judged, info, version = judge(over, levels), files.info, served.triton_version
+    info, version = files.info, served.triton_version
     parts: list[str | Table] = [
         f"{info.name} {info.precision}, Triton {version}, {threads} threads",
-        others(load.share()),
-        *([f"{LOUD}Interrupted: these levels had ended."] if interrupted else []),
         Table("one caller", _OVER, over),
         Table("callers who wait", _LEVELS, levels),
         *([f"not measured: {not_measured}"] if not_measured else []),
-        targets(judged),
     ]
-    named: Json = {"model": info.name, "precision": info.precision, "n_threads": threads, "triton_version": version}
-    found: Json = {"over": over, "levels": levels, "targets": judged, "not_measured": not_measured}
-    found["interrupted"] = interrupted
+    figures: Json = {"model": info.name, "precision": info.precision, "n_threads": threads}
+    figures |= {"over": over, "levels": levels, "not_measured": not_measured}
     settings: Json = {"seed": options.seed, "rounds": options.rounds, "duration_s": options.duration}
-    report = Report("gateway", version, settings, {**named, "other_load": load.share(), **found}, parts)
-    report.print(console)
-    return report.json(), INTERRUPTED if interrupted else 0
+    about = {"targets": judge(over, levels), "other_load": load.share(), "interrupted": interrupted}
+    return Report("gateway", version, settings, figures, parts, **about).finish(options, console)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -226,9 +223,7 @@ def measure_over(
     """
     client = Served(rerank_client)
     with closing(OverHttp(port)) as http:
-        found = run_rounds(
-            [client, http], texts, n_rounds=rounds, seed=seed, on_call=lambda _: None, during=OtherLoad()
-        )
+        found = run_rounds([client, http], texts, n_rounds=rounds, seed=seed, during=OtherLoad())
     rows = []
     for text in texts:
         seconds, scores = found.seconds[text.name], found.scores[text.name]
@@ -295,16 +290,22 @@ def judge(over: Sequence[Over], levels: Sequence[Level]) -> list[Json]:
 
 def _infinity(options: argparse.Namespace, max_length: int, threads: int, on_step: OnStep) -> int:
     """The port of its server, at its default setting; it ends with this process."""
-    (peer,) = [each for each in PEERS if each.name == PEER]
-    checkpoint = check_checkpoint(options.checkpoint)
-    folders = ModelFolders(checkpoint, options.cache, options.environments, max_length=max_length, on_step=on_step)
-    arguments = {"folder": str(folders.get(PLAIN)), **peer.settings[0].load}
-    on_step(f"starting {PEER}")
     program = (options.environments / INFINITY / "bin" / "infinity_emb").absolute()
     if not program.exists():
         raise BenchError(f"{program} is not there; `make perf-gateway` installs it")
+    (peer,) = [each for each in PEERS if each.name == PEER]
+    folders = ModelFolders(
+        options.checkpoint, options.cache, options.environments, max_length=max_length, on_step=on_step
+    )
+    arguments = {"folder": str(folders.get(peer.files)), **peer.settings[0].load}
+    on_step(f"starting {PEER}")
     return infinity_server(program, arguments, env=environment(threads))[1]
 
 
 def _body(query: str, documents: Sequence[str]) -> bytes:
     return json.dumps({"model": _NAME, "query": query, "documents": documents}).encode()
+
+
+if __name__ == "__main__":
+    commands: dict[str, cli.Command] = {"gateway": (add_arguments, run, "HTTP over the client, and beside Infinity's")}
+    sys.exit(cli.main(["gateway", *sys.argv[1:]], commands))
