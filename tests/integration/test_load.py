@@ -49,7 +49,7 @@ def triton(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def reach(server: TritonServer) -> ServedModel:
-    return ServedModel(RerankClient(server.grpc_target, model=NAME), server.pid, "2.51.0")
+    return ServedModel(RerankClient(server.grpc_target, model=NAME), server.grpc_target, server.pid, "2.51.0")
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_refused_and_late_calls_are_counted_by_class(tiny_repository: Path, tmp_
 
 
 def test_a_server_elsewhere_has_no_memory_to_read(triton: TritonServer, served: ServedModel) -> None:
-    elsewhere = ServedModel(served.client, ELSEWHERE, served.triton_version)
+    elsewhere = ServedModel(served.client, served.target, ELSEWHERE, served.triton_version)
     with closing(Load(elsewhere, NAME, SINGLE, seed=1)) as load:
         figures = load.closed(1, 0.3, 0.0)
     assert (figures.peak_memory_bytes, figures.other_load) == (None, None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import tritonclient.grpc as triton
 
-from triton_rerank import RerankClient, TritonScorer, repository
+from triton_rerank import RerankClient, repository
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX
 from triton_rerank.repository import Artefacts
 from triton_rerank_bench.errors import BenchError
@@ -24,19 +24,15 @@ class ServedModel:
 
     Attributes:
         client: connected.
+        target: where it listens, ``host:port``.
         pid: process id of tritonserver; its children are the backends' stubs.
         triton_version: as the server says.
     """
 
     client: RerankClient
+    target: str
     pid: int
     triton_version: str
-
-    @property
-    def target(self) -> str:
-        """Where it listens, ``host:port``."""
-        assert isinstance(self.client.scorer, TritonScorer)
-        return self.client.scorer.target
 
 
 @contextmanager
@@ -50,7 +46,7 @@ def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], No
         TritonServer(config, on_progress=on_progress) as server,
         RerankClient(server.grpc_target, model=model, timeout_s=CALL_TIMEOUT_S) as client,
     ):
-        yield ServedModel(client, server.pid, triton_version(server.grpc_target))
+        yield ServedModel(client, server.grpc_target, server.pid, triton_version(server.grpc_target))
 
 
 def triton_version(target: str) -> str:

@@ -16,7 +16,7 @@ from triton_rerank_bench.cli import main
 from triton_rerank_bench.compare.command import Measured, judge_speed
 from triton_rerank_bench.compare.race import Outcome, Ratio, Row, timing
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.memory import PeakMemory
+from triton_rerank_bench.machine import PeakMemory
 from triton_rerank_bench.served import name_repositories, read_model
 from triton_rerank_bench.workloads import TokenStatistics
 from triton_rerank_export.repository.store import activate

@@ -11,8 +11,17 @@ import psutil
 import pytest
 
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.machine import OtherLoad, describe_machine, installed_versions, today, usable_cores
-from triton_rerank_bench.memory import PeakMemory, ProcessMemory, sample, watching
+from triton_rerank_bench.machine import (
+    OtherLoad,
+    PeakMemory,
+    ProcessMemory,
+    describe_machine,
+    installed_versions,
+    sample,
+    today,
+    usable_cores,
+    watching,
+)
 
 MB = 10**6
 

@@ -22,8 +22,7 @@ from triton_rerank_bench.compare.folders import ModelFolders
 from triton_rerank_bench.compare.process import Workers
 from triton_rerank_bench.compare.race import WARM_UP_ROUNDS, Outcome, Race, Row, reference_scores
 from triton_rerank_bench.errors import BenchError
-from triton_rerank_bench.machine import describe_machine, today
-from triton_rerank_bench.memory import PeakMemory, watching
+from triton_rerank_bench.machine import PeakMemory, describe_machine, today, watching
 from triton_rerank_bench.options import add_check, add_checkpoint, add_common, add_folder, add_model, positive
 from triton_rerank_bench.progress import OnStep, showing_time_left
 from triton_rerank_bench.report import Files, Json, Report, Table, check_folder, compact, nothing_measured, target, text

@@ -236,7 +236,7 @@ def _reach(options: argparse.Namespace, model: str) -> Iterator[tuple[ServedMode
         return
     with RerankClient(options.target, model=model, timeout_s=CALL_TIMEOUT_S) as client:
         client.model_info(timeout_s=_ASK_TIMEOUT_S)
-        served = ServedModel(client, ELSEWHERE, triton_version(options.target))
+        served = ServedModel(client, options.target, ELSEWHERE, triton_version(options.target))
         with showing_time_left() as on_step:
             yield served, on_step
 

@@ -33,8 +33,7 @@ from triton_rerank_bench.load.loops import (
     poisson_arrivals,
 )
 from triton_rerank_bench.load.server import Counts, TritonStatistics, encoder_tensors
-from triton_rerank_bench.machine import OtherLoad
-from triton_rerank_bench.memory import PeakMemory, watching
+from triton_rerank_bench.machine import OtherLoad, PeakMemory, watching
 from triton_rerank_bench.served import ServedModel
 from triton_rerank_bench.workloads import Workload
 
@@ -250,9 +249,9 @@ class Load:
         place = number % len(self._lists)
         workload = self._lists[place]
         result = await self._client.rerank(workload.query, workload.documents, timeout_s=self._timeout_s)
-        tensors = self._tensors[place]
-        is_as_planned = result.timings.requests == tensors.requests
-        return Answer(result.usage.pairs, result.usage.token_count, tensors.padded_tokens if is_as_planned else None)
+        requests, padded = self._tensors[place]
+        as_planned = result.timings.requests == requests
+        return Answer(result.usage.pairs, result.usage.token_count, padded if as_planned else None)
 
     def _figures(
         self, counted: Sequence[Sample], per_s: tuple[float, float], seen: Mapping[str, Any], **level: Any

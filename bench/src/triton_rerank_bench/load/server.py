@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ _TIMEOUT_S = 60.0
 # all, "executions" are batches that the model computed; "seconds" are requests' time in the server, from the first byte
 # read to the answer given, of which "queue_seconds" in the queue and "compute_seconds" in that of the whole batch.
 Counts = dict[str, float]
+Tensors = tuple[int, int]  # that the encoder gets for one list: requests, and places in them, padding included
 
 
 class TritonStatistics:
@@ -66,14 +66,6 @@ class TritonStatistics:
             raise BenchError(f"Triton does not tell its statistics and config of {self._model}: {exc}") from exc
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """What the encoder gets for one list: requests, and places in their tensors, padding included."""
-
-    requests: int
-    padded_tokens: int
-
-
 def encoder_tensors(target: str, info: ModelInfo, lists: Sequence[Workload], options: TritonOptions) -> list[Tensors]:
     """Ask a server's tokenizer step for the tensors of lists, sent with options; raises BenchError if it fails."""
     for_padding = options.split == "padding" or (options.split == "auto" and not info.queue_bounded)
@@ -103,4 +95,4 @@ def _of_list(client: triton.InferenceServerClient, step: str, workload: Workload
         except triton.InferenceServerException as exc:
             raise BenchError(f"{step} did not tokenise {len(group)} pairs: {exc}") from exc
         padded += answer.as_numpy(ATTENTION_MASK).size  # (n, padded length)
-    return Tensors(len(groups), padded)
+    return len(groups), padded

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -14,17 +13,16 @@ from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.load.command import choose_lists
 from triton_rerank_bench.machine import usable_cores
 from triton_rerank_bench.options import add_folder, number
-from triton_rerank_bench.progress import OnStep, showing_time_left
+from triton_rerank_bench.progress import showing_time_left
 from triton_rerank_bench.report import Json, check_folder, nothing_measured
 from triton_rerank_bench.served import name_repositories, read_model
 from triton_rerank_bench.tune.answer import Exported, apply, check_available
-from triton_rerank_bench.tune.findings import Schedule, Tuning, Wanted
-from triton_rerank_bench.tune.knobs import KNOBS, Ground, ground
+from triton_rerank_bench.tune.findings import Schedule, Wanted
+from triton_rerank_bench.tune.knobs import KNOBS, ground
 from triton_rerank_bench.tune.report import FILES, perf_files, perf_report
 from triton_rerank_bench.tune.search import Tuner
 from triton_rerank_bench.tune.servers import SettingServers
 from triton_rerank_bench.tune.variants import read_configs
-from triton_rerank_bench.workloads import Workload
 
 DEFAULT_MINUTES = 20.0
 QUICK_MINUTES = 3.0
@@ -76,14 +74,24 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     exported, model = _repositories(options)
     repositories = {label: Path(each.folder) for label, each in exported.items()}
     lists = choose_lists([options.workload], options.data, options.seed)[options.workload]
+    bounds = {"cores": usable_cores(), "most_pairs": max(len(each.documents) for each in lists)}
     grounds = {
-        label: ground_of(label, folder, model, lists, has_gpu=_NVIDIA.exists())
+        label: ground(label, read_configs(folder, model), has_gpu=_NVIDIA.exists(), **bounds)
         for label, folder in repositories.items()
     }
     check_folder(options.output_folder, FILES)
-    with showing_time_left() as on_step:
-        servers = SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step)
-        tuning = tune(servers, grounds, wanted, schedule, lists, on_step=on_step)
+    with (
+        showing_time_left() as on_step,
+        SettingServers(repositories, model, lists, seed=options.seed, on_progress=on_step) as servers,
+    ):
+        mean_pairs = statistics.fmean(len(each.documents) for each in lists)
+        tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=mean_pairs, on_step=on_step)
+        tuning = tuner.tuning
+        try:
+            tuner.run()
+        except KeyboardInterrupt:
+            tuning.interrupted = True
+    tuning.elapsed_s, tuning.other_load = tuner.elapsed_s, servers.other_load.share()
     answer = tuning.answer()
     if answer is None:
         return nothing_measured("perf", console)
@@ -93,31 +101,6 @@ def run(options: argparse.Namespace, console: Console) -> tuple[Json, int]:
     for line in apply(tuning, answer, model, exported) if options.apply else ():
         console.print(line, markup=False, highlight=False, style="bold")
     return finished
-
-
-def tune(
-    servers: SettingServers,
-    grounds: Mapping[str, Ground],
-    wanted: Wanted,
-    schedule: Schedule,
-    lists: Sequence[Workload],
-    *,
-    on_step: OnStep,
-) -> Tuning:
-    """Find the best setting of the repositories of ``grounds``; an interruption keeps what was measured.
-
-    Raises BenchError, ServerStartError and RerankError where an exported setting cannot be measured.
-    """
-    mean_pairs = statistics.fmean(len(workload.documents) for workload in lists)
-    tuner = Tuner(servers, grounds, wanted, schedule, pairs_per_call=mean_pairs, on_step=on_step)
-    with servers:
-        try:
-            tuner.run()
-        except KeyboardInterrupt:
-            tuner.tuning.interrupted = True
-    tuner.tuning.elapsed_s = tuner.elapsed_s
-    tuner.tuning.other_load = servers.other_load.share()
-    return tuner.tuning
 
 
 def chosen_knobs(options: argparse.Namespace) -> tuple[str, ...]:
@@ -145,9 +128,3 @@ def _repositories(options: argparse.Namespace) -> tuple[dict[str, Exported], str
         raise BenchError(f"--model-repository: {held}; say by --model which one is to be compared")
     exported = {label: Exported(each.info.precision, each.engine, str(folders[label])) for label, each in files.items()}
     return exported, next(iter(files.values())).info.name
-
-
-def ground_of(label: str, folder: Path, model: str, lists: Sequence[Workload], *, has_gpu: bool) -> Ground:
-    """What bounds the knobs of a repository on this machine, for calls of these lists."""
-    most = max(len(workload.documents) for workload in lists)
-    return ground(label, read_configs(folder, model), cores=usable_cores(), has_gpu=has_gpu, most_pairs=most)
