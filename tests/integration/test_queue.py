@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,16 @@ import pytest
 import tritonclient.grpc as triton
 from support.slow_model import ENCODER, write_slow
 from support.slow_model import NAME as SLOW
-from support.tritons import computed, start, wait_until
+from support.tritons import computed, only_bert, start, wait_until
 
 from triton_rerank import OverloadedError, RerankClient
 from triton_rerank_server import TritonServer
 
 DEMO = "minilm-l6-demo"
+TINY = "tiny-bert"
 QUEUE_SIZE = 2
+ROUNDS = 12
+PAUSE_S = 0.4
 THREADS = 8
 
 
@@ -88,3 +93,26 @@ def test_a_request_that_waited_longer_than_it_asked_for_is_refused(tiny_reposito
             refused.set()
             for thread in busy:
                 thread.join(timeout=60)
+
+
+def test_a_request_that_comes_while_another_is_tokenised_is_not_overlooked(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    """Triton 2.51 leaves what comes while an instance executes for half a second, unless yet another request comes."""
+    documents = [f"{number} {'a binary heap ' * 400}" for number in range(200)]
+    took_s: list[float] = []
+    with (
+        start(only_bert(tiny_repository, tmp_path / "model_repository")) as server,
+        RerankClient(server.grpc_target, model=TINY, timeout_s=60.0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for number in range(ROUNDS):
+            client.score("heap", documents)
+            long = pool.submit(client.score, "heap", documents)
+            time.sleep(0.01 * number)  # some come while it is tokenised
+            began_s = time.monotonic()
+            client.score("heap", ["a"])
+            took_s.append(time.monotonic() - began_s)
+            long.result()
+    print("seconds of a short call:", [round(s, 3) for s in took_s])
+    assert sum(s > PAUSE_S for s in took_s) <= 1

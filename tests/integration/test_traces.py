@@ -22,6 +22,7 @@ from triton_rerank_server import TritonServer
 
 QUERY, DOCUMENTS = "how to zip a file", ["gzip shrinks files", "the cat sat on the mat"]
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+ATTEMPTS = 3  # Triton 2.51's exporter loses one trace of a hundred, whole
 STEPS = {NAME, NAME + TOKENIZER_SUFFIX, NAME + ENCODER_SUFFIX}
 
 
@@ -43,23 +44,28 @@ def server(
         yield running
 
 
+def came(collector: Collector, trace_id: str) -> bool:
+    """Whether all spans of Triton's have come, within the time that its exporter may take."""
+    return wait_until(lambda: {"InferRequest", *STEPS} <= set(collector.of(trace_id)), 20)
+
+
 def test_the_gateways_trace_goes_on_in_tritons_steps(
     server: TritonServer, collector: Collector, tmp_path: Path
 ) -> None:
     flags = ("--otlp-endpoint", collector.endpoint)
+    body = {"query": QUERY, "documents": DOCUMENTS}
     with process(server.grpc_target, *flags, log=tmp_path / "gateway.log") as (child, url):
-        headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
-        assert (
-            httpx.post(
-                f"{url}/v1/rerank", json={"query": QUERY, "documents": DOCUMENTS}, headers=headers, timeout=60
-            ).status_code
-            == 200
-        )
+        for attempt in range(ATTEMPTS):
+            traced = f"{attempt}{TRACE[1:]}"
+            headers = {"traceparent": f"00-{traced}-{PARENT}-01"}
+            assert httpx.post(f"{url}/v1/rerank", json=body, headers=headers, timeout=60).status_code == 200
+            if came(collector, traced):
+                break
         child.send_signal(signal.SIGTERM)
         assert child.wait(60) == 0
     expected = {"rerank", "wait", "score", "ModelInfer", "InferRequest", *STEPS}
-    assert wait_until(lambda: expected <= set(collector.of(TRACE)), 60), collector.spans
-    spans = collector.of(TRACE)
+    assert wait_until(lambda: expected <= set(collector.of(traced)), 60), collector.spans
+    spans = collector.of(traced)
     assert spans["rerank"].parent == PARENT
     assert spans["InferRequest"].parent == spans["ModelInfer"].id
     assert spans[NAME].parent == spans["InferRequest"].id
@@ -76,11 +82,14 @@ def test_a_clients_span_is_the_parent_of_tritons(
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     monkeypatch.setattr(trace, "get_tracer", lambda name: provider.get_tracer(name))
     with RerankClient(scorer=TracedScorer(TritonScorer(server.grpc_target, NAME)), timeout_s=60.0) as client:
-        client.rerank(QUERY, DOCUMENTS)
-    (span,) = exporter.get_finished_spans()
-    assert span.context is not None
-    ours = f"{span.context.trace_id:032x}"
-    assert wait_until(lambda: {"InferRequest", *STEPS} <= set(collector.of(ours)), 60), collector.spans
+        for _ in range(ATTEMPTS):
+            exporter.clear()
+            client.rerank(QUERY, DOCUMENTS)
+            (span,) = exporter.get_finished_spans()
+            assert span.context is not None
+            ours = f"{span.context.trace_id:032x}"
+            if came(collector, ours):
+                break
     assert collector.of(ours)["InferRequest"].parent == f"{span.context.span_id:016x}"
     provider.shutdown()
 
@@ -90,7 +99,9 @@ def test_a_request_without_a_trace_makes_none(server: TritonServer, collector: C
     known = {span.trace for span in collector.spans}
     with RerankClient(server.grpc_target, model=NAME, timeout_s=60.0) as client:
         client.rerank(QUERY, DOCUMENTS)
-        later = TRACE[::-1]
-        client.rerank(QUERY, DOCUMENTS, headers={"traceparent": f"00-{later}-{PARENT}-01"})
-    assert wait_until(lambda: set(collector.of(later)) >= STEPS, 60)
+        for attempt in range(ATTEMPTS):
+            later = f"{attempt + 1:032x}"
+            client.rerank(QUERY, DOCUMENTS, headers={"traceparent": f"00-{later}-{PARENT}-01"})
+            if came(collector, later):
+                break
     assert {span.trace for span in collector.spans} == {*known, later}

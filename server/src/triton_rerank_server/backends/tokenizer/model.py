@@ -1,14 +1,17 @@
 """Triton backend ``tokenizer``: the ensemble's first step, one backend for every model.
 
 query, document (BYTES, (n, 1)) -> input_ids, attention_mask[, token_type_ids], token_count, truncated. All requests
-of an execution are tokenised in one call; a bad request gets its own error and its neighbours their answers.
+that wait are tokenised in one call, in a thread of its own (handover.py); a bad request gets its own error and its
+neighbours their answers.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,15 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 from meters import Meters
+from tokenizer.handover import Handover
 from tokenizer.pairs import LIMITS, PairLimits, PairTensors, PairTokenizer
 from tokenizer.texts import TextTokens
 from tokenizer.tokenizer_file import PairError
 
+_log = logging.getLogger(__name__)
 METERS = {
     "triton_rerank_pairs_total": "Pairs that were tokenised",
     "triton_rerank_tokens_total": "Tokens of these pairs, padding left out",
@@ -30,6 +36,29 @@ METERS = {
     "triton_rerank_truncated_queries_total": "Of these, pairs whose query was cut",
     "triton_rerank_truncated_documents_total": "Likewise, whose document was cut; both may be",
 }
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as it came, in memory of ours: Triton takes its own back when the execution ends."""
+
+    texts: dict[str, npt.NDArray[np.object_]]  # n of bytes, by the tensor's name
+    parameters: str
+    sender: Any
+
+    @classmethod
+    def of(cls, request: Any) -> Request:
+        """Copy what Triton brought."""
+        texts = {
+            name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
+            for name in ("query", "document")
+        }
+        return cls(texts, request.parameters(), request.get_response_sender())
+
+    @property
+    def rows(self) -> int:
+        """Pairs."""
+        return len(self.texts["document"])
 
 
 @dataclass(frozen=True)
@@ -55,36 +84,46 @@ class TritonPythonModel:
         self._totals = dict.fromkeys(METERS, 0)
         labels = {"model": args["model_name"], "version": args["model_version"]}
         self._meters = Meters(pb_utils, labels, METERS, self._totals.copy)
+        self._handover = Handover(self._work, most_rows=config["max_batch_size"])
 
     def finalize(self) -> None:
-        """Tell the last counts."""
+        """Answer what waits, and tell the last counts."""
+        self._handover.close()
         self._meters.close()
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer every request of one execution, in order."""
-        try:
-            return self._answer(requests)
-        except BaseException:  # noqa: BLE001 - each request tells its own; a panic of Rust is no Exception
-            return [self._alone(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """Take every request of one execution; each is answered through its response sender."""
+        self._handover.put([Request.of(request) for request in requests])
 
-    def _alone(self, request: Any) -> Any:
+    def _work(self, requests: Sequence[Request]) -> None:
+        try:
+            responses = self._answer(requests)
+        except BaseException:  # noqa: BLE001 - each request tells its own; a panic of Rust is no Exception
+            responses = [self._alone(request) for request in requests]
+        for request, response in zip(requests, responses, strict=True):
+            try:
+                request.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
+                _log.exception("an answer could not be given")
+
+    def _alone(self, request: Request) -> Any:
         try:
             return self._answer([request])[0]
         except BaseException as exc:  # noqa: BLE001 - whatever it is, the caller is not to blame
             return _refusal(f"the tokenizer failed ({exc!r})", pb_utils.TritonError.INTERNAL)
 
-    def _answer(self, requests: list[Any]) -> list[Any]:
+    def _answer(self, requests: Sequence[Request]) -> list[Any]:
         parsed = [self._read(request) for request in requests]
         tokens = self._tokenizer.tokenize(
             text for pairs in parsed if isinstance(pairs, Pairs) for text in (*pairs.queries, *pairs.documents)
         )
         return [self._respond(pairs, tokens) for pairs in parsed]
 
-    def _read(self, request: Any) -> Pairs | str:
-        if request.is_cancelled():
+    def _read(self, request: Request) -> Pairs | str:
+        if request.sender.is_cancelled():
             return "the caller cancelled the request"
         try:
-            parameters = json.loads(request.parameters() or "{}")
+            parameters = json.loads(request.parameters or "{}")
             limits = self._tokenizer.limits(*(parameters.get(name) for name in LIMITS))
             queries = [self._tokenizer.prompted(query, limits) for query in self._texts(request, "query")]
             documents = [self._tokenizer.prompted_document(text) for text in self._texts(request, "document")]
@@ -92,9 +131,8 @@ class TritonPythonModel:
         except PairError as exc:
             return str(exc)
 
-    def _texts(self, request: Any, name: str) -> list[str]:
-        array = pb_utils.get_input_tensor_by_name(request, name).as_numpy()  # (n, 1) bytes
-        return [self._tokenizer.reader.decode(value, name) for value in array.reshape(-1)]
+    def _texts(self, request: Request, name: str) -> list[str]:
+        return [self._tokenizer.reader.decode(value, name) for value in request.texts[name]]
 
     def _respond(self, pairs: Pairs | str, tokens: dict[str, TextTokens]) -> Any:
         if isinstance(pairs, str):
