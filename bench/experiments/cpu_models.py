@@ -193,7 +193,7 @@ def peers(
         if peer is INSTALLED or peer.name.removeprefix("sentence-transformers ") in options.beside:
             settings = [each for each in peer.settings if each.text in options.batch]
             try:
-                notes = workers.get(peer, settings[0]).notes
+                notes = workers.get(peer, settings[0]).process.notes
             except PeerError as exc:
                 console.print(f"{model}: {peer.name} is not measured: {exc}", markup=False, highlight=False)
                 continue

@@ -52,7 +52,7 @@ class FakeWorkers:
     def get(self, peer: Peer, setting: Setting) -> PeerContestant:
         if setting.load.get("missing"):
             raise PeerError("its environment is not there")
-        return PeerContestant(peer, setting, cast(Any, _FakeProcess(self, peer.name)), {"computes in": "fp32"})
+        return PeerContestant(peer, setting, cast(Any, _FakeProcess(self, peer.name)))
 
     def keep(self, peer: Peer, contestants: Sequence[PeerContestant]) -> None:
         self.kept[peer.name] = [each.setting for each in contestants]
@@ -69,6 +69,8 @@ class FakeWorkers:
 
 
 class _FakeProcess:
+    notes: Mapping[str, str] = {"computes in": "fp32"}
+
     def __init__(self, workers: FakeWorkers, peer: str) -> None:
         self._workers, self._peer = workers, peer
 

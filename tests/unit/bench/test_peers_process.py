@@ -34,7 +34,12 @@ def load(arguments):
         return [len(document) for document in documents][: options.get("at_most")]
     return score, {{"threads": os.environ["OMP_NUM_THREADS"]}}
 
-worker.LOADERS["fake"] = load
+def make(checkpoint, folder, detail):
+    print("making", flush=True)
+    with open(os.path.join(folder, "made"), "x") as file:
+        file.write(checkpoint + detail)
+
+worker.LOADERS["fake"], worker.MAKERS["fake"] = load, make
 sys.exit(worker.main())
 """
 
@@ -52,9 +57,19 @@ def process(script: Path) -> PeerProcess:
 
 def test_a_worker_scores_and_the_librarys_chatter_is_not_taken_for_answers(script: Path) -> None:
     with process(script) as peer:
-        assert peer.load("fake", {"folder": "x"}) == {"threads": "1"}
+        peer.load("fake", {"folder": "x"})
+        assert peer.notes == {"threads": "1"}
         assert peer.scores("q", ["a", "bbb", "ü"], {}) == [1.0, 3.0, 1.0]
         assert peer.scores("q", [], {}) == []
+
+
+def test_a_worker_makes_files_and_says_why_it_cannot(script: Path, tmp_path: Path) -> None:
+    request = {"op": "make", "kind": "fake", "arguments": ["checkpoint ", str(tmp_path), "avx2"]}
+    with process(script) as peer:
+        peer.ask(request, 60.0)
+        assert (tmp_path / "made").read_text() == "checkpoint avx2"
+        with pytest.raises(PeerError, match="FileExistsError"):
+            peer.ask(request, 60.0)
 
 
 def test_what_a_library_raises_is_one_line_and_the_worker_lives_on(script: Path) -> None:

@@ -30,12 +30,15 @@ _TAIL_LINES = 3  # of what the library said last
 class PeerProcess:
     """One worker, by the interpreter of the peer's environment; its libraries compute with ``n_threads``.
 
+    ``notes`` are the worker's of the model that is loaded, such as the precision that it computes in.
+
     Raises:
         PeerError: the interpreter is not there.
     """
 
     def __init__(self, name: str, python: Path, *, n_threads: int, script: Path = WORKER) -> None:
         self.name = name
+        self.notes: dict[str, str] = {}
         self._why_closed = ""
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         self._pipe, theirs = Pipe()
@@ -57,10 +60,9 @@ class PeerProcess:
                 f"{name}: {python} cannot be started ({exc.strerror}); `make perf-peers` builds it"
             ) from exc
 
-    def load(self, library: str, arguments: Mapping[str, Any]) -> dict[str, str]:
-        """Have a library load a model; gives its notes. Raises PeerError where it cannot, or takes too long."""
-        notes: dict[str, str] = self.ask({"op": "load", "library": library, "arguments": arguments}, LOAD_TIMEOUT_S)
-        return notes
+    def load(self, library: str, arguments: Mapping[str, Any]) -> None:
+        """Have a library load a model; raises PeerError where it cannot, or takes too long."""
+        self.notes = self.ask({"op": "load", "library": library, "arguments": arguments}, LOAD_TIMEOUT_S)
 
     def scores(
         self,
@@ -141,10 +143,10 @@ class PeerProcess:
 
 
 class PeerContestant:
-    """A peer at one setting, loaded by a process; the notes are the worker's."""
+    """A peer at one setting, loaded by a process."""
 
-    def __init__(self, peer: Peer, setting: Setting, process: PeerProcess, notes: Mapping[str, str]) -> None:
-        self.name, self.setting, self.notes = f"{peer.name}, {setting.text}", setting.text, notes
+    def __init__(self, peer: Peer, setting: Setting, process: PeerProcess) -> None:
+        self.name, self.setting = f"{peer.name}, {setting.text}", setting.text
         self.process, self.options = process, setting.options
 
     def scores(self, query: str, documents: Sequence[str]) -> list[float]:
@@ -161,7 +163,7 @@ class Workers:
 
     def __init__(self, locate: Callable[[Peer], tuple[Path, Path]], *, max_length: int, n_threads: int) -> None:
         self._locate, self._common = locate, {"max_length": max_length, "n_threads": n_threads}
-        self._running: dict[tuple[str, str], tuple[PeerProcess, dict[str, str]]] = {}
+        self._running: dict[tuple[str, str], PeerProcess] = {}
 
     def __enter__(self) -> Workers:
         return self
@@ -176,17 +178,17 @@ class Workers:
             python, folder = self._locate(peer)
             process = PeerProcess(peer.name, python, n_threads=self._common["n_threads"])
             try:
-                notes = process.load(peer.library, {"folder": str(folder), **self._common, **peer.load, **setting.load})
+                process.load(peer.library, {"folder": str(folder), **self._common, **peer.load, **setting.load})
             except BaseException:
                 process.close()
                 raise
-            self._running[key] = process, notes
-        return PeerContestant(peer, setting, *self._running[key])
+            self._running[key] = process
+        return PeerContestant(peer, setting, self._running[key])
 
     def keep(self, peer: Peer, contestants: Sequence[PeerContestant]) -> None:
         """End the peer's workers that none of these needs."""
         needed = [each.process for each in contestants]
-        self._end([key for key, (it, _) in self._running.items() if key[0] == peer.name and it not in needed])
+        self._end([key for key, it in self._running.items() if key[0] == peer.name and it not in needed])
 
     def drop(self, peer: Peer, setting: Setting) -> None:
         """End the worker of a setting, where there is one."""
@@ -200,10 +202,10 @@ class Workers:
 
     def _end(self, keys: Iterable[tuple[str, str]]) -> None:
         for key in keys:
-            self._running.pop(key)[0].close()
+            self._running.pop(key).close()
 
     def _cpu_seconds(self) -> float:
-        return sum(process.cpu_seconds for process, _ in self._running.values())
+        return sum(process.cpu_seconds for process in self._running.values())
 
 
 def _key(peer: Peer, setting: Setting) -> tuple[str, str]:

@@ -215,7 +215,7 @@ def _rows(
         """Figures of one setting."""
         name, right = at.contestant.name, at.kendall_tau >= peer.least_tau
         over, timed = ratio(name, SERVED, seconds) if right else None, timing(name, seconds[name], tokens)
-        of_peer = (peer.precision, peer.least_tau, at.contestant.notes)
+        of_peer = (peer.precision, peer.least_tau, at.contestant.process.notes)
         return Row(peer.name, kind, at.contestant.setting, at.kendall_tau, timed, over, *of_peer)
 
     default, best = row("default", tried[0]), row("best", best_of(peer, tried))

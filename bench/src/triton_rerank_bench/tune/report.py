@@ -26,12 +26,12 @@ _SERVER = {
 }  # fmt: skip
 # Ratios are to the exported setting just before and after, or in the same round, so that a machine that grows slower
 # hurts nobody.
-_STAGES: dict[Stage, tuple[str, dict[str, str]]] = {  # title, and columns besides those of all
-    "exported": ("as exported", {"": "name", **_SERVER}),
-    "sizes": ("as exported, throughput against batch size", {"": "name", "pairs a call": "pairs"}),
-    "knobs": ("other settings, one knob at a time", {"": "setting", "/ exported": "ratio:.3f", "result": "result"}),
-    "confirmation": ("the best one and the exported one, in turns", {"": "setting", "ratio": "ratio:.3f"}),
-    "open loop": ("the answer under calls at random times", {"": "setting", "calls/s": "at.rate:,.2f"}),
+_STAGES: dict[Stage, tuple[str, dict[str, str], dict[str, str]]] = {  # title, columns before the figures and after them
+    "exported": ("as exported", {"": "name"}, _SERVER),
+    "sizes": ("as exported, throughput against batch size", {"": "name", "pairs a call": "pairs"}, {}),
+    "knobs": ("other settings, one knob at a time", {"": "setting"}, {"/ exported": "ratio:.3f", "result": "result"}),
+    "confirmation": ("the best one and the exported one, in turns", {"": "setting"}, {"ratio": "ratio:.3f"}),
+    "open loop": ("the answer under calls at random times", {"": "setting", "calls/s": "at.rate:,.2f"}, {}),
 }
 _LEVEL_NOTE = (
     "A call is one list of the workload. Of fewer than 100 calls, p99 is the slowest one. queue: Triton's own mean, "
@@ -131,9 +131,7 @@ def tables(tuning: Tuning) -> list[Table]:
         }
 
     found = []
-    for stage, (title, columns) in _STAGES.items():
+    for stage, (title, before, after) in _STAGES.items():
         rows = [row(each) for each in tuning.rows if each.stage == stage]
-        first, *more = columns
-        shown = {first: columns[first], **_FIGURES, **{heading: columns[heading] for heading in more}}
-        found += [Table(title, shown, rows)] if rows else []
+        found += [Table(title, {**before, **_FIGURES, **after}, rows)] if rows else []
     return found
