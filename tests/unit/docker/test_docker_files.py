@@ -110,6 +110,7 @@ def test_on_gpus_the_image_has_the_onnxruntime_that_is_measured_there() -> None:
     )
     assert "args" not in image.service("cpu")["build"]
     assert image.service("gpu")["build"]["args"] == {"ENGINES": f"onnxruntime-gpu{engine}"}
+    assert image.default(image.EXPORT, "ENGINE") == f"onnxruntime-gpu{engine}"  # which the gate of fp16 computes with
     for text in (image.SERVING.read_text(encoding="utf-8"), (image.DOCKER / "README.md").read_text(encoding="utf-8")):
         assert f"--build-arg ENGINES=onnxruntime-gpu{engine}" in text
 

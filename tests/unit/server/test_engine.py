@@ -119,6 +119,22 @@ def test_every_graph_level_gives_the_same_logits(tiny_repository: Path, level: i
     np.testing.assert_allclose(other.logits([request])[0], engine.logits([request])[0], atol=1e-5)
 
 
+def test_cuda_is_there_only_with_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The image that exports has the provider on machines without a GPU too."""
+    import ctypes
+
+    import onnxruntime as ort
+
+    loaded: list[str] = []
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert not onnxruntime_session.cuda_available()
+    monkeypatch.setattr(ctypes, "CDLL", loaded.append)
+    assert onnxruntime_session.cuda_available()
+    assert loaded == ["libcuda.so.1"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert not onnxruntime_session.cuda_available()
+
+
 def test_a_device_puts_the_cuda_provider_first(tiny_repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     opened = ort.InferenceSession

@@ -149,8 +149,8 @@ def _options(config: dict[str, Any], args: dict[str, str]) -> OnnxRuntimeOptions
     on_gpu = args["model_instance_kind"] == "GPU"
     if on_gpu and not cuda_available():
         raise EngineError(
-            f"{args['model_name']}: instance_group asks for a GPU, but this onnxruntime has no CUDA provider; "
-            "install onnxruntime-gpu, or set the kind to KIND_CPU"
+            f"{args['model_name']}: instance_group asks for a GPU, but this onnxruntime has no CUDA provider, or "
+            "there is no driver; install onnxruntime-gpu, or set the kind to KIND_CPU"
         )
     return options_of(
         config["backend"],

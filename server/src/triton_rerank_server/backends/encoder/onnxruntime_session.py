@@ -196,7 +196,13 @@ def int8_saturates() -> bool:
 
 
 def cuda_available() -> bool:
-    """True if this ONNX Runtime has the CUDA provider."""
+    """True if this ONNX Runtime has the CUDA provider, and the driver's library is here."""
+    import ctypes
+
     import onnxruntime as ort
 
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
     return "CUDAExecutionProvider" in ort.get_available_providers()
