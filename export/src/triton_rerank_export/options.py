@@ -27,7 +27,10 @@ MOST_VERSIONS = 100
 
 @dataclass(frozen=True)
 class ExportOptions(Settings):
-    """Choices of one export, and the `Settings` that it is served with; every default is what ``make export`` does."""
+    """Choices of one export, and the `Settings` that it is served with.
+
+    Defaults are the same on every machine; ``make export`` chooses what its processor computes fastest.
+    """
 
     precision: Annotated[Precision, "bf16 or int8 for CPUs, fp16 for GPUs, fp32 for both"] = "int8"
     engine: Annotated[
@@ -37,10 +40,11 @@ class ExportOptions(Settings):
     accelerator: Annotated[Accelerator, "tensorrt: ONNX Runtime runs the graph through it"] = "none"
     graph: Annotated[
         Graph | None,
-        "flat: nothing is computed for padding; not in bf16 or for OpenVINO; default: as there is, or padded",
+        "flat: nothing is computed for padding; not in bf16 or for OpenVINO; default: as there is, or padded, with "
+        "--native flat where that can be",
     ] = None
     fp32_residuals: Annotated[
-        bool, "of --graph flat in fp16: fp32 from layer to layer, with casts; default: where the gate refuses fp16"
+        bool, "of fp16: fp32 from layer to layer, with casts; default: where the gate refuses fp16"
     ] = False
     native: Annotated[bool, "serve by Triton's own ONNX Runtime backend, not ours (docs/export.md)"] = False
     name: Annotated[str | None, "public name; default: the known name, or the last part of the id or folder"] = None
@@ -90,13 +94,13 @@ class ExportOptions(Settings):
                 "--native cannot serve OpenVINO: Triton's own backend of it takes executions of exactly max_batch_size "
                 "pairs; leave --native out"
             )
-        if self.graph == "flat" and (self.precision not in _FLAT or engine != "onnxruntime" or tensorrt):
+        if self.graph == "flat" and not self.may_be_flat:
             raise ExportError(
                 f"--graph flat is for {', '.join(_FLAT)} in ONNX Runtime; --precision is {self.precision}, --engine "
                 + f"{engine}{', for TensorRT' if tensorrt else ''}; leave --graph out"
             )
         if self.fp32_residuals and self.precision != "fp16":
-            raise ExportError(f"--fp32-residuals is for a flat graph in fp16; --precision is {self.precision}")
+            raise ExportError(f"--fp32-residuals is for fp16; --precision is {self.precision}")
         if tensorrt and self.precision != "fp16":
             raise ExportError(f"TensorRT is built from the fp16 graph, not from {self.precision}; add --precision fp16")
 
@@ -104,6 +108,11 @@ class ExportOptions(Settings):
     def effective_engine(self) -> Engine:
         """The engine that is asked for, or the precision's own."""
         return self.engine or ("openvino" if self.precision == "bf16" else "onnxruntime")
+
+    @property
+    def may_be_flat(self) -> bool:
+        """ONNX Runtime itself has attention over rows in this precision."""
+        return self.precision in _FLAT and self.effective_engine == "onnxruntime" and self.accelerator == "none"
 
     @property
     def static(self) -> bool:

@@ -23,7 +23,7 @@ from triton_rerank_export.repository import staging, store
 from triton_rerank_export.repository.check import version_is_whole
 from triton_rerank_export.repository.manifest import Manifest, build_manifest, version_folders
 from triton_rerank_export.repository.settings import Settings
-from triton_rerank_export.repository.triton_config import Graph, ServedModel
+from triton_rerank_export.repository.triton_config import GPU_TOKENIZERS, Graph, ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 Progress = Callable[[str], object]
@@ -100,7 +100,10 @@ def served_model(checkpoint: Checkpoint, options: ExportOptions, beside: ServedM
     Raises:
         ExportError: a setting that this model cannot be served with.
     """
-    model = _served_model(checkpoint, options, options.graph or (beside.graph if beside else "padded"))
+    default: Graph = (
+        "flat" if options.native and options.may_be_flat and checkpoint.family.has_bert_layers else "padded"
+    )
+    model = _served_model(checkpoint, options, options.graph or (beside.graph if beside else default))
     kept = {} if beside is None else Settings.of(beside).given
     if model.backend != ENCODER_BACKEND:
         kept.pop("scheduling", None)  # ours alone has it
@@ -127,6 +130,7 @@ def _served_model(checkpoint: Checkpoint, options: ExportOptions, graph: Graph) 
         graph=graph,
         native=options.native,
         scheduling="executions" if options.precision == "fp16" else "continuous",  # not tried on a GPU yet
+        tokenizers=GPU_TOKENIZERS if options.precision == "fp16" else 1,
         warmup=options.effective_warmup,
         response_cache=options.response_cache,
     )
@@ -154,7 +158,9 @@ def _check_names(*paths: str | Path) -> None:
 def _built(
     checkpoint: Checkpoint, served: ServedModel, staged: Path, work: Path, options: ExportOptions, on_step: Progress
 ) -> tuple[tuple[str, ...], parity.ParityReport]:
-    """Make the files and hold them against PyTorch. A flat fp16 graph that fails with fp16 residuals gets fp32 ones."""
+    """Make the files and hold them against PyTorch. An fp16 graph for CUDA that fails with fp16 residuals gets fp32."""
+    for_cuda = served.packed or (options.fused and checkpoint.family.fusion is not None)
+    half = for_cuda and not options.fp32_residuals
 
     def build(*, half_residuals: bool) -> tuple[tuple[str, ...], parity.ParityReport]:
         """The files, and what the gate says of them."""
@@ -163,9 +169,9 @@ def _built(
         return (*notes, *asked), run_gate(checkpoint, staged, served, on_step=on_step)
 
     try:
-        return build(half_residuals=served.packed and not options.fp32_residuals)
+        return build(half_residuals=half)
     except parity.DisagreementError as exc:
-        if not served.packed or options.fp32_residuals:
+        if not half:
             raise
         on_step("fp16 does not hold what passes from layer to layer: once more, with fp32 there")
         for folder in version_folders(staged, served):

@@ -30,6 +30,7 @@ from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model, served_model
 from triton_rerank_export.repository.manifest import read_manifest
 from triton_rerank_export.repository.store import lay_out
+from triton_rerank_export.repository.triton_config import Graph, Precision
 from triton_rerank_server.backends.encoder.engine import Engine
 from triton_rerank_server.backends.encoder.session import EngineError
 
@@ -223,6 +224,26 @@ def test_a_new_version_keeps_the_form_and_a_replacement_has_the_default(checkpoi
     assert served_model(checkpoint, ExportOptions(precision="fp32")).graph == "padded"
 
 
+def test_what_the_native_backend_serves_is_flat_where_it_can_be(checkpoints: dict[str, Path]) -> None:
+    checkpoint = checkpoint_of(checkpoints["tiny-bert"])
+    precisions: list[Precision] = ["fp32", "int8", "fp16"]
+    for precision in precisions:
+        assert served_model(checkpoint, ExportOptions(precision=precision, native=True)).graph == "flat"
+    assert served_model(checkpoint, ExportOptions(native=True, graph="padded")).graph == "padded"
+    in_tensorrt = ExportOptions(precision="fp16", native=True, accelerator="tensorrt")
+    assert served_model(checkpoint, in_tensorrt).graph == "padded"
+
+
+def test_what_is_for_gpus_has_two_tokenizers_wherever_it_is_exported(checkpoints: dict[str, Path]) -> None:
+    checkpoint = checkpoint_of(checkpoints["tiny-bert"])
+    precisions: dict[Precision, int] = {"fp16": 2, "fp32": 1, "int8": 1, "bf16": 1}
+    for precision, count in precisions.items():
+        model = served_model(checkpoint, ExportOptions(precision=precision))
+        assert model.configs()[model.tokenizer_name].instance_group[0].count == count
+    model = served_model(checkpoint, ExportOptions(precision="fp16", tokenizers=5))
+    assert model.configs()[model.tokenizer_name].instance_group[0].count == 5
+
+
 def test_a_family_with_other_attention_is_refused_with_those_that_have_a_flat_graph() -> None:
     from triton_rerank_export.checkpoint.families import FAMILIES, check_form
 
@@ -280,6 +301,28 @@ def test_residuals_that_fp16_cannot_hold_are_fp32_and_that_is_told(
     assert len([step for step in steps if "once more, with fp32 there" in step]) == in_fp32
 
 
+@pytest.mark.parametrize("fp32_residuals", [False, True])
+def test_a_padded_graph_for_cuda_has_no_casts_between_layers_either(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fp32_residuals: bool
+) -> None:
+    """Its layer norms add inside, in fp32 on a CPU and in the strict mode of CUDA: a large sum does not overflow."""
+    monkeypatch.setattr(parity, "load_parity_set", lambda: PARITY[:3])
+    folder = _with_large_residuals(checkpoints["tiny-bert"], tmp_path / "large", 8e4)
+    options = ExportOptions(precision="fp16", fp32_residuals=fp32_residuals)
+    result = export_model(str(folder), tmp_path / "r", options, on_step=lambda _: None)
+    graph = onnx.load(tmp_path / "r" / "large-encoder" / "1" / "model.onnx").graph
+    types = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    norms = [node for node in graph.node if node.op_type == "SkipLayerNormalization"]
+    wanted = onnx.TensorProto.FLOAT if fp32_residuals else onnx.TensorProto.FLOAT16
+    assert {types[node.input[2]] for node in norms} == {wanted}
+    made = {node.output[0] for node in norms}
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.input[0] in made]
+    assert bool(len(casts) > 1) == fp32_residuals  # one stands before the head
+    config = result.manifest.model.configs()["large-encoder"]
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert dict(accelerator.parameters) == {"enable_skip_layer_norm_strict_mode": "1"}
+
+
 def test_residuals_are_fp32_where_that_is_asked_for(
     checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,14 +337,16 @@ def test_residuals_are_fp32_where_that_is_asked_for(
     assert "What passes from layer to layer (residuals) is fp32, as was asked for." in result.manifest.notes
 
 
-def test_a_flat_graph_that_disagrees_in_fp32_too_is_refused(
-    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("graph", ["padded", "flat"])
+def test_a_graph_that_disagrees_in_fp32_too_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, graph: Graph
 ) -> None:
     monkeypatch.setattr(parity, "load_parity_set", lambda: PARITY[:3])
     monkeypatch.setitem(BOUNDS, "fp16", parity.Bounds(1e-9, 0.99, 1.0))
-    options = ExportOptions(precision="fp16", graph="flat")
+    options, steps = ExportOptions(precision="fp16", graph=graph), list[str]()
     with pytest.raises(ExportError, match="the fp16 export does not agree with PyTorch"):
-        export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=lambda _: None)
+        export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=steps.append)
+    assert len([step for step in steps if "once more, with fp32 there" in step]) == 1
     assert not (tmp_path / "r" / "tiny-bert").exists()
 
 

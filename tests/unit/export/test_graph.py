@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from support.graphs import checkpoint_of, digests, export_stages, largest_difference
+from support.graphs import checkpoint_of, digests, export_stages, largest_difference, onnx_session
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
@@ -57,6 +58,17 @@ def test_attention_is_fused_in_every_layer_and_embeddings_are_not(stages: Stages
     operators = [node.op_type for node in onnx.load(stages[1]["fused"]).graph.node]
     assert operators.count("Attention") == 2
     assert not {"Softmax", "EmbedLayerNormalization"} & set(operators)
+
+
+def test_behind_the_last_attention_only_first_tokens_are_computed(stages: Stages) -> None:
+    checkpoint, paths = stages
+    model = onnx.load(paths["fused"])
+    norms = [node.output[0] for node in model.graph.node if node.op_type == "SkipLayerNormalization"]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in norms)
+    feed = {value.name: np.ones((3, 7), np.int64) for value in model.graph.input}
+    shapes = [array.shape for array in onnx_session(model.SerializeToString()).run(norms, feed)]
+    width = checkpoint.hidden_size
+    assert shapes == [*[(3, 7, width)] * (len(norms) - 2), (3, 1, width), (3, 1, width)]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -32,7 +32,7 @@ DEFAULT_CONCURRENCIES = (1, 8, 32)
 PRECISIONS = {"cuda": "fp16", "cpu": "fp32"}
 WAYS: dict[str, dict[str, Any]] = {  # settings that are served beside the exported one
     "2 encoder instances": {"instances": 2},
-    **{f"{count} tokenizers": {"tokenizers": count} for count in (1, 2, 4, 8)},
+    **{f"{count} tokenizers": {"tokenizers": count} for count in (1, 4, 8)},
 }
 _BESIDE = {"peer": "peer", "its seconds over ours": "ratio:.2f", "our tau": "served_tau:.3f", "its": "peer_tau:.3f"}
 

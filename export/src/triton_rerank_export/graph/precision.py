@@ -56,7 +56,7 @@ def convert(
             16 bits, which 8-bit weights overflow. Its session option x64quantprecision avoids that and keeps 8 bits,
             but NVIDIA's backend cannot set it (docs/LOG.md).
         feeds: pairs that static int8 takes the ranges of activations from; None for anything else.
-        half_residuals: fp16 is its layer norms' type too, and so the residuals'; for a flat graph.
+        half_residuals: fp16 is its layer norms' type too, and so the residuals'.
 
     Returns:
         ``<work>/<precision>/model.onnx``; for fp32 and bf16 ``graph`` itself if it already has the right form.

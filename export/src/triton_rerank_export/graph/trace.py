@@ -16,6 +16,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from triton_rerank.contract import INPUT_IDS, LOGITS, WIDTHS
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError, explained
@@ -291,7 +293,23 @@ def _fused(graph: Path, checkpoint: Checkpoint) -> Any:
     _check_fusion(fused, checkpoint)
     fused.topological_sort()
     fused.model.opset_import.add(domain="com.microsoft", version=1)
+    _keep_first_tokens(fused.model.graph)
     return fused.model
+
+
+def _keep_first_tokens(graph: Any) -> None:
+    """Of the last layer, compute what follows attention for the first tokens, which is what the classifier reads."""
+    from onnx import helper, numpy_helper
+
+    nodes = list(graph.node)  # in order
+    last = max(index for index, node in enumerate(nodes) if node.op_type == "Attention")
+    graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "first_token"))
+    kept = {name: f"{name}_first" for name in (nodes[last].output[0], nodes[last].input[0])}  # attended, and residual
+    for node in nodes[last + 1 :]:
+        node.input[:] = [kept.get(name, name) for name in node.input]
+    gathers = [helper.make_node("Gather", [name, "first_token"], [new], axis=1) for name, new in kept.items()]
+    del graph.node[:]
+    graph.node.extend([*nodes[: last + 1], *gathers, *nodes[last + 1 :]])
 
 
 def _bring_inside(skeleton: Any, folder: Path, hidden_size: int) -> None:

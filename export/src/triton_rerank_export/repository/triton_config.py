@@ -29,6 +29,9 @@ _FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072
 
 DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
 EXECUTION_TOKENS = 65_536  # padded tokens that are computed at once at the most; our backend's GPU_TOKENS
+# Of a model for GPUs: one thread of an instance takes 14 us of a pair, which another instance overlaps; all cores share
+# the other 108 us (docs/gpu.md).
+GPU_TOKENIZERS = 2
 DEFAULT_QUEUE_DELAY_US = 0  # requests merge while the instance is busy; waiting would only add latency on a CPU
 # In front of a bounded queue Triton 2.51 pauses for half a second now and then; without bounds it crashed (LOG.md).
 DEFAULT_MAX_QUEUE_SIZE = 128  # requests that wait; the next one is refused at once
@@ -163,7 +166,8 @@ class ServedModel:
     @property
     def cuda_options(self) -> dict[str, str]:
         """Options of ONNX Runtime's CUDA provider, wherever it computes the encoder."""
-        return {"enable_skip_layer_norm_strict_mode": "1"} if self.packed else {}  # sums of fp16 numbers in fp32
+        for_cuda = self.precision == "fp16" and self.engine == "onnxruntime" and self.accelerator == "none"
+        return {"enable_skip_layer_norm_strict_mode": "1"} if for_cuda else {}  # sums of fp16 numbers in fp32
 
     @property
     def graph_file(self) -> str:
