@@ -85,6 +85,8 @@ def test_it_is_served_by_callers_and_settings_and_the_flat_form_first(
         assert 0 < level["latency"]["p50_ms"] <= level["latency"]["p99_ms"]
         assert level["pairs_per_s"] > 0
     assert (exported["server_mib"], measured[0]["device"]["memory_mib"]) == (None, None)
+    for name in ("passages", "single", "ten", "short"):
+        assert f"tiny, as exported, {name}: what callers saw" in measured[1]
 
 
 def test_both_peers_stand_beside_it_in_turns(measured: tuple[dict[str, Any], str, Path]) -> None:

@@ -7,6 +7,7 @@ graph, other settings and Triton's own backend. Each step is told, and written, 
 from __future__ import annotations
 
 import argparse
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ DEFAULT_CONCURRENCIES = (1, 8, 32)
 PRECISIONS = {"cuda": "fp16", "cpu": "fp32"}
 WAYS: dict[str, dict[str, Any]] = {  # settings that are served beside the exported one
     "2 encoder instances": {"instances": 2},
-    **{f"{count} tokenizers": {"tokenizers": count} for count in (1, 4, 8)},
+    **{f"tokenizers: {count}": {"tokenizers": count} for count in (1, 4, 8)},
 }
 _BESIDE = {"peer": "peer", "its seconds over ours": "ratio:.2f", "our tau": "served_tau:.3f", "its": "peer_tau:.3f"}
 
@@ -144,8 +145,9 @@ class _Run:
         self.served.append(figures := Served(shape, way))
         levels = self.passages[-1:] if way in WAYS else self.levels
         with serving(figures, prepared.repository, change, levels, self.on) as server:
-            for table in level_tables(f"{shape}, {way}", figures.levels):
-                self.console.print(table.grid())
+            for name, levels_of in itertools.groupby(figures.levels, key=lambda level: level.workload):
+                for table in level_tables(f"{shape}, {way}, {name}", list(levels_of)):
+                    self.console.print(table.grid())
             if way == AS_EXPORTED:
                 best = max(figures.levels[: len(self.passages)], key=lambda level: level.pairs_per_s)
                 found, failed = beside_peers(server, prepared, best.concurrency or 1, self.on)
