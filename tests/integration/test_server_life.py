@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -72,6 +73,16 @@ def test_stop_leaves_no_process_no_shared_memory_and_no_files(tiny_repository: P
     assert gone(processes, timeout_s=0.1)
     assert not runtime.exists()
     assert server.stop() is None  # a second time is harmless
+
+
+def test_triton_is_told_to_end_when_nothing_is_loaded_any_more(tiny_repository: Path, tmp_path: Path) -> None:
+    """It looks once a second whether its models are gone, so the first look is to find none."""
+    log_file = tmp_path / "triton.log"
+    server = start(tiny_repository, log_file=log_file)
+    server.start()
+    assert server.stop() == 0
+    assert "Found 0 live models" in log_file.read_text()
+    assert not re.search("Found [1-9][0-9]* live models", log_file.read_text())
 
 
 @pytest.mark.usefixtures("no_leftovers")

@@ -24,7 +24,7 @@ from triton_rerank_server.launch.runtime import link_repository, make_runtime
 from triton_rerank_server.models import POLL, check_repository, control_flags, control_mode, flag_values, idle_gpu
 from triton_rerank_server.running.canary import Canary, check_canary, read_canaries
 from triton_rerank_server.running.control import Control, ControlError
-from triton_rerank_server.running.drain import TakeAway, by_hiding, by_unloading, drain
+from triton_rerank_server.running.drain import TakeAway, by_hiding, by_unloading, drain, unload_rest
 from triton_rerank_server.running.triton_log import explanation
 from triton_rerank_server.running.watch import LOOK_S, Watch
 from triton_rerank_server.settings import STANDARD_OUTPUT, ServerConfig, check_settings, whole_flag
@@ -35,6 +35,7 @@ ENDING_S = 10.0  # that Triton gets to end when no request runs any more
 CONNECTION_GRACE_S = 600  # longer than any call: one that runs when its connection is old enough is not cut
 _POLL_S = 15  # Triton's own default of --repository-poll-secs
 _RECENT_LOOKS = 20  # ten seconds, before what is noticed at the end
+_STEPS_S = 5.0  # that the steps get to end before Triton is told to
 _FAULTY_DRAIN_S = 2.0  # that the requests of healthy models get when a backend has died
 
 
@@ -177,7 +178,7 @@ class TritonServer:
                 return None
             deadline = time.monotonic() + self._exit_timeout_s
             if not kill and child.wait(0) is None:
-                drain(self._control, self._take_away(), timeout_s=self._exit_timeout_s)
+                self._drain()
             return child.stop(max(0.0, deadline - time.monotonic()) + ENDING_S, kill=kill)
         finally:
             for leftover in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
@@ -278,6 +279,11 @@ class TritonServer:
             failed |= {entry["name"] for entry in index if "state" not in entry} & {c.model for c in self._canaries}
         if failed:
             raise ServerStartError(f"not loaded: {', '.join(sorted(failed))}\n{self.explanation()}")
+
+    def _drain(self) -> None:
+        drained = drain(self._control, self._take_away(), timeout_s=self._exit_timeout_s)
+        if drained and control_mode(self.config.extra_args) != POLL:
+            unload_rest(self._control, timeout_s=_STEPS_S)
 
     def _take_away(self) -> TakeAway:
         if control_mode(self.config.extra_args) == POLL:

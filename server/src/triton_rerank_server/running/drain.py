@@ -46,6 +46,23 @@ def drain(control: Control, take_away: TakeAway, *, timeout_s: float) -> bool:
     return True
 
 
+def unload_rest(control: Control, *, timeout_s: float) -> None:
+    """Unload what a drain has left, the steps: told to end, Triton looks but once a second whether they are gone.
+
+    Args:
+        control: of the server, which takes no requests any more and runs with explicit model control.
+        timeout_s: seconds that they get; after that they end with Triton.
+    """
+    deadline = time.monotonic() + timeout_s
+    try:
+        for model in control.ready_models():
+            control.unload(model)
+        while any(_is_there(entry) for entry in control.index()) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+    except ControlError as exc:
+        _log.debug("the steps end with Triton: %s", exc)
+
+
 def by_unloading(control: Control) -> TakeAway:
     """How models are taken from a server with explicit model control."""
 
