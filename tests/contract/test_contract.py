@@ -330,7 +330,9 @@ def test_the_client_wheel_alone_in_a_clean_environment_imports_fast(root: Path, 
     venv.create(tmp_path / "clean", with_pip=False)
     python = tmp_path / "clean" / "bin" / "python"
     pins = root / "requirements" / f"constraints-{sys.version_info.major}.{sys.version_info.minor}.txt"
-    subprocess.run([*pip, "--python", str(python), "install", "-c", str(pins), str(built)], check=True, timeout=200)
+    subprocess.run(
+        [*pip, "--python", str(python), "install", "--no-compile", "-c", str(pins), str(built)], check=True, timeout=200
+    )
     script = (
         "import sys, time; begin = time.process_time(); import triton_rerank; took = time.process_time() - begin\n"
         "heavy = {'torch', 'transformers', 'tokenizers', 'onnxruntime', 'rich', 'fastapi', 'httpx', 'cachetools',\n"

@@ -27,7 +27,6 @@ from triton_rerank.repository import read_artefacts
 from triton_rerank_bench.machine import OtherLoad
 from triton_rerank_server import TritonServer
 
-pytestmark = pytest.mark.alone
 DEMO = "minilm-l6-demo"
 TINY = "tiny-bert"
 OUTPUTS = ["logits", "truncated"]
@@ -40,6 +39,7 @@ UNITS = {
     "long runs": " " * 900 + "zip " * 4,
 }
 BLOCKS, CALLS, ATTEMPTS = 6, 10, 3
+DELAY_S = 1.5  # of the slow encoder, for each list
 BUSY = 0.2  # share of the cores that others use
 
 
@@ -109,6 +109,7 @@ def cpu_seconds(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", UNITS)
 def test_a_huge_document_costs_the_tokenizer_step_what_is_read_of_it_and_no_memory(
     server: TritonServer, kind: str
@@ -127,6 +128,7 @@ def test_a_huge_document_costs_the_tokenizer_step_what_is_read_of_it_and_no_memo
     assert memory < 2 * HUGE  # what one that is under way takes
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", UNITS)
 def test_two_documents_wait_for_one_huge_document_and_not_for_many(
     server: TritonServer, demo_client: RerankClient, kind: str
@@ -185,8 +187,8 @@ def rows_of_executions(target: str, model: str) -> dict[int, int]:
 
 def test_lists_are_tokenised_while_another_is_computed(tiny_repository: Path, tmp_path: Path) -> None:
     """Judged by Triton's counts: the tokenizer step has had every list before the encoder has had the second."""
-    n_lists = 4
-    repository = write_slow(tiny_repository, tmp_path / "model_repository", delay_s=3.0)
+    n_lists = 4  # three of them take longer to compute than all four to be tokenised
+    repository = write_slow(tiny_repository, tmp_path / "model_repository", delay_s=DELAY_S)
     pair = {"query": ["heap"], "document": ["a binary heap"]}
     with start(repository) as server, ThreadPoolExecutor(n_lists) as pool:
         target = server.grpc_target

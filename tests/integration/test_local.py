@@ -99,6 +99,7 @@ def test_a_text_of_3_mb_takes_no_longer_than_what_is_read_of_it(model_repository
     scorer.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_a_deadline_is_kept_on_what_takes_long(model_repository: Path, is_async: bool) -> None:
     documents = tuple(b"%d " % n + b"words of a long document " * 200 for n in range(400))

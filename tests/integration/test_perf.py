@@ -47,7 +47,7 @@ def tritons(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.fixture
 def interrupted(tiny_repository: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        command(tiny_repository, tmp_path / "perf", "--minutes", "2", "--knob", "instances", "--knob", "scheduling"),
+        command(tiny_repository, tmp_path / "perf", "--minutes", "1", "--knob", "instances", "--knob", "scheduling"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -33,6 +33,23 @@ def tokenizer(kind: str) -> Tokenizer:
     return made
 
 
+@cache
+def reader(kind: str) -> TextReader:
+    """It asks the tokenizer what it makes of long runs when it is made."""
+    return TextReader(tokenizer(kind), MAX_LENGTH)
+
+
+@cache
+def longer_reader(kind: str) -> TextReader:
+    return TextReader(tokenizer(kind), 100)
+
+
+@cache
+def library(kind: str) -> Tokenizer:
+    """One whose truncation may be set."""
+    return Tokenizer.from_str(tokenizer(kind).to_str())
+
+
 def seen(tokens: TextTokens) -> tuple[list[int], bool]:
     """Ids, and whether any were cut off."""
     return tokens.ids, tokens.length > len(tokens.ids)
@@ -53,7 +70,7 @@ def whole(kind: str, text: str) -> tuple[list[int], bool]:
 @example(text="x\u0301\u0301\u0301" * 400)
 @example(text=("heap " * FIRST)[: FIRST - 3] + "new york heap")
 def test_ids_and_truncated_are_those_of_the_whole_text(kind: str, text: str) -> None:
-    (tokens,) = TextReader(tokenizer(kind), MAX_LENGTH).read([text]).values()
+    (tokens,) = reader(kind).read([text]).values()
     assert seen(tokens) == whole(kind, text)
 
 
@@ -80,9 +97,9 @@ class Counting:
 def test_no_text_is_read_beyond_the_bound_and_ordinary_ones_are_read_once(kind: str, fragment: str) -> None:
     text = (fragment * 200_000)[:200_000]
     counting = Counting(kind)
-    reader = TextReader(counting, MAX_LENGTH)
+    text_reader = TextReader(counting, MAX_LENGTH)
     counting.characters = 0  # of trying what the tokenizer makes of long runs
-    (tokens,) = reader.read([text]).values()
+    (tokens,) = text_reader.read([text]).values()
     assert counting.characters in (FIRST, FIRST + LONG) or (
         counting.characters <= FIRST + MARGIN and seen(tokens) == whole(kind, text)  # shortened
     )
@@ -108,9 +125,8 @@ def test_no_text_is_read_beyond_the_bound_and_ordinary_ones_are_read_once(kind: 
 )
 def test_long_runs_are_read_as_in_the_whole_text(kind: str, text: str) -> None:
     """Also what the tokenizer step decodes of it, by windows."""
-    reader = TextReader(tokenizer(kind), MAX_LENGTH)
-    for begin in (text, reader.decode(text.encode(), "document")):
-        (tokens,) = reader.read([begin]).values()
+    for begin in (text, reader(kind).decode(text.encode(), "document")):
+        (tokens,) = reader(kind).read([begin]).values()
         assert seen(tokens) == whole(kind, text)
 
 
@@ -121,14 +137,14 @@ def test_what_stands_behind_the_longest_read_counts_as_cut() -> None:
 
 
 def test_where_a_text_is_not_utf8_is_told_whatever_window_it_is_in() -> None:
-    reader = TextReader(tokenizer("WordPiece"), MAX_LENGTH)
+    decode = reader("WordPiece").decode
     for before in ("", "heap ", "東" * 2 * LONG, " " * 3 * LONG):
         value = before.encode() + b"\xff heap"
         if len(before) < LONG or before[0] == " ":
             with pytest.raises(PairError, match=f"invalid start byte at byte {len(before.encode())};"):
-                reader.decode(value, "document")
+                decode(value, "document")
         else:
-            assert reader.decode(value, "document") == "東" * (LONG + 1)
+            assert decode(value, "document") == "東" * (LONG + 1)
 
 
 LENGTHS = st.integers(0, 40)
@@ -139,12 +155,12 @@ LENGTHS = st.integers(0, 40)
 @given(query=LENGTHS, document=LENGTHS, max_length=st.integers(6, 70))
 def test_pairs_are_cut_as_the_library_cuts_them(kind: str, query: int, document: int, max_length: int) -> None:
     """``longest_first`` of tokenizers: what transformers, sentence-transformers and TEI use."""
-    library = Tokenizer.from_str(tokenizer(kind).to_str())
-    n_special = library.num_special_tokens_to_add(is_pair=True)
-    library.enable_truncation(max_length, strategy="longest_first")
+    theirs = library(kind)
+    n_special = theirs.num_special_tokens_to_add(is_pair=True)
+    theirs.enable_truncation(max_length, strategy="longest_first")
     texts = [" ".join([word] * n) for word, n in (("heap", query), ("sort", document))]
-    owners = library.encode(*texts).sequence_ids
-    tokens = TextReader(tokenizer(kind), 100).read(texts)
+    owners = theirs.encode(*texts).sequence_ids
+    tokens = longer_reader(kind).read(texts)
     ours = PairLimits(max_length).cut(tokens[texts[0]], tokens[texts[1]], n_special)
     assert ours == (owners.count(0), owners.count(1))
     assert sum(ours) == min(sum(len(tokens[text].ids) for text in texts), max_length - n_special)

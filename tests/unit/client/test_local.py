@@ -364,6 +364,7 @@ def test_threads_share_one_model_and_get_their_own_answers(
         np.testing.assert_allclose(logits, logits_of(scorer, request), atol=1e-5)
 
 
+@pytest.mark.alone
 def test_a_deadline_holds_while_the_model_loads_and_the_loading_goes_on(
     tiny_repository: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
