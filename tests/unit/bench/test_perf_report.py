@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -168,7 +169,8 @@ def test_the_advice_is_a_command_whatever_is_served_now() -> None:
 # --- files --------------------------------------------------------------------------------------------------------
 
 
-def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
+def test_all_files_are_written_and_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["…", "perf", "--p99-ms", "1000"])
     tuning = tuned("instances", "queue_bounds", p99_ms=1000, rate=1000)
     report = report_of(tuning)
     document = report.json()
@@ -183,7 +185,7 @@ def test_all_files_are_written_and_say_the_same(tmp_path: Path) -> None:
         assert f"- {sentence}\n" in text
     for wanted in (
         "```diff\n--- a\n",
-        "`triton-rerank-bench ",
+        "`triton-rerank-bench perf --p99-ms 1000`",
         "latency-throughput.png",
         "throughput-batch.png",
         "2.51.0",
