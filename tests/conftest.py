@@ -22,6 +22,7 @@ os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import pytest
+from support.load import BusyClock
 
 from triton_rerank import RerankClient
 from triton_rerank_server import TritonServer
@@ -96,6 +97,13 @@ def _signals_as_they_were() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def busy() -> Iterator[BusyClock]:
+    """What a busy machine adds to the time of a call."""
+    with BusyClock() as clock:
+        yield clock
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.load import Clock, Load, Sample, at_once, timed
+from support.load import BusyClock, Load, Sample, at_once, timed
 from support.slow_model import ENCODER, NAME, write_slow
 from support.stand_in import StandIn, serve
 from support.tritons import again, computed, frozen, only_bert, received, start, wait_until
@@ -64,12 +64,6 @@ def running(repository: Path) -> Iterator[list[TritonServer]]:
 
 
 @pytest.fixture
-def clock() -> Iterator[Clock]:
-    with Clock() as clock:
-        yield clock
-
-
-@pytest.fixture
 def servers(running: list[TritonServer]) -> list[TritonServer]:
     """Two that run; the first is for freezing, and answers: calls that the test before cancelled may yet crash it."""
     with RerankClient(running[0].grpc_target, model=NAME) as client:
@@ -98,11 +92,11 @@ def recovers(servers: list[TritonServer], ask: Callable[[], Any]) -> bool:
     return wait_until(answered, 20)
 
 
-def worst(clock: Clock, what: str, samples: list[Sample], timeout_s: float = TIMEOUT_S) -> None:
+def worst(busy: BusyClock, what: str, samples: list[Sample], timeout_s: float = TIMEOUT_S) -> None:
     """Every call ended in time, with an error that says so or with what a client says of itself."""
     late_s = max(sample.took_s for sample in samples) - timeout_s
     ends_s = [sample.began_s + sample.took_s for sample in samples]
-    woken_s = clock.late_s(min(sample.began_s for sample in samples), max(ends_s))
+    woken_s = busy.late_s(min(sample.began_s for sample in samples), max(ends_s))
     kinds = Counter(type(sample.error or sample.result).__name__ for sample in samples)
     print(
         f"{what:<24} {len(samples):>3} calls, at most {late_s * 1e3:+7.1f} ms beyond the deadline "
@@ -124,24 +118,24 @@ def calls_of(client: Any) -> dict[str, Callable[[int], Any]]:
     }
 
 
-def test_calls_of_threads_to_a_frozen_server_end_in_time(servers: list[TritonServer], clock: Clock) -> None:
+def test_calls_of_threads_to_a_frozen_server_end_in_time(servers: list[TritonServer], busy: BusyClock) -> None:
     target = servers[0].grpc_target
     with RerankClient(target, model=NAME, timeout_s=TIMEOUT_S, options=AT_ONCE) as client:
         before = client.rerank(QUERY, FEW, timeout_s=10.0)
         with frozen(servers[0]):
             for name, call in calls_of(client).items():
                 samples = at_once(call, THREADS)
-                worst(clock, name, samples)
+                worst(busy, name, samples)
                 assert not any(sample.result for sample in samples if isinstance(sample.result, bool))
                 outcomes = [entry for sample in samples if isinstance(sample.result, list) for entry in sample.result]
                 assert all(isinstance(entry, TransportError) for entry in outcomes)
             with RerankClient(target, model=NAME, timeout_s=TIMEOUT_S) as fresh:
-                worst(clock, "first call of a client", at_once(lambda _: fresh.rerank(QUERY, FEW), THREADS))
+                worst(busy, "first call of a client", at_once(lambda _: fresh.rerank(QUERY, FEW), THREADS))
         logits = [ranked.logit for ranked in before]
         assert recovers(servers, lambda: [ranked.logit for ranked in client.rerank(QUERY, FEW)] == logits)
 
 
-def test_calls_of_tasks_to_a_frozen_server_end_in_time(servers: list[TritonServer], clock: Clock) -> None:
+def test_calls_of_tasks_to_a_frozen_server_end_in_time(servers: list[TritonServer], busy: BusyClock) -> None:
     target = servers[0].grpc_target
 
     async def run() -> None:
@@ -149,10 +143,10 @@ def test_calls_of_tasks_to_a_frozen_server_end_in_time(servers: list[TritonServe
             await client.rerank(QUERY, FEW, timeout_s=10.0)
             with frozen(servers[0]):
                 for name, call in calls_of(client).items():
-                    worst(clock, f"async {name}", await asyncio.gather(*(timed_async(call) for _ in range(THREADS))))
+                    worst(busy, f"async {name}", await asyncio.gather(*(timed_async(call) for _ in range(THREADS))))
                 async with AsyncRerankClient(target, model=NAME, timeout_s=TIMEOUT_S) as fresh:
                     calls = [timed_async(lambda _: fresh.rerank(QUERY, FEW)) for _ in range(THREADS)]
-                    worst(clock, "async first call", await asyncio.gather(*calls))
+                    worst(busy, "async first call", await asyncio.gather(*calls))
             loop = asyncio.get_running_loop()
 
             def ask() -> int:
@@ -172,7 +166,7 @@ async def timed_async(call: Callable[[int], Any]) -> Sample:
     return Sample(began_s, time.monotonic() - began_s, result, None)
 
 
-def test_one_of_two_servers_freezes(servers: list[TritonServer], clock: Clock) -> None:
+def test_one_of_two_servers_freezes(servers: list[TritonServer], busy: BusyClock) -> None:
     """It is left out once the first calls to it have expired, and comes back."""
     target = ",".join(server.grpc_target for server in servers)
     with RerankClient(target, model=NAME, timeout_s=TIMEOUT_S) as client:
@@ -191,7 +185,7 @@ def test_one_of_two_servers_freezes(servers: list[TritonServer], clock: Clock) -
     asked = load.between(began_s, end_s)
     failed = [sample for sample in asked if sample.error is not None]
     print(f"{len(failed)} of {len(asked)} calls failed, at {sorted(round(s.began_s - began_s, 1) for s in failed)} s")
-    worst(clock, "under load", asked)
+    worst(busy, "under load", asked)
     assert len(failed) < len(asked) / 10
     assert all(isinstance(error, RerankError) and error.falls_back for error in load.errors)  # a crash in thaw, too
     print("after it was thawed:", [str(s.error) for s in load.between(end_s, math.inf) if s.error is not None][:3])
@@ -233,7 +227,7 @@ def test_what_is_left_of_the_deadline_is_the_time_in_tritons_queue(slow: TritonS
         assert all(ranked.logit is not None and ranked.logit <= timeout_s for ranked in parts)
 
 
-def test_work_of_calls_that_expired_is_dropped(slow: TritonServer, clock: Clock) -> None:
+def test_work_of_calls_that_expired_is_dropped(slow: TritonServer, busy: BusyClock) -> None:
     """40 are sent, 0.2 s each, and wait for 0.7 s at most."""
     with RerankClient(slow.grpc_target, model=NAME) as client:
         client.score(QUERY, FEW)
@@ -245,7 +239,7 @@ def test_work_of_calls_that_expired_is_dropped(slow: TritonServer, clock: Clock)
         waited_s = time.monotonic() - began_s
         sent, done = received(slow.grpc_target) - sent - 1, computed(slow.grpc_target, ENCODER) - done - 1
     print(f"sent {sent}, computed {done}, expired {len(expired)}; the next call took {waited_s:.2f} s")
-    worst(clock, "queued", samples, 0.7)
+    worst(busy, "queued", samples, 0.7)
     assert len(expired) >= 30
     assert {type(sample.error) for sample in expired} == {DeadlineExceededError}
     assert done <= 10 <= sent
@@ -288,13 +282,13 @@ def test_a_cancelled_task_leaves_no_more_in_tritons_queue_than_its_deadline_allo
     assert done <= 12 < 30 <= sent < 40
 
 
-def test_a_part_that_fails_ends_the_call_before_its_deadline(slow: TritonServer, clock: Clock) -> None:
+def test_a_part_that_fails_ends_the_call_before_its_deadline(slow: TritonServer, busy: BusyClock) -> None:
     """The deadline is one for all parts: 30 of 0.2 s cannot be done in 1 s, and no later part is sent."""
     with RerankClient(slow.grpc_target, model=NAME, timeout_s=TIMEOUT_S, options=AT_ONCE) as client:
         client.score(QUERY, FEW, timeout_s=10.0)
         sent = received(slow.grpc_target)
         samples = [timed(lambda: client.score(QUERY, MANY[:120]))]
-        worst(clock, "thirty parts", samples)
+        worst(busy, "thirty parts", samples)
         assert isinstance(samples[0].error, RerankError)
         assert wait_until(lambda: client.is_ready(), 5)
         assert received(slow.grpc_target) - sent < 30

@@ -77,7 +77,7 @@ class Load:
                 self._stop.wait(self._pause_s)
 
 
-class Clock:
+class BusyClock:
     """How late this process wakes its threads: what a busy machine adds to every call, whoever makes it.
 
     A thread sleeps for 10 ms again and again while the block runs, and notes what each sleep took beyond that.
@@ -88,7 +88,7 @@ class Clock:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
-    def __enter__(self) -> Clock:
+    def __enter__(self) -> BusyClock:
         self._thread.start()
         return self
 
@@ -99,6 +99,11 @@ class Clock:
     def late_s(self, start_s: float, end_s: float) -> float:
         """Seconds of the latest waking between two monotonic times."""
         return max((late for when, late in list(self._late) if start_s <= when <= end_s + late), default=0.0)
+
+    def own_s(self, began_s: float) -> float:
+        """Seconds since a monotonic time, less those for which the machine kept a thread that may run waiting."""
+        now_s = time.monotonic()
+        return now_s - began_s - sum(late for when, late in list(self._late) if began_s <= when - late)
 
     def _run(self, every_s: float = 0.01) -> None:
         while not self._stop.is_set():
