@@ -6,6 +6,8 @@ import importlib.util
 import json
 import queue
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,6 +40,7 @@ FINAL = 1
 class TritonError(Exception):
     INTERNAL = 1
     INVALID_ARG = 3
+    UNAVAILABLE = 4
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
@@ -55,10 +58,14 @@ class Request:
     tensors: dict[str, npt.NDArray[Any]]
     values: dict[str, Any] = field(default_factory=dict)
     cancelled: bool = False
+    timeout_us: int = 0
     answers: queue.SimpleQueue[Response] = field(default_factory=queue.SimpleQueue)
 
     def parameters(self) -> str:
         return json.dumps(self.values)
+
+    def timeout(self) -> int:
+        return self.timeout_us
 
     def get_response_sender(self) -> Request:
         return self
@@ -205,6 +212,57 @@ def test_the_prompt_of_the_config_is_put_before_every_query(load: Loader) -> Non
         (ours,) = tokenized(prompted, [Request({"query": texts(short), "document": texts("heap")})])
         (theirs,) = tokenized(plain, [Request({"query": texts(whole), "document": texts("heap")})])
         assert ours.output_tensors[0].value.tolist() == theirs.output_tensors[0].value.tolist()
+
+
+def test_a_request_that_waited_longer_than_it_may_is_refused_untokenised(load: Loader) -> None:
+    """As Triton's queue does. The first request keeps the thread busy until the others are late."""
+
+    def edit(config: Any) -> None:
+        config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 60_000_000
+
+    shell = load("tokenizer", "tiny-bert-tokenizer", edit)
+    tokenize, begun, may, seen = shell._tokenizer.tokenize, threading.Event(), threading.Event(), []
+
+    def slow(values: Any) -> Any:
+        seen.append(list(values))
+        begun.set()
+        assert may.wait(timeout=30)
+        return tokenize(seen[-1])
+
+    shell._tokenizer.tokenize = slow
+    first, late, patient = (
+        Request({"query": texts("heap"), "document": texts(name)}, timeout_us=us)
+        for name, us in (("first", 0), ("late", 50_000), ("patient", 0))
+    )
+    shell.execute([first])
+    assert begun.wait(timeout=30)
+    shell.execute([late, patient])
+    time.sleep(0.1)
+    may.set()
+    answers = [request.answers.get(timeout=60) for request in (first, late, patient)]
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert answers[1].error and answers[1].error.code == TritonError.UNAVAILABLE
+    assert "Request timeout expired" in str(answers[1].error)
+    assert not any("late" in values for values in seen)
+
+
+def test_the_queues_own_timeout_holds_for_what_waits_for_the_tokenizer(load: Loader) -> None:
+    """The default, and a caller who asks for more gets no more."""
+
+    def edit(config: Any) -> None:
+        config.dynamic_batching.default_queue_policy.default_timeout_microseconds = 1
+
+    shell = load("tokenizer", "tiny-bert-tokenizer", edit)
+    take = shell._handover._work
+
+    def late(requests: Any) -> None:
+        time.sleep(0.01)
+        take(requests)
+
+    shell._handover._work = late
+    good = {"query": texts("heap"), "document": texts("a")}
+    for answer in tokenized(shell, [Request(good), Request(good, timeout_us=60_000_000)]):
+        assert answer.error and answer.error.code == TritonError.UNAVAILABLE
 
 
 class Panic(BaseException):
@@ -357,7 +415,7 @@ def test_a_setting_that_is_not_a_number_is_refused(load: Loader) -> None:
 
 
 def test_a_gpu_that_this_onnxruntime_cannot_use_is_refused(load: Loader) -> None:
-    with pytest.raises(ValueError, match="no CUDA provider; install onnxruntime-gpu, or set the kind to KIND_CPU"):
+    with pytest.raises(ValueError, match="there is no driver; install onnxruntime-gpu, or set the kind to KIND_CPU"):
         load(ENCODER_BACKEND, "tiny-bert-encoder", kind="GPU")
 
 

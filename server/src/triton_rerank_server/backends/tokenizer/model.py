@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,15 +47,18 @@ class Request:
     texts: dict[str, npt.NDArray[np.object_]]  # n of bytes, by the tensor's name
     parameters: str
     sender: Any
+    until_s: float  # on the monotonic clock; who waits longer is refused
 
     @classmethod
-    def of(cls, request: Any) -> Request:
-        """Copy what Triton brought."""
+    def of(cls, request: Any, timeout_us: int) -> Request:
+        """Copy what Triton brought; `timeout_us` is the queue's own, 0 for none, and the caller may ask for less."""
         texts = {
             name: pb_utils.get_input_tensor_by_name(request, name).as_numpy().reshape(-1)
             for name in ("query", "document")
         }
-        return cls(texts, request.parameters(), request.get_response_sender())
+        wait_us = min((us for us in (request.timeout(), timeout_us) if us), default=math.inf)
+        until_s = time.monotonic() + wait_us / 1e6
+        return cls(texts, request.parameters(), request.get_response_sender(), until_s)
 
     @property
     def rows(self) -> int:
@@ -80,6 +85,8 @@ class TritonPythonModel:
         self._tokenizer = PairTokenizer.of_parameters(
             Path(args["model_repository"]) / args["model_version"] / "tokenizer.json", parameters
         )
+        policy = config.get("dynamic_batching", {}).get("default_queue_policy", {})
+        self._timeout_us = int(policy.get("default_timeout_microseconds", 0))
         self._outputs = [output["name"] for output in config["output"]]
         self._totals = dict.fromkeys(METERS, 0)
         labels = {"model": args["model_name"], "version": args["model_version"]}
@@ -93,7 +100,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Take every request of one execution; each is answered through its response sender."""
-        self._handover.put([Request.of(request) for request in requests])
+        self._handover.put([Request.of(request, self._timeout_us) for request in requests])
 
     def _work(self, requests: Sequence[Request]) -> None:
         try:
@@ -119,9 +126,12 @@ class TritonPythonModel:
         )
         return [self._respond(pairs, tokens) for pairs in parsed]
 
-    def _read(self, request: Request) -> Pairs | str:
+    def _read(self, request: Request) -> Any:
+        """Its pairs, or the refusal that answers it."""
         if request.sender.is_cancelled():
-            return "the caller cancelled the request"
+            return _refusal("the caller cancelled the request", pb_utils.TritonError.INVALID_ARG)
+        if time.monotonic() > request.until_s:
+            return _refusal("Request timeout expired", pb_utils.TritonError.UNAVAILABLE)
         try:
             parameters = json.loads(request.parameters or "{}")
             limits = self._tokenizer.limits(*(parameters.get(name) for name in LIMITS))
@@ -129,14 +139,14 @@ class TritonPythonModel:
             documents = [self._tokenizer.prompted_document(text) for text in self._texts(request, "document")]
             return Pairs(queries, documents, limits)
         except PairError as exc:
-            return str(exc)
+            return _refusal(str(exc), pb_utils.TritonError.INVALID_ARG)
 
     def _texts(self, request: Request, name: str) -> list[str]:
         return [self._tokenizer.reader.decode(value, name) for value in request.texts[name]]
 
-    def _respond(self, pairs: Pairs | str, tokens: dict[str, TextTokens]) -> Any:
-        if isinstance(pairs, str):
-            return _refusal(pairs, pb_utils.TritonError.INVALID_ARG)
+    def _respond(self, pairs: Any, tokens: dict[str, TextTokens]) -> Any:
+        if not isinstance(pairs, Pairs):
+            return pairs
         tensors: PairTensors = self._tokenizer.assemble(
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
