@@ -41,6 +41,7 @@ class TritonError(Exception):
     INTERNAL = 1
     INVALID_ARG = 3
     UNAVAILABLE = 4
+    CANCELLED = 5
 
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
@@ -292,6 +293,20 @@ def test_a_tokenizer_that_fails_is_not_the_callers_fault_and_fails_one_request_o
     assert type(error).__name__ in str(bad.error)
 
 
+def test_a_request_that_cannot_be_copied_fails_alone(load: Loader) -> None:
+    """And an execution of none but such is no end."""
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    good, bad, last = (Request({"query": texts("heap"), "document": texts("a")}) for _ in range(3))
+    del bad.tensors["document"]
+    answers = [tokenized(shell, [bad])[0], *tokenized(shell, [good, bad, last])]
+    assert [answer.error.code if answer.error else None for answer in answers] == [
+        TritonError.INTERNAL,
+        None,
+        TritonError.INTERNAL,
+        None,
+    ]
+
+
 @pytest.mark.parametrize("name", ["max_length", "length_ladder", "pad_token_id"])
 def test_a_tokenizer_config_without_a_parameter_is_refused_by_name(load: Loader, name: str) -> None:
     with pytest.raises(ValueError, match=f"config.pbtxt has no parameter '{name}'"):
@@ -310,6 +325,20 @@ def test_the_encoder_gives_a_bad_request_its_error_and_the_others_their_logits(l
     assert np.allclose(first.output_tensors[0].value, last.output_tensors[0].value)
     assert "cannot score these tensors" in str(bad.error)
     assert bad.error.code == TritonError.INVALID_ARG
+
+
+def test_the_continuous_encoder_fails_a_request_that_cannot_be_copied_alone(load: Loader) -> None:
+    def edit(config: Any) -> None:
+        config.parameters["scheduling"].string_value = "continuous"
+
+    shell = load(ENCODER_BACKEND, "tiny-bert-encoder", edit)
+    requests = [encoder_request() for _ in range(3)]
+    del requests[1].tensors["attention_mask"]
+    assert shell.execute(requests) is None
+    answers = [request.answers.get(timeout=60) for request in requests]
+    assert [bool(answer.error) for answer in answers] == [False, True, False]
+    assert answers[1].error and answers[1].error.code == TritonError.INTERNAL
+    shell.finalize()
 
 
 def set_id(tensors: dict[str, npt.NDArray[Any]], name: str, value: int) -> None:

@@ -95,12 +95,16 @@ class TritonPythonModel:
 
         Triton warms a model up with many requests at once, and dies of a segmentation fault if one of them is refused.
         """
-        inputs = {  # Triton takes its memory back when execute returns
-            name: np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
-            for name in self._engine.input_names
-        }
-        waits_us = [us for us in (request.timeout(), bounded * self._timeout_us) if us]
         ticket = _Ticket(request.get_response_sender())
+        try:
+            inputs = {  # Triton takes its memory back when execute returns
+                name: np.array(pb_utils.get_input_tensor_by_name(request, name).as_numpy())
+                for name in self._engine.input_names
+            }
+        except Exception as exc:  # noqa: BLE001 - Triton dies where execute raises beside a request that has a sender
+            ticket.failed(exc)
+            return
+        waits_us = [us for us in (request.timeout(), bounded * self._timeout_us) if us]
         continuous.put(inputs, ticket, timeout_s=min(waits_us, default=math.inf) / 1e6, bounded=bounded)
 
     def _alone(self, inputs: dict[str, npt.NDArray[np.int64]]) -> Any:

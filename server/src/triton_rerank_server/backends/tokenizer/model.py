@@ -100,7 +100,15 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         """Take every request of one execution; each is answered through its response sender."""
-        self._handover.put([Request.of(request, self._timeout_us) for request in requests])
+        if taken := [found for request in requests if (found := self._take(request))]:
+            self._handover.put(taken)
+
+    def _take(self, request: Any) -> Request | None:
+        try:
+            return Request.of(request, self._timeout_us)
+        except BaseException as exc:  # noqa: BLE001 - Triton dies where execute raises beside a request that has a sender
+            _send(request.get_response_sender(), _failure(exc))
+            return None
 
     def _work(self, requests: Sequence[Request]) -> None:
         try:
@@ -108,16 +116,13 @@ class TritonPythonModel:
         except BaseException:  # noqa: BLE001 - each request tells its own; a panic of Rust is no Exception
             responses = [self._alone(request) for request in requests]
         for request, response in zip(requests, responses, strict=True):
-            try:
-                request.sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
-                _log.exception("an answer could not be given")
+            _send(request.sender, response)
 
     def _alone(self, request: Request) -> Any:
         try:
             return self._answer([request])[0]
         except BaseException as exc:  # noqa: BLE001 - whatever it is, the caller is not to blame
-            return _refusal(f"the tokenizer failed ({exc!r})", pb_utils.TritonError.INTERNAL)
+            return _failure(exc)
 
     def _answer(self, requests: Sequence[Request]) -> list[Any]:
         parsed = [self._read(request) for request in requests]
@@ -159,3 +164,14 @@ class TritonPythonModel:
 
 def _refusal(message: str, code: int) -> Any:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+
+
+def _failure(error: BaseException) -> Any:
+    return _refusal(f"the tokenizer failed ({error!r})", pb_utils.TritonError.INTERNAL)
+
+
+def _send(sender: Any, response: Any) -> None:
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
+        _log.exception("an answer could not be given")
