@@ -60,6 +60,8 @@ class Request:
     values: dict[str, Any] = field(default_factory=dict)
     cancelled: bool = False
     timeout_us: int = 0
+    unsendable: bool = False
+    ended: threading.Event = field(default_factory=threading.Event)
     answers: queue.SimpleQueue[Response] = field(default_factory=queue.SimpleQueue)
 
     def parameters(self) -> str:
@@ -74,15 +76,21 @@ class Request:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def send(self, response: Response, flags: int) -> None:
-        assert flags == FINAL
-        self.answers.put(response)
+    def send(self, response: Response | None = None, flags: int = 0) -> None:
+        if response:
+            if self.unsendable:
+                raise RuntimeError("Failed to increase the shared memory pool size")
+            self.answers.put(response)
+        if flags == FINAL:
+            self.ended.set()
 
 
 def tokenized(shell: Any, requests: list[Request]) -> list[Response]:
     """The answers to one execution of the tokenizer, which come from a thread of its own."""
     assert shell.execute(requests) is None
-    return [request.answers.get(timeout=60) for request in requests]
+    answers = [request.answers.get(timeout=60) for request in requests]
+    assert all(request.ended.wait(timeout=60) for request in requests)
+    return answers
 
 
 Loader = Callable[..., Any]
@@ -291,6 +299,17 @@ def test_a_tokenizer_that_fails_is_not_the_callers_fault_and_fails_one_request_o
     assert first.error is None and last.error is None
     assert bad.error is not None and bad.error.code == TritonError.INTERNAL
     assert type(error).__name__ in str(bad.error)
+
+
+def test_a_request_whose_answer_cannot_be_sent_is_ended(load: Loader) -> None:
+    """Or its caller would wait for ever; `/dev/shm` was full."""
+    shell = load("tokenizer", "tiny-bert-tokenizer")
+    bad, good = (
+        Request({"query": texts("heap"), "document": texts("a")}, unsendable=unsendable) for unsendable in (True, False)
+    )
+    shell.execute([bad, good])
+    assert good.answers.get(timeout=60).error is None
+    assert bad.ended.wait(timeout=60) and bad.answers.empty()
 
 
 def test_a_request_that_cannot_be_copied_fails_alone(load: Loader) -> None:

@@ -171,7 +171,9 @@ def _failure(error: BaseException) -> Any:
 
 
 def _send(sender: Any, response: Any) -> None:
-    try:
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
-        _log.exception("an answer could not be given")
+    """The answer, and then the end: a sender that was told both at once, and failed, could not be ended any more."""
+    for part, flags in ((response, 0), (None, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)):
+        try:
+            sender.send(part, flags)
+        except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
+            _log.exception("an answer could not be given")
