@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
-MOST_WAITING = 8  # executions; what comes after waits in Triton's queue, which bounds it, times it out and refuses it
+MOST_WAITING = 2  # times what is worked on together; what comes after waits in Triton's queue, which refuses it
 
 
 class Rows(Protocol):
@@ -43,9 +43,9 @@ class Handover(Generic[T]):
         self._thread.start()
 
     def put(self, requests: Sequence[T]) -> None:
-        """Hand over the requests of one execution; waits while `MOST_WAITING` executions wait already."""
+        """Hand over the requests of one execution; waits where `MOST_WAITING` times ``most_rows`` pairs wait."""
         with self._changed:
-            self._changed.wait_for(lambda: len(self._waiting) < MOST_WAITING)
+            self._changed.wait_for(lambda: sum(map(_rows, self._waiting)) < MOST_WAITING * self._most_rows)
             self._waiting.append(requests)
             self._changed.notify_all()
 
