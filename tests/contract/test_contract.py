@@ -177,7 +177,7 @@ def test_a_native_config_keeps_to_what_the_native_backend_takes(precision: Any) 
     model = ServedModel(**{**MODEL, "precision": precision, "native": True})
     config = model.configs()["m-encoder"]
     assert config.backend == "onnxruntime"
-    assert not config.HasField("optimization")
+    assert config.HasField("optimization") == (precision == "fp16")  # the CUDA provider's options, which it reads
     assert set(config.parameters) <= NATIVE_PARAMETERS
     assert not any(tensor.allow_ragged_batch for tensor in config.input)
     assert not config.batch_input

@@ -60,8 +60,6 @@ class Request:
     values: dict[str, Any] = field(default_factory=dict)
     cancelled: bool = False
     timeout_us: int = 0
-    unsendable: bool = False
-    ended: threading.Event = field(default_factory=threading.Event)
     answers: queue.SimpleQueue[Response] = field(default_factory=queue.SimpleQueue)
 
     def parameters(self) -> str:
@@ -76,21 +74,15 @@ class Request:
     def is_cancelled(self) -> bool:
         return self.cancelled
 
-    def send(self, response: Response | None = None, flags: int = 0) -> None:
-        if response:
-            if self.unsendable:
-                raise RuntimeError("Failed to increase the shared memory pool size")
-            self.answers.put(response)
-        if flags == FINAL:
-            self.ended.set()
+    def send(self, response: Response, flags: int) -> None:
+        assert flags == FINAL
+        self.answers.put(response)
 
 
 def tokenized(shell: Any, requests: list[Request]) -> list[Response]:
     """The answers to one execution of the tokenizer, which come from a thread of its own."""
     assert shell.execute(requests) is None
-    answers = [request.answers.get(timeout=60) for request in requests]
-    assert all(request.ended.wait(timeout=60) for request in requests)
-    return answers
+    return [request.answers.get(timeout=60) for request in requests]
 
 
 Loader = Callable[..., Any]
@@ -301,15 +293,17 @@ def test_a_tokenizer_that_fails_is_not_the_callers_fault_and_fails_one_request_o
     assert type(error).__name__ in str(bad.error)
 
 
-def test_a_request_whose_answer_cannot_be_sent_is_ended(load: Loader) -> None:
-    """Or its caller would wait for ever; `/dev/shm` was full."""
+def test_tokens_that_shared_memory_has_no_room_for_are_the_servers_fault(
+    load: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before they are sent: Triton 2.51's sender raises, and takes no other answer after that."""
     shell = load("tokenizer", "tiny-bert-tokenizer")
-    bad, good = (
-        Request({"query": texts("heap"), "document": texts("a")}, unsendable=unsendable) for unsendable in (True, False)
-    )
-    shell.execute([bad, good])
-    assert good.answers.get(timeout=60).error is None
-    assert bad.ended.wait(timeout=60) and bad.answers.empty()
+    monkeypatch.setattr(sys.modules["tokenizer_model"], "_free_shared_memory", lambda: 4096)
+    pairs = [{"query": texts(*["heap"] * n), "document": texts(*["a"] * n)} for n in (1, 200)]
+    few, many = tokenized(shell, [Request(tensors) for tensors in pairs])
+    assert few.error is None
+    assert many.error is not None and many.error.code == TritonError.INTERNAL
+    assert "bytes of shared memory, and /dev/shm has 4096 left: give the server more of it" in str(many.error)
 
 
 def test_a_request_that_cannot_be_copied_fails_alone(load: Loader) -> None:

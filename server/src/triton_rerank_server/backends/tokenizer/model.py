@@ -38,6 +38,12 @@ METERS = {
     "triton_rerank_truncated_queries_total": "Of these, pairs whose query was cut",
     "triton_rerank_truncated_documents_total": "Likewise, whose document was cut; both may be",
 }
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - by which Triton takes what a backend answers
+NO_ROOM = (
+    "the tokens of this request take {size} bytes of shared memory, and "
+    + SHARED_MEMORY
+    + " has {free} left: give the server more of it (docker run --shm-size, a pod's emptyDir), or send fewer documents"
+)
 
 
 @dataclass(frozen=True)
@@ -155,11 +161,14 @@ class TritonPythonModel:
         tensors: PairTensors = self._tokenizer.assemble(
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
+        outputs = {name: getattr(tensors, name) for name in self._outputs}
+        if (size := sum(array.nbytes for array in outputs.values())) > (free := _free_shared_memory()):
+            return _refusal(NO_ROOM.format(size=size, free=free), pb_utils.TritonError.INTERNAL)
         cut = (tensors.truncated, tensors.query_cut, tensors.document_cut)
         counts = (len(tensors.truncated), tensors.token_count.sum(), *map(np.count_nonzero, cut))
         for name, count in zip(METERS, counts, strict=True):
             self._totals[name] += int(count)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, getattr(tensors, name)) for name in self._outputs])
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
 def _refusal(message: str, code: int) -> Any:
@@ -170,10 +179,15 @@ def _failure(error: BaseException) -> Any:
     return _refusal(f"the tokenizer failed ({error!r})", pb_utils.TritonError.INTERNAL)
 
 
+def _free_shared_memory() -> int:
+    """Bytes. A sender that fails for want of them can be told nothing more, and its caller would wait for ever."""
+    found = os.statvfs(SHARED_MEMORY)
+    return found.f_bavail * found.f_frsize
+
+
 def _send(sender: Any, response: Any) -> None:
-    """The answer, and then the end: a sender that was told both at once, and failed, could not be ended any more."""
-    for part, flags in ((response, 0), (None, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)):
-        try:
-            sender.send(part, flags)
-        except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
-            _log.exception("an answer could not be given")
+    """Answer and end in one: a step after this one that refuses is not told to the caller where they are two."""
+    try:
+        sender.send(response, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception:  # noqa: BLE001 - whatever the way to one caller raises, the others get their answers
+        _log.exception("an answer could not be given")
