@@ -60,11 +60,7 @@ def run_ray(work: Work, blocks: Sequence[int], workers: tuple[int, int], address
         from ray.data import ActorPoolStrategy, DataContext, from_items
     except ImportError as exc:
         raise ConfigurationError(f"--ray needs Ray ({exc}): pip install 'triton-rerank-bulk[ray]'") from exc
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    try:
-        ray.init(address, **quiet, **({"include_dashboard": False} if address == "local" else {}))
-    except Exception as exc:  # Ray raises the bare class where a node does not start in time
-        raise ConfigurationError(f"--ray {address}: no cluster is there, or it did not start ({exc})") from exc
+    _join(ray, address)
     try:
         DataContext.get_current().enable_progress_bars = False
         rows = from_items([{"block": block} for block in blocks], override_num_blocks=len(blocks))
@@ -75,6 +71,21 @@ def run_ray(work: Work, blocks: Sequence[int], workers: tuple[int, int], address
         yield from _outcomes(done.iter_rows())
     finally:
         ray.shutdown()
+
+
+def _join(ray: Any, address: str) -> None:
+    """A cluster of our own gets a second attempt: Ray gives a node 30 s, and now and then it is not there by then."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        options["include_dashboard"] = False
+    for attempts_left in (1, 0) if address == "local" else (0,):
+        try:
+            ray.init(address, **options)
+            return
+        except Exception as exc:  # Ray raises the bare class where a node does not start in time
+            ray.shutdown()
+            if not attempts_left:
+                raise ConfigurationError(f"--ray {address}: no cluster is there, or it did not start ({exc})") from exc
 
 
 def _actor(work: Work) -> type:
