@@ -316,19 +316,23 @@ $(VENV)/bin/python:
 	@test "$$(uname -sm)" = "Linux x86_64" || { echo "$$(uname -sm): the wheel of Triton is for Linux x86_64 only"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# Each stamp is written last, so that an interrupted installation goes on where it stopped.
+# Each stamp is written last, so that an interrupted installation goes on where it stopped. A command of ours is installed with
+# what it imports, not before.
 $(VENV)/.demo: requirements/demo.in $(wildcard requirements/constraints-*.txt) $(DISTRIBUTIONS:%=%/pyproject.toml) | $(VENV)/bin/python
 	$(call install,requirements/demo.in)
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation $(DISTRIBUTIONS:%=-e %)
+	$(call install-ours,client server export)
 	@touch $@
 
 $(VENV)/.gateway: requirements/gateway.in $(VENV)/.demo | $(VENV)/bin/python
 	$(call install,requirements/gateway.in)
+	$(call install-ours,gateway)
 	@touch $@
 
 $(VENV)/.test: requirements/test.in requirements/gateway.in $(VENV)/.demo | $(VENV)/bin/python
 	$(call install,requirements/test.in)
+	$(call install-ours,retrieval bench gateway bulk)
 	@touch $@
 
 install = version=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
 	$(BIN)/python -m pip install --disable-pip-version-check -c requirements/constraints-$$version.txt -r $(1)
+install-ours = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation $(1:%=-e %)

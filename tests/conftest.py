@@ -38,8 +38,8 @@ REPOSITORY = "model_repository"
 
 LONG = (  # most of them minutes
     "test_finetune_example", "test_never_half", "test_families", "test_gateway_sdks", "test_notebook", "test_perf",
-    "test_transformers5", "test_gpu", "test_source", "test_precisions", "test_outage", "test_rollout", "test_peers",
-    "test_guide", "test_fuzz", "test_vocabulary", "test_local",
+    "test_transformers5", "test_gpu", "test_bulk_ray", "test_source", "test_precisions", "test_outage", "test_rollout",
+    "test_peers", "test_guide", "test_fuzz", "test_vocabulary", "test_local",
 )  # fmt: skip
 
 

@@ -14,12 +14,9 @@ from support.tritons import only_bert, start, wait_until
 
 from triton_rerank_server import TritonServer
 
-pytestmark = [
-    pytest.mark.alone,  # Ray gives a node 30 s to start, and gives up
-    pytest.mark.skipif(
-        importlib.util.find_spec("ray") is None, reason="the extra triton-rerank-bulk[ray] is not installed"
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="the extra triton-rerank-bulk[ray] is not installed"
+)
 
 N_PAIRS, BLOCK = 96 * 40, 120
 _ACTOR = "ray::MapWorker"

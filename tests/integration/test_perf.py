@@ -65,13 +65,13 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     knobs = ("--knob", "instances", "--knob", "scheduling")
     start = time.monotonic()
     done = subprocess.run(
-        command(tiny_repository, output, "--minutes", "2", "--p99-ms", "2000", "--rate", "5000", *knobs),
+        command(tiny_repository, output, "--minutes", "1", "--p99-ms", "2000", "--rate", "5000", *knobs),
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=140,
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - start < 135
+    assert time.monotonic() - start < 75
     assert sorted(path.name for path in output.iterdir()) == FILES
     document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     assert document == json.loads((output / "report.json").read_text(encoding="utf-8"))
@@ -82,8 +82,8 @@ def test_a_short_run_tries_two_knobs_and_writes_everything(tiny_repository: Path
     assert {row["knob"] for row in rows if row["stage"] == "knobs"} == {"instances", "scheduling"}
     assert [row["why"] for row in rows if not row["figures"]] == []  # reasons of failures
     sizes = [row["pairs"] for row in rows if row["stage"] == "sizes"]
-    assert sizes == [1, 4, 16, 64, 256][: len(sizes)]  # a busy machine has no time for the large ones
-    assert len(sizes) > 2
+    assert sizes == [1, 4, 16, 64, 256][: len(sizes)]  # all, where it has time: test_tuner.py
+    assert sizes
     assert next(row["figures"]["mode"] for row in rows if row["stage"] == "open loop") == "open"
     assert document["versions"]["tritonserver"]
     assert any(line.startswith("Machines needed for 5,000 pairs/s: ") for line in document["summary"])

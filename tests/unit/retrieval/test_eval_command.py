@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,16 @@ def read(folder: Path) -> dict[str, Any]:
     (found,) = json.loads((folder / "report.json").read_text())["collections"]
     assert isinstance(found, dict)
     return found
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "ir_measures"])
+def test_without_its_extra_the_command_says_what_to_install(library: str) -> None:
+    code = (
+        f"import sys; sys.modules[{library!r}] = None; from triton_rerank_retrieval.eval import main; sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    needed = "pip install 'triton-rerank-retrieval[eval]'"
+    assert (done.returncode, done.stderr) == (2, f"triton-rerank-eval: {library} is not installed: {needed}\n")
 
 
 def test_systems_are_measured_and_reported_in_every_form(
