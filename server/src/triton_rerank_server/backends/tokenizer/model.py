@@ -52,6 +52,7 @@ class Request:
 
     texts: dict[str, npt.NDArray[np.object_]]  # n of bytes, by the tensor's name
     parameters: str
+    outputs: tuple[str, ...]  # that the caller wants
     sender: Any
     until_s: float  # on the monotonic clock; who waits longer is refused
 
@@ -64,7 +65,8 @@ class Request:
         }
         wait_us = min((us for us in (request.timeout(), timeout_us) if us), default=math.inf)
         until_s = time.monotonic() + wait_us / 1e6
-        return cls(texts, request.parameters(), request.get_response_sender(), until_s)
+        outputs = tuple(request.requested_output_names())
+        return cls(texts, request.parameters(), outputs, request.get_response_sender(), until_s)
 
     @property
     def rows(self) -> int:
@@ -79,6 +81,7 @@ class Pairs:
     queries: list[str]
     documents: list[str]
     limits: PairLimits
+    outputs: tuple[str, ...]
 
 
 class TritonPythonModel:
@@ -148,7 +151,7 @@ class TritonPythonModel:
             limits = self._tokenizer.limits(*(parameters.get(name) for name in LIMITS))
             queries = [self._tokenizer.prompted(query, limits) for query in self._texts(request, "query")]
             documents = [self._tokenizer.prompted_document(text) for text in self._texts(request, "document")]
-            return Pairs(queries, documents, limits)
+            return Pairs(queries, documents, limits, request.outputs)
         except PairError as exc:
             return _refusal(str(exc), pb_utils.TritonError.INVALID_ARG)
 
@@ -156,12 +159,13 @@ class TritonPythonModel:
         return [self._tokenizer.reader.decode(value, name) for value in request.texts[name]]
 
     def _respond(self, pairs: Any, tokens: dict[str, TextTokens]) -> Any:
+        """What was asked for only: Triton 2.51 drops the rest without Python's lock, and the process dies on 3.12."""
         if not isinstance(pairs, Pairs):
             return pairs
         tensors: PairTensors = self._tokenizer.assemble(
             [tokens[query] for query in pairs.queries], [tokens[document] for document in pairs.documents], pairs.limits
         )
-        outputs = {name: getattr(tensors, name) for name in self._outputs}
+        outputs = {name: getattr(tensors, name) for name in self._outputs if name in pairs.outputs}
         if (size := sum(array.nbytes for array in outputs.values())) > (free := _free_shared_memory()):
             return _refusal(NO_ROOM.format(size=size, free=free), pb_utils.TritonError.INTERNAL)
         cut = (tensors.truncated, tensors.query_cut, tensors.document_cut)
