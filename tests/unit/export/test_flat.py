@@ -204,7 +204,8 @@ def test_no_operator_makes_a_rectangle_of_all_rows_for_attention(graphs: Graphs)
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for node in attention for name in node.output)
     shapes = [array.shape for array in onnx_session(model.SerializeToString()).run(None, as_triton_flattens(given))[1:]]
     rows = [shape[:2] for shape in shapes]
-    assert rows == [(40, 1), (0, 1), (0, 1), (1, 128), (40, 1), (0, 1), (0, 1), (1, 1)]
+    none = (1, 1)  # a stand-in: ONNX Runtime 1.23 dies of attention over no row
+    assert rows == [(40, 1), none, none, (1, 128), (40, 1), none, none, (1, 1)]
 
 
 def test_the_evaluator_refuses_places_that_do_not_belong_to_the_rows() -> None:

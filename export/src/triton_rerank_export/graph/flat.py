@@ -130,11 +130,15 @@ def _packed(tokens: _Tokens) -> tuple[Attention, Attention]:
 
 @dataclass(frozen=True)
 class _Class:
-    """Rows of about one length; there may be none."""
+    """Rows of about one length. Where there are none, the first token of all stands in for one, and is left out again.
 
-    rows: Any  # (n,)
-    tokens: Any  # (n, longest), padding is the row's first token
-    live: Any  # (n, longest) int32: 0 for padding
+    ONNX Runtime 1.23, the last for Python 3.10, divides by the number of rows in attention: the process dies of none.
+    """
+
+    rows: Any  # (n,), without a stand-in
+    asked: Any  # (max(n, 1),)
+    tokens: Any  # (max(n, 1), longest), padding is the row's first token
+    live: Any  # (max(n, 1), longest) int32: 0 for padding
 
 
 def _classes(tokens: _Tokens) -> Iterator[_Class]:
@@ -142,11 +146,15 @@ def _classes(tokens: _Tokens) -> Iterator[_Class]:
 
     for low, high in itertools.pairwise(_CLASSES):
         rows = ((tokens.lengths > low) & (tokens.lengths <= high)).nonzero().squeeze(1)
-        lengths, first = tokens.lengths[rows], tokens.first[rows]
-        longest: Any = torch.cat([lengths, torch.ones(1, dtype=torch.int64)]).max()
+        asked = torch.cat([rows, torch.zeros(1, dtype=torch.int64)])
+        lengths = torch.cat([tokens.lengths[rows], torch.ones(1, dtype=torch.int64)])
+        numbers = torch.arange(asked.shape[0])
+        kept = (numbers < rows.shape[0]) | (numbers == 0)
+        asked, lengths = asked[kept], lengths[kept]
+        longest: Any = lengths.max()
         columns = torch.arange(longest)
         live = columns < lengths[:, None]
-        yield _Class(rows, first[:, None] + torch.where(live, columns, 0), live.int())
+        yield _Class(rows, asked, tokens.first[asked][:, None] + torch.where(live, columns, 0), live.int())
 
 
 def _in_classes(tokens: _Tokens) -> tuple[Attention, Attention]:
@@ -155,16 +163,21 @@ def _in_classes(tokens: _Tokens) -> tuple[Attention, Attention]:
 
     classes = list(_classes(tokens))
     rows = torch.cat([some.rows for some in classes])
-    sizes = [some.tokens.shape[0] * some.tokens.shape[1] for some in classes]
-    ends = itertools.accumulate(sizes[:-1], initial=torch.zeros(1, dtype=torch.int64))
-    starts = torch.cat(
-        [
-            end + torch.arange(some.tokens.shape[0]) * some.tokens.shape[1]
-            for end, some in zip(ends, classes, strict=True)
-        ]
-    )
+
+    def places(sizes: list[Any], steps: list[Any]) -> Any:
+        """Of each row of ``rows``: where it begins if class follows class, so large, its rows so far apart."""
+        ends = itertools.accumulate(sizes[:-1], initial=torch.zeros(1, dtype=torch.int64))
+        return torch.cat(
+            [
+                end + torch.arange(some.rows.shape[0]) * step
+                for end, step, some in zip(ends, steps, classes, strict=True)
+            ]
+        )
+
+    longest = [some.tokens.shape[1] for some in classes]
+    starts = places([some.tokens.shape[0] * step for some, step in zip(classes, longest, strict=True)], longest)
     again = tokens.lengths.scatter(0, rows, starts)[tokens.row] + tokens.rank
-    rows_again = tokens.lengths.scatter(0, rows, torch.arange(rows.shape[0]))
+    rows_again = tokens.lengths.scatter(0, rows, places([some.tokens.shape[0] for some in classes], [1] * len(classes)))
 
     def attend(module: Any, hidden: Any) -> Any:
         queries = module.query(hidden)
@@ -172,7 +185,7 @@ def _in_classes(tokens: _Tokens) -> tuple[Attention, Attention]:
 
     def attend_first(module: Any, hidden: Any) -> Any:
         queries = module.query(hidden[tokens.first])
-        return over(module, hidden, [queries[some.rows[:, None]] for some in classes])[rows_again]
+        return over(module, hidden, [queries[some.asked[:, None]] for some in classes])[rows_again]
 
     def over(module: Any, hidden: Any, queries: list[Any]) -> Any:
         keys, values = module.key(hidden), module.value(hidden)
