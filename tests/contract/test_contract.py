@@ -23,8 +23,13 @@ from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.demo import demo_model
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import served_model
-from triton_rerank_export.repository.triton_config import ServedModel, encoder_inputs, length_ladder, to_text
-from triton_rerank_export.repository.warmup import LIGHT_TOKENS, warmup_files
+from triton_rerank_export.repository.triton_config import (
+    LIGHT_TOKENS,
+    ServedModel,
+    encoder_inputs,
+    length_ladder,
+    to_text,
+)
 from triton_rerank_server.backends.encoder.onnxruntime_session import CPU_TOKENS
 from triton_rerank_server.backends.encoder.session import WIDTHS
 from triton_rerank_server.backends.tokenizer.texts import MAX_TEXT_BYTES
@@ -282,8 +287,7 @@ def test_each_length_is_warmed_up_with_one_pair_and_with_a_full_batch(warmup: An
         (sample.batch_size, sample.inputs["input_ids"].dims[0]) for sample in model.configs()["m-encoder"].model_warmup
     ]
     assert samples == [(1, 32), (full[0], 32), (1, 64), (full[1], 64)]
-    files = warmup_files(warmup, ladder=model.ladder)
-    assert {name: len(content) for name, content in files.items()} == {
+    assert {name: len(content) for name, content in model.warmup_files.items()} == {
         "attention_mask-32": 256,
         "attention_mask-64": 512,
     }

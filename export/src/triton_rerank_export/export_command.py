@@ -29,9 +29,9 @@ def register(commands: Any) -> None:
     )
     export.add_argument("--model-repository", type=Path, required=True)
     add_options(export, ExportOptions, _OF_ITS_GRAPH)
-    export.set_defaults(timing_cache=_default_timing_cache())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    export.set_defaults(run=_export, timing_cache=cache / "triton-rerank" / "tensorrt-timing.cache")
     _add_settings(export)
-    export.set_defaults(run=_export)
     changed = commands.add_parser("set", help="serve a model that is there with other settings, as a new version")
     changed.add_argument("--model", required=True, help="public name")
     changed.add_argument("--model-repository", type=Path, required=True)
@@ -56,11 +56,6 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         "settings", "what `make perf` tunes; what is not given is as in the version that is there"
     )
     add_options(group, Settings, SETTINGS, shown=ServedModel)
-
-
-def _default_timing_cache() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "triton-rerank" / "tensorrt-timing.cache"
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -141,10 +136,10 @@ def _models(_: argparse.Namespace) -> int:
 
 def _list(options: argparse.Namespace) -> int:
     from triton_rerank_export.errors import ExportError
-    from triton_rerank_export.repository import listing
+    from triton_rerank_export.repository.check import HEADER, rows
 
-    rows, faults = listing.rows(options.model_repository)
-    _print_table([listing.HEADER, *rows])
+    found, faults = rows(options.model_repository)
+    _print_table([HEADER, *found])
     if faults:
         raise ExportError("\n  ".join(faults))
     return 0

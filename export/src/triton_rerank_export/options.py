@@ -16,8 +16,8 @@ from triton_rerank_export.repository.triton_config import (
     Graph,
     Precision,
     SpecialTokensInText,
+    Warmup,
 )
-from triton_rerank_export.repository.warmup import Warmup
 
 _IN_OPENVINO: tuple[Precision, ...] = ("bf16", "int8")
 _FLAT: tuple[Precision, ...] = ("fp32", "int8", "fp16")

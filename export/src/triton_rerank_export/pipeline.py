@@ -20,8 +20,8 @@ from triton_rerank_export.graph import trace
 from triton_rerank_export.graph.calibration import Feed, calibration_feeds
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository import staging, store
-from triton_rerank_export.repository.check import version_is_whole
-from triton_rerank_export.repository.manifest import Manifest, build_manifest, version_folders
+from triton_rerank_export.repository.check import holding
+from triton_rerank_export.repository.manifest import build_manifest, version_folders
 from triton_rerank_export.repository.settings import Settings
 from triton_rerank_export.repository.triton_config import GPU_TOKENIZERS, Graph, ServedModel
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
@@ -29,23 +29,17 @@ from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 Progress = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class ExportResult:
-    """What an export did.
+@dataclass(frozen=True, kw_only=True)
+class ExportResult(store.Installed):
+    """What an export did: what the repository holds now, and how it came about.
 
     Attributes:
-        manifest: of the version that is active now.
         report: how it compared with PyTorch.
-        versions: versions in the repository, ascending.
         changed: False if the repository already held the very same export.
-        left: what should have been removed and could not be, a sentence each.
     """
 
-    manifest: Manifest
     report: parity.ParityReport
-    versions: list[int]
-    changed: bool
-    left: tuple[str, ...] = ()
+    changed: bool = True
 
 
 def export_model(
@@ -77,8 +71,8 @@ def export_model(
     ):
         on_step(f"reading {model}")
         checkpoint = resolve(model, Path(work), options, on_step=on_step)
-        beside = None if options.replace else store.served_beside(model_repository, checkpoint.name)
-        served = served_model(checkpoint, options, beside)
+        beside = None if options.replace else store.active_manifest(model_repository, checkpoint.name)
+        served = served_model(checkpoint, options, beside.model if beside else None)
         if not options.replace:
             store.check_compatible(model_repository, served)
         with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
@@ -86,7 +80,12 @@ def export_model(
         manifest = build_manifest(staged, served, report, (*_notes(checkpoint), *notes, *report.notes))
         on_step("installing")
         with staging.locked(model_repository, served.name, on_step) as target:
-            return _install(staged, target, manifest, report, options)
+            there = None if options.replace else holding(target, manifest)
+            if there is not None:
+                versions = list(store.installed_versions(target, served.name))
+                return ExportResult(manifest=there, versions=versions, report=report, changed=False)
+            done = store.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
+            return ExportResult(**vars(done), report=report)
 
 
 def served_model(checkpoint: Checkpoint, options: ExportOptions, beside: ServedModel | None = None) -> ServedModel:
@@ -273,16 +272,3 @@ def _graph_files(
         on_step=on_step,
     )
     return [plan], notes
-
-
-def _install(
-    staged: Path, target: Path, manifest: Manifest, report: parity.ParityReport, options: ExportOptions
-) -> ExportResult:
-    name = manifest.model.name
-    there = store.installed_versions(target, name)
-    if there and not options.replace:
-        active = there[store.active_version(target, name)]
-        if active.same_export(manifest) and version_is_whole(target, active):
-            return ExportResult(active, report, list(there), changed=False)
-    done = store.install(staged, target, manifest, replace=options.replace, keep=options.keep_versions)
-    return ExportResult(done.manifest, report, done.versions, changed=True, left=done.left)

@@ -12,10 +12,9 @@ import shutil
 from pathlib import Path
 
 from triton_rerank.contract import MANIFEST_FILE
-from triton_rerank.repository import exported_models
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository import replacement, staging
-from triton_rerank_export.repository.check import version_is_whole
+from triton_rerank_export.repository.check import holding, version_is_whole
 from triton_rerank_export.repository.manifest import Manifest, version_folders
 from triton_rerank_export.repository.settings import Settings, changes, listed, shared_by_versions
 from triton_rerank_export.repository.store import (
@@ -70,10 +69,8 @@ def change_settings(
         model = settings.applied(old.model)
         _check(taken_from, old, model)
         manifest = dataclasses.replace(old, model=model).numbered(1)
-        if exported_models(target).count(name):
-            there = _active(target, name)
-            if there.same_export(manifest) and version_is_whole(target, there):
-                return None, changes(old.model, model)
+        if holding(target, manifest) is not None:
+            return None, changes(old.model, model)
         if not replace:
             check_compatible(target, manifest.model)
         for folder, new in zip(

@@ -1,20 +1,19 @@
-"""Looks for everything that would make Triton serve something else than was exported."""
+"""Looks into a repository: what is there, and everything that would make Triton serve something else than that."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from triton_rerank import ConfigurationError
+from triton_rerank import repository as reader
 from triton_rerank.contract import MANIFEST_FILE
-from triton_rerank.repository import exported_models, read_config, version_folders
 from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.repository.manifest import Manifest, version_files
-from triton_rerank_export.repository.store import active_version, installed_versions
+from triton_rerank_export.repository.manifest import Manifest, version_files, version_folders
+from triton_rerank_export.repository.settings import listed
+from triton_rerank_export.repository.store import active_manifest, active_version, installed_versions
 from triton_rerank_export.repository.triton_config import ServedModel
-from triton_rerank_export.repository.warmup import warmup_files
 
 
 def check_repository(repository: Path) -> list[str]:
@@ -29,7 +28,7 @@ def check_repository(repository: Path) -> list[str]:
     Raises:
         ExportError: lists every fault found, each with the file it is in.
     """
-    names = exported_models(repository)
+    names = reader.exported_models(repository)
     if not names:
         raise ExportError(f"{repository}: no model with a {MANIFEST_FILE}; `make export MODEL=…` builds one")
     faults = [fault for name in names for fault in _model_faults(repository, name)]
@@ -41,6 +40,17 @@ def check_repository(repository: Path) -> list[str]:
 def version_is_whole(repository: Path, manifest: Manifest) -> bool:
     """True if every file of an installed version is what its manifest says."""
     return not list(_version_faults(repository, manifest))
+
+
+def holding(repository: Path, manifest: Manifest) -> Manifest | None:
+    """The active version of a model, if it is this very export and whole; None otherwise.
+
+    Raises:
+        ExportError: a manifest or the config cannot be read.
+    """
+    active = active_manifest(repository, manifest.model.name)
+    same = active is not None and active.same_export(manifest) and version_is_whole(repository, active)
+    return active if same else None
 
 
 def _model_faults(repository: Path, name: str) -> list[str]:
@@ -75,37 +85,29 @@ def _version_faults(repository: Path, manifest: Manifest) -> Iterator[str]:
 
 def _config_faults(repository: Path, model: ServedModel) -> list[str]:
     faults = []
-    for name in model.configs():
+    for name in model.folders:
         try:
-            found = read_config(repository, name)
+            found = reader.read_config(repository, name)
         except ConfigurationError as exc:
             faults.append(str(exc))
             continue
-        expected = model.configs(_listed(repository, found))[name]
-        if found != expected:
-            fields = ", ".join(sorted(_differing(found, expected)))
+        # It may name more versions than are there, if an export was killed meanwhile.
+        listed_ones = {*found.version_policy.specific.versions} & {*reader.version_folders(repository, name)}
+        expected = model.configs(sorted(listed_ones))[name]
+        stated = {field.name for config in (found, expected) for field, _ in config.ListFields()}
+        if fields := sorted(each for each in stated if getattr(found, each) != getattr(expected, each)):
             faults.append(
-                f"{name}/config.pbtxt: not what the manifest gives, in {fields}; it was edited, or belongs to another "
-                "export; export the model again"
+                f"{name}/config.pbtxt: not what the manifest gives, in {', '.join(fields)}; it was edited, or belongs "
+                "to another export; export the model again"
             )
     return faults
-
-
-def _listed(repository: Path, config: Any) -> list[int]:
-    """Versions that a config names and that are there; more than are installed, if an export was killed meanwhile."""
-    return sorted(set(config.version_policy.specific.versions) & set(version_folders(repository, config.name)))
-
-
-def _differing(found: Any, expected: Any) -> set[str]:
-    names = {field.name for message in (found, expected) for field, _ in message.ListFields()}
-    return {name for name in names if getattr(found, name) != getattr(expected, name)}
 
 
 def _warmup_faults(repository: Path, model: ServedModel) -> list[str]:
     folder = repository / model.encoder_name / "warmup"
     return [
         f"{model.encoder_name}/warmup/{name}: missing or edited; export the model again"
-        for name, content in warmup_files(model.warmup, ladder=model.ladder).items()
+        for name, content in model.warmup_files.items()
         if not (folder / name).is_file() or (folder / name).read_bytes() != content
     ]
 
@@ -123,3 +125,47 @@ def _graph_faults(repository: Path, model: ServedModel) -> list[str]:
         return [f"{path.relative_to(repository)}: not an ONNX file ({exc})"]
     found, expected = sorted(node.name for node in graph.input), sorted(model.tensors)
     return [] if found == expected else [f"{path.relative_to(repository)}: its inputs are {found}, not {expected}"]
+
+
+HEADER = ("model", "version", "active", "precision", "engine", "MB", "licence", "source", "settings")
+
+
+def rows(repository: Path) -> tuple[list[tuple[str, ...]], list[str]]:
+    """All versions of all models, by name and number; a model that cannot be read hides no other.
+
+    Args:
+        repository: model repository.
+
+    Returns:
+        Cells in the order of `HEADER`, "yes" where a version is active, "unknown" where no licence was found, settings
+        that are not the default; and a sentence for each model whose manifest or config cannot be read.
+
+    Raises:
+        ExportError: there is no model that export put there.
+    """
+    names = reader.exported_models(repository)
+    if not names:
+        there = "no model of triton-rerank-export" if repository.is_dir() else "no such folder"
+        raise ExportError(f"{repository}: {there}; `make export MODEL=…` builds one")
+    found, faults = [], []
+    for name in names:
+        try:
+            active = active_version(repository, name)
+            versions = installed_versions(repository, name).items()
+            found += [_row(repository, manifest, version == active) for version, manifest in versions]
+        except ExportError as exc:
+            faults.append(str(exc))
+    return found, faults
+
+
+def _row(repository: Path, manifest: Manifest, active: bool) -> tuple[str, ...]:
+    model = manifest.model
+    files = (path for folder in version_folders(repository, model) for path in folder.rglob("*") if path.is_file())
+    size = sum(path.stat().st_size for path in files) / 1e6
+    form = [f"graph {model.graph}"] * (model.graph != "padded") + ["native"] * model.native
+    source = f"{model.source}@{model.revision[:7]}" if model.revision else model.source
+    return (
+        *(model.name, str(model.version), "yes" if active else "", model.precision, model.engine),
+        *(f"{size:.0f}" if size >= 1 else f"{size:.1f}", model.licence or "unknown", source),
+        ", ".join(filter(None, [*form, listed(model, changed=True)])),
+    )

@@ -13,21 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from triton_rerank import repository as reader
 from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate.parity import ParityReport
 from triton_rerank_export.repository.triton_config import ServedModel
 
-_TOOLS = (
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "onnx",
-    "onnxruntime",
-    "tokenizers",
-    "triton-rerank-export",
-)
+_TOOLS = ("torch", "transformers", "sentence-transformers", "onnx", "onnxruntime", "tokenizers", "triton-rerank-export")
 _SHARES = ("kendall_tau", "top1_kept", "clear_tau", "clear_top1", "top10_overlap")
 
 
@@ -93,7 +86,13 @@ def parity_figures(report: ParityReport) -> dict[str, float]:
 
 def version_folders(repository: Path, model: ServedModel) -> list[Path]:
     """The folder of this version in each of the model's three folders; the ensemble's last."""
-    return [repository / name / str(model.version) for name in model.configs()]
+    return [repository / name / str(model.version) for name in model.folders]
+
+
+def next_version(repository: Path, model: ServedModel) -> int:
+    """One more than the highest number in use, finished or left over."""
+    used = (version for name in model.folders for version in reader.version_folders(repository, name))
+    return max(used, default=0) + 1
 
 
 def version_files(repository: Path, model: ServedModel) -> list[Path]:

@@ -12,13 +12,14 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from triton_rerank import ConfigurationError
 from triton_rerank import repository as reader
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
-from triton_rerank_export.repository.manifest import read_manifest
+from triton_rerank_export.repository.manifest import next_version, read_manifest
 from triton_rerank_export.repository.triton_config import ServedModel, to_text
 from triton_rerank_server import atomic
 
@@ -37,10 +38,9 @@ def put(staged: Path, repository: Path, model: ServedModel) -> None:
         OSError: the old one is served still, or the new one under working names, which the next export tidies up.
     """
     if not _is_served(repository, model.name):
-        _put_first(staged, repository, list(model.configs()))
+        _put_first(staged, repository, model.folders)
         return
-    used = (version for name in model.configs() for version in reader.version_folders(repository, name))
-    version = max(used) + 1
+    version = next_version(repository, model)
     try:
         for own, working in _names(model.name).items():
             (staged / own).rename(staged / working)
@@ -142,7 +142,7 @@ def _is_served(repository: Path, name: str) -> bool:
     return model.tokenizer_file.is_file() and model.encoder_file.is_file()
 
 
-def _put_first(staged: Path, repository: Path, folders: list[str]) -> None:
+def _put_first(staged: Path, repository: Path, folders: Sequence[str]) -> None:
     """Where nothing is served, folders that are there are half of something; they come back if this fails."""
     old, done = staged / ".old", []  # no model has such a name
     old.mkdir()

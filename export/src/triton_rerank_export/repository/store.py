@@ -22,11 +22,16 @@ from triton_rerank import repository as reader
 from triton_rerank.contract import CONFIG_FILE, MANIFEST_FILE
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository import replacement
-from triton_rerank_export.repository.manifest import Manifest, read_manifest, version_folders, write_manifest
+from triton_rerank_export.repository.manifest import (
+    Manifest,
+    next_version,
+    read_manifest,
+    version_folders,
+    write_manifest,
+)
 from triton_rerank_export.repository.settings import SETTINGS, shared_by_versions
 from triton_rerank_export.repository.staging import locked, told
 from triton_rerank_export.repository.triton_config import ServedModel, to_text
-from triton_rerank_export.repository.warmup import warmup_files
 from triton_rerank_server import atomic
 
 DEFAULT_KEEP_VERSIONS = 2  # the active one and the one before, to go back to
@@ -71,21 +76,14 @@ def active_version(repository: Path, name: str) -> int:
         raise ExportError(str(exc)) from exc
 
 
-def served_beside(repository: Path, name: str) -> ServedModel | None:
-    """What the active version is served as; None if the model is not there.
+def active_manifest(repository: Path, name: str) -> Manifest | None:
+    """That of the version that is served; None if the model, or that version, is not there.
 
     Raises:
-        ExportError: its config or its manifest cannot be read.
+        ExportError: its config or a manifest cannot be read.
     """
     versions = installed_versions(repository, name)
-    found = versions.get(active_version(repository, name)) if versions else None
-    return found.model if found else None
-
-
-def next_version(repository: Path, model: ServedModel) -> int:
-    """One more than the highest number in use, finished or left over."""
-    used = (version for name in model.configs() for version in reader.version_folders(repository, name))
-    return max(used, default=0) + 1
+    return versions.get(active_version(repository, name)) if versions else None
 
 
 def check_compatible(repository: Path, model: ServedModel) -> None:
@@ -149,14 +147,16 @@ def install(staged: Path, repository: Path, manifest: Manifest, *, replace: bool
     """
     if not replace:
         check_compatible(repository, manifest.model)
-        manifest = _renumbered(staged, manifest, next_version(repository, manifest.model))
+        began, manifest = manifest, manifest.numbered(next_version(repository, manifest.model))
+        for before, after in zip(*(version_folders(staged, each.model) for each in (began, manifest)), strict=True):
+            before.rename(after)  # another export may have taken the number that this one began with
     model = manifest.model
     write_manifest(staged / model.name / str(model.version) / MANIFEST_FILE, manifest)
     versions = set(installed_versions(repository, model.name))
     if versions and not replace:
         left = _add(staged, repository, model, versions, keep)
     else:
-        write_configs(staged, model, [model.version], list(model.configs()))
+        write_configs(staged, model, [model.version], model.folders)
         replacement.put(staged, repository, model)
         left = ()
     return Installed(manifest, list(reader.manifest_files(repository, model.name)), left)
@@ -181,7 +181,7 @@ def activate(repository: Path, name: str, version: int | None = None, *, on_step
     with told(repository), locked(repository, name, on_step) as repository:
         versions, chosen = installed_version(repository, name, version)
         model = versions[chosen].model
-        ensemble, *steps = reversed(model.configs())
+        ensemble, *steps = reversed(model.folders)
         write_configs(repository, _bridge(repository, model), list(versions), steps)
         write_configs(repository, model, [], [ensemble])
         write_configs(repository, model, list(versions), steps)
@@ -200,7 +200,7 @@ def write_configs(repository: Path, model: ServedModel, kept: Sequence[int], fol
     configs = model.configs(kept)
     for folder in folders:
         if folder == model.encoder_name:
-            for file, content in warmup_files(model.warmup, ladder=model.ladder).items():
+            for file, content in model.warmup_files.items():
                 _write(repository / folder / "warmup" / file, content)
         _write(repository / folder / CONFIG_FILE, to_text(configs[folder]).encode())
 
@@ -220,19 +220,11 @@ def installed_version(repository: Path, name: str, version: int | None) -> tuple
     return versions, chosen
 
 
-def _renumbered(staged: Path, manifest: Manifest, version: int) -> Manifest:
-    """Another export may have taken the number that this one began with."""
-    old, new = (version_folders(staged, model) for model in (manifest.model, manifest.numbered(version).model))
-    for before, after in zip(old, new, strict=True):
-        before.rename(after)
-    return manifest.numbered(version)
-
-
 def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], keep: int) -> tuple[str, ...]:
     """Steps first, each config with the old versions and the new one; the ensemble's config is the switch."""
     active = active_version(repository, model.name)
     active_s = time.time() - (repository / model.name / CONFIG_FILE).stat().st_mtime
-    ensemble, *steps = reversed(model.configs())
+    ensemble, *steps = reversed(model.folders)
     before = {step: (repository / step / CONFIG_FILE).read_bytes() for step in steps}
     try:
         for step in steps:
@@ -244,11 +236,16 @@ def _add(staged: Path, repository: Path, model: ServedModel, there: set[int], ke
         if active_version(repository, model.name) == active:
             _take_back(repository, model, before)
         raise
-    kept = _kept_versions(there, active, model.version, keep)
-    if active_s >= GRACE_S:
-        return _prune(repository, model, kept)
-    spared = sorted(there - set(kept))
-    return _prune(repository, model, [*kept, *spared]) + _told_of_spared(spared, active_s)
+    newest = sorted(there - {active}, reverse=True)[: max(0, keep - 2)]
+    kept = {model.version, *({active} & there), *newest}
+    # Any of these may be what a server serves that has not seen, or not loaded, what came since.
+    spared = sorted(there - kept) if active_s < GRACE_S else []
+    told = (
+        f"version {version} stays: the change before this one was {max(0.0, active_s):.0f} s ago, and a server may not "
+        f"have taken it yet; a change {GRACE_S:.0f} s from now or later removes it"
+        for version in spared
+    )
+    return (*_prune(repository, model, sorted({*kept, *spared})), *told)
 
 
 def _bridge(repository: Path, model: ServedModel) -> ServedModel:
@@ -269,23 +266,9 @@ def _take_back(repository: Path, model: ServedModel, configs: dict[str, bytes]) 
                 replacement.remove(folder)
 
 
-def _kept_versions(there: set[int], active: int, new: int, keep: int) -> list[int]:
-    newest = sorted(there - {active}, reverse=True)[: max(0, keep - 2)]
-    return sorted({new, *({active} & there), *newest})
-
-
-def _told_of_spared(versions: Sequence[int], active_s: float) -> tuple[str, ...]:
-    """Any of them may be what a server serves that has not seen, or not loaded, what came since."""
-    return tuple(
-        f"version {version} stays: the change before this one was {max(0.0, active_s):.0f} s ago, and a server may not "
-        f"have taken it yet; a change {GRACE_S:.0f} s from now or later removes it"
-        for version in versions
-    )
-
-
 def _prune(repository: Path, model: ServedModel, kept: Sequence[int]) -> tuple[str, ...]:
     """Remove what is over, as far as that can be done; what cannot is said, and tried again by the next export."""
-    ensemble, *steps = reversed(model.configs())
+    ensemble, *steps = reversed(model.folders)
     try:
         write_configs(repository, model, kept, steps)
     except OSError as exc:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from google.protobuf import text_format
+from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from triton_rerank import contract
 from triton_rerank.types import Activation
-from triton_rerank_export.repository.warmup import Warmup, warmups
 from triton_rerank_export.tensorrt import accelerator
 from triton_rerank_export.tensorrt.profiles import profiles
 
@@ -22,13 +21,33 @@ Accelerator = Literal["none", "tensorrt"]
 Graph = Literal["padded", "flat"]
 Scheduling = Literal["executions", "continuous"]
 SpecialTokensInText = Literal["text", "special"]
+Warmup = Literal["full", "light", "none"]
 
 _FOR_CPUS: tuple[Precision, ...] = ("int8", "bf16")
 _HEADER = "# Written by triton-rerank-export; do not edit, export again.\n"
 _FULL_LADDER = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192)
 
+Config = dict[str, Any]  # fields of a message of Triton's ``ModelConfig``, by name
+
+
+def _tensor(name: str, data_type: str, dim: int) -> Config:
+    return {"name": name, "data_type": data_type, "dims": [dim]}
+
+
+_TEXTS = [_tensor(name, "TYPE_STRING", 1) for name in (contract.QUERY, contract.DOCUMENT)]
+_OF_A_PAIR = [_tensor(contract.TOKEN_COUNT, "TYPE_INT32", 1), _tensor(contract.TRUNCATED, "TYPE_BOOL", 1)]
+_LOGITS = _tensor(contract.LOGITS, "TYPE_FP32", 1)
+_WIDTHS = {  # what a flat graph needs of the rows that Triton merges; our encoder makes it itself
+    "kind": "BATCH_ITEM_SHAPE_FLATTEN",
+    "target_name": [contract.WIDTHS],
+    "data_type": "TYPE_INT32",
+    "source_input": [contract.INPUT_IDS],
+}
+
 DEFAULT_MAX_BATCH_SIZE = 256  # pairs; a client splits longer lists
 EXECUTION_TOKENS = 65_536  # padded tokens that are computed at once at the most; our backend's GPU_TOKENS
+LIGHT_TOKENS = 1024  # what the CPU engine computes at once, whatever a request holds (engine.CPU_TOKENS)
+_INT64_BYTES = 8
 # Of a model for GPUs: one thread of an instance takes 14 us of a pair, which another instance overlaps; all cores share
 # the other 108 us (docs/gpu.md).
 GPU_TOKENIZERS = 2
@@ -174,6 +193,17 @@ class ServedModel:
         """Name of the file that the encoder's version folder holds."""
         return "model.plan" if self.engine == "tensorrt" else "model.onnx"
 
+    @property
+    def warmup_files(self) -> dict[str, bytes]:
+        """Content of the encoder's ``warmup`` folder: per padded length, the attention mask of one full row."""
+        one = (1).to_bytes(_INT64_BYTES, "little")
+        return {} if self.warmup == "none" else {_mask_file(rung): one * rung for rung in self.ladder}
+
+    @property
+    def folders(self) -> tuple[str, str, str]:
+        """Names of its three folders in a repository; the ensemble's last."""
+        return self.tokenizer_name, self.encoder_name, self.name
+
     def configs(self, kept: Sequence[int] = ()) -> dict[str, Any]:
         """Model name -> ``ModelConfig``; the ensemble last.
 
@@ -182,11 +212,8 @@ class ServedModel:
                 another is one reload of the ensemble.
         """
         versions = sorted({*kept, self.version})
-        return {
-            self.tokenizer_name: _tokenizer_config(self, versions),
-            self.encoder_name: _encoder_config(self, versions),
-            self.name: _ensemble_config(self),
-        }
+        configs = (_tokenizer_config(self, versions), _encoder_config(self, versions), _ensemble_config(self))
+        return {config["name"]: json_format.ParseDict(config, pb.ModelConfig()) for config in configs}
 
 
 def encoder_inputs(*, token_type_ids: bool) -> tuple[str, ...]:
@@ -204,159 +231,135 @@ def to_text(config: Any) -> str:
     return _HEADER + str(text_format.MessageToString(config))
 
 
-def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Any:
-    return pb.ModelConfig(
-        name=model.tokenizer_name,
-        backend="tokenizer",
-        max_batch_size=model.max_batch_size,
-        version_policy=_versions(versions),
-        input=_text_inputs(),
-        output=[*(_output(_io(name, pb.TYPE_INT64, -1)) for name in model.tensors), *_pair_outputs()],
-        dynamic_batching=_batching(model, queue_delay_us=0),
-        instance_group=[pb.ModelInstanceGroup(count=model.tokenizers, kind=pb.ModelInstanceGroup.KIND_CPU)],
-        parameters=_parameters(model.tokenizer_parameters),
-    )
+def _tokenizer_config(model: ServedModel, versions: Sequence[int]) -> Config:
+    return {
+        "name": model.tokenizer_name,
+        "backend": "tokenizer",
+        "max_batch_size": model.max_batch_size,
+        "version_policy": _versions(versions),
+        "input": _TEXTS,
+        "output": [*(_tensor(name, "TYPE_INT64", -1) for name in model.tensors), *_OF_A_PAIR],
+        "dynamic_batching": _batching(model, queue_delay_us=0),
+        "instance_group": [{"count": model.tokenizers, "kind": "KIND_CPU"}],
+        "parameters": _parameters(model.tokenizer_parameters),
+    }
 
 
-def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Any:
+def _encoder_config(model: ServedModel, versions: Sequence[int]) -> Config:
     ours = model.backend == contract.ENCODER_BACKEND
-    ragged = ours or model.graph == "flat"
-    return pb.ModelConfig(
-        name=model.encoder_name,
-        backend=model.backend,
-        default_model_filename=model.graph_file,
-        max_batch_size=model.max_batch_size,
-        version_policy=_versions(versions),
-        input=[_io(name, pb.TYPE_INT64, -1, ragged=ragged) for name in model.tensors],
-        batch_input=[] if ours or not ragged else [_widths()],
-        output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1))],
-        dynamic_batching=_batching(model, queue_delay_us=model.queue_delay_us),
-        instance_group=[_encoder_instances(model)],
-        optimization=_optimization(model),
-        response_cache=_cache(model),
-        parameters=_parameters(model.parameters),
-        model_warmup=warmups(
-            model.warmup,
-            tensors=model.tensors,
-            ladder=model.ladder,
-            max_batch_size=model.max_batch_size,
-            most_tokens=EXECUTION_TOKENS if ours else model.max_batch_size * model.max_length,
-        ),
-    )
+    flat = model.graph == "flat"
+    # Ragged: Triton merges requests whatever their widths; native backends want a graph of flat tensors for that.
+    inputs = [_tensor(name, "TYPE_INT64", -1) | {"allow_ragged_batch": ours or flat} for name in model.tensors]
+    return {
+        "name": model.encoder_name,
+        "backend": model.backend,
+        "default_model_filename": model.graph_file,
+        "max_batch_size": model.max_batch_size,
+        "version_policy": _versions(versions),
+        "input": inputs,
+        "batch_input": [_WIDTHS] if flat and not ours else [],
+        "output": [_LOGITS],
+        "dynamic_batching": _batching(model, queue_delay_us=model.queue_delay_us),
+        "instance_group": [{"count": model.instances, **_device(model)}],
+        "optimization": _optimization(model),
+        # Only the encoder is cached: Triton's key leaves out request parameters, and ``max_length`` is one.
+        "response_cache": {"enable": True} if model.response_cache else None,
+        "parameters": _parameters(model.parameters),
+        "model_warmup": _warmups(model),
+    }
 
 
-def _ensemble_config(model: ServedModel) -> Any:
+def _ensemble_config(model: ServedModel) -> Config:
     pair = (contract.TOKEN_COUNT, contract.TRUNCATED)
-    return pb.ModelConfig(
-        name=model.name,
-        platform="ensemble",
-        max_batch_size=model.max_batch_size,
-        version_policy=_versions([model.version]),
-        input=_text_inputs(),
-        output=[_output(_io(contract.LOGITS, pb.TYPE_FP32, 1)), *_pair_outputs()],
-        ensemble_scheduling=pb.ModelEnsembling(
-            step=[
-                _step(model, model.tokenizer_name, (contract.QUERY, contract.DOCUMENT), (*model.tensors, *pair)),
-                _step(model, model.encoder_name, model.tensors, (contract.LOGITS,)),
-            ]
-        ),
-        parameters=_parameters(
-            {
-                contract.ACTIVATION: model.activation,
-                contract.MAX_LENGTH: model.max_length,
-                contract.PRECISION: model.precision,
-                contract.SOURCE: f"{model.source}@{model.revision}" if model.revision else model.source,
-            }
-        ),
-    )
+    stated = {
+        contract.ACTIVATION: model.activation,
+        contract.MAX_LENGTH: model.max_length,
+        contract.PRECISION: model.precision,
+        contract.SOURCE: f"{model.source}@{model.revision}" if model.revision else model.source,
+    }
+    steps = [
+        _step(model, model.tokenizer_name, (contract.QUERY, contract.DOCUMENT), (*model.tensors, *pair)),
+        _step(model, model.encoder_name, model.tensors, (contract.LOGITS,)),
+    ]
+    return {
+        "name": model.name,
+        "platform": "ensemble",
+        "max_batch_size": model.max_batch_size,
+        "version_policy": _versions([model.version]),
+        "input": _TEXTS,
+        "output": [_LOGITS, *_OF_A_PAIR],
+        "ensemble_scheduling": {"step": steps},
+        "parameters": _parameters(stated),
+    }
 
 
-def _encoder_instances(model: ServedModel) -> Any:
+def _warmups(model: ServedModel) -> list[Config]:
+    """For each padded length one with one pair, and one with as many as are ever computed at once."""
+    if model.warmup == "none":
+        return []
+    ours, light = model.backend == contract.ENCODER_BACKEND, model.warmup == "light"
+    tokens = EXECUTION_TOKENS if ours else model.max_batch_size * model.max_length
+    found = []
+    for rung in model.ladder:
+        most = max(1, (LIGHT_TOKENS if light else tokens) // rung)
+        of_all = {"data_type": "TYPE_INT64", "dims": [rung]}
+        inputs = {name: of_all | {"zero_data": True} for name in model.tensors}
+        # zeros would be padding, which the engine cuts off
+        inputs[contract.ATTENTION_MASK] = of_all | {"input_data_file": _mask_file(rung)}
+        for size in sorted({1, min(model.max_batch_size, most)}):
+            found.append({"name": f"{size}x{rung}", "batch_size": size, "inputs": inputs})
+    return found
+
+
+def _mask_file(rung: int) -> str:
+    return f"attention_mask-{rung}"
+
+
+def _device(model: ServedModel) -> Config:
     """A GPU where there is one, else the CPU; int8, bf16 and flat fp32 are for CPUs, TensorRT, flat fp16 for GPUs."""
-    group, count = pb.ModelInstanceGroup, model.instances
     if model.engine == "tensorrt":  # without the list only the first profile is used
         n_profiles = len(profiles(model.ladder, model.max_batch_size))
-        return group(count=count, kind=group.KIND_GPU, profile=[str(index) for index in range(n_profiles)])
+        return {"kind": "KIND_GPU", "profile": [str(index) for index in range(n_profiles)]}
     if model.accelerator == "tensorrt" or model.packed:
-        return group(count=count, kind=group.KIND_GPU)
-    if model.graph == "flat":
-        return group(count=count, kind=group.KIND_CPU)
-    return group(count=count, kind=group.KIND_CPU if model.precision in _FOR_CPUS else group.KIND_AUTO)
+        return {"kind": "KIND_GPU"}
+    return {"kind": "KIND_CPU" if model.graph == "flat" or model.precision in _FOR_CPUS else "KIND_AUTO"}
 
 
-def _optimization(model: ServedModel) -> Any:
+def _optimization(model: ServedModel) -> Config | None:
     if model.cuda_options:
-        name, parameters = "cuda", model.cuda_options
+        chosen = {"name": "cuda", "parameters": model.cuda_options}
     elif model.accelerator == "tensorrt":
-        name = accelerator.NAME
-        parameters = accelerator.accelerator_parameters(
+        options = accelerator.accelerator_parameters(
             inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
         )
+        chosen = {"name": accelerator.NAME, "parameters": options}
     else:
         return None
-    policy = pb.ModelOptimizationPolicy
-    chosen = policy.ExecutionAccelerators.Accelerator(name=name, parameters=parameters)
-    return policy(execution_accelerators=policy.ExecutionAccelerators(gpu_execution_accelerator=[chosen]))
+    return {"execution_accelerators": {"gpu_execution_accelerator": [chosen]}}
 
 
-def _batching(model: ServedModel, *, queue_delay_us: int) -> Any:
+def _batching(model: ServedModel, *, queue_delay_us: int) -> Config:
     """Requests that come while the instance is busy merge; what waits too long, or is one too many, is refused."""
-    if not (model.queue_timeout_us or model.max_queue_size):  # any bound, a request's own too, costs the prefetching
-        return pb.ModelDynamicBatching(max_queue_delay_microseconds=queue_delay_us)
-    return pb.ModelDynamicBatching(
-        max_queue_delay_microseconds=queue_delay_us,
-        default_queue_policy=pb.ModelQueuePolicy(
-            timeout_action=pb.ModelQueuePolicy.REJECT,
-            default_timeout_microseconds=model.queue_timeout_us,
-            allow_timeout_override=True,
-            max_queue_size=model.max_queue_size,
-        ),
-    )
+    batching: Config = {"max_queue_delay_microseconds": queue_delay_us}
+    if model.queue_timeout_us or model.max_queue_size:  # any bound, a request's own too, costs the prefetching
+        batching["default_queue_policy"] = {
+            "timeout_action": "REJECT",
+            "default_timeout_microseconds": model.queue_timeout_us,
+            "allow_timeout_override": True,
+            "max_queue_size": model.max_queue_size,
+        }
+    return batching
 
 
-def _cache(model: ServedModel) -> Any:
-    """Only the encoder is cached: Triton's key leaves out request parameters, and ``max_length`` is one."""
-    return pb.ModelResponseCache(enable=True) if model.response_cache else None
+def _versions(versions: Sequence[int]) -> Config:
+    return {"specific": {"versions": versions}}
 
 
-def _versions(versions: Sequence[int]) -> Any:
-    return pb.ModelVersionPolicy(specific=pb.ModelVersionPolicy.Specific(versions=versions))
-
-
-def _step(model: ServedModel, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Any:
+def _step(model: ServedModel, name: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Config:
     """A tensor has one name everywhere, so both maps are the identity."""
-    input_map, output_map = ({tensor: tensor for tensor in tensors} for tensors in (inputs, outputs))
-    return pb.ModelEnsembling.Step(
-        model_name=name, model_version=model.version, input_map=input_map, output_map=output_map
-    )
+    input_map, output_map = (dict(zip(tensors, tensors, strict=True)) for tensors in (inputs, outputs))
+    return {"model_name": name, "model_version": model.version, "input_map": input_map, "output_map": output_map}
 
 
-def _text_inputs() -> list[Any]:
-    return [_io(name, pb.TYPE_STRING, 1) for name in (contract.QUERY, contract.DOCUMENT)]
-
-
-def _pair_outputs() -> list[Any]:
-    return [_output(_io(contract.TOKEN_COUNT, pb.TYPE_INT32, 1)), _output(_io(contract.TRUNCATED, pb.TYPE_BOOL, 1))]
-
-
-def _io(name: str, data_type: int, dim: int, *, ragged: bool = False) -> Any:
-    """Ragged: Triton merges requests whatever their widths; native backends want a graph of flat tensors for that."""
-    return pb.ModelInput(name=name, data_type=data_type, dims=[dim], allow_ragged_batch=ragged)
-
-
-def _widths() -> Any:
-    """What a flat graph needs of the rows that Triton merges; our encoder makes it itself."""
-    return pb.BatchInput(
-        kind=pb.BatchInput.BATCH_ITEM_SHAPE_FLATTEN,
-        target_name=[contract.WIDTHS],
-        data_type=pb.TYPE_INT32,
-        source_input=[contract.INPUT_IDS],
-    )
-
-
-def _output(tensor: Any) -> Any:
-    return pb.ModelOutput(name=tensor.name, data_type=tensor.data_type, dims=list(tensor.dims))
-
-
-def _parameters(values: Mapping[str, object]) -> dict[str, Any]:
-    return {key: pb.ModelParameter(string_value=str(value)) for key, value in values.items()}
+def _parameters(values: Mapping[str, object]) -> Config:
+    return {key: {"string_value": str(value)} for key, value in values.items()}
