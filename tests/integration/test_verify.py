@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from triton_rerank import ConfigurationError, RerankClient
-from triton_rerank_export.checkpoint.catalogue import CATALOGUE, PublishedScore
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE
+from triton_rerank_export.checkpoint.published import PublishedScore, read_scores
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate.reference import Reference
-from triton_rerank_export.gate.verify import format_report, judge, published_scores, read_scores, verify
+from triton_rerank_export.gate.verify import format_report, judge, published_scores, verify
 from triton_rerank_server import TritonServer
 
 TEXTS = {

@@ -34,7 +34,10 @@ def main(argv: list[str] | None = None) -> int:
 def outcome(command: str, run: Callable[[], int]) -> int:
     """Run, and say on one line what ended it; returns the exit code of `main`."""
     try:
-        _check_current_folder()
+        try:
+            Path.cwd()  # without one, a library below PyTorch ends the process in the middle of an export
+        except FileNotFoundError as exc:
+            raise ExportError("the current folder was deleted; change to one that exists") from exc
         return run()
     except ExportError as exc:
         print(f"{command}: {exc}", file=sys.stderr)
@@ -45,14 +48,6 @@ def outcome(command: str, run: Callable[[], int]) -> int:
     except BrokenPipeError:
         drop_output()
         return BROKEN_PIPE
-
-
-def _check_current_folder() -> None:
-    """Without one, a library below PyTorch ends the process in the middle of an export."""
-    try:
-        Path.cwd()
-    except FileNotFoundError as exc:
-        raise ExportError("the current folder was deleted; change to one that exists") from exc
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -99,7 +94,8 @@ def _say(step: str) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from triton_rerank import RerankClient, RerankError
     from triton_rerank_export.checkpoint.catalogue import find
-    from triton_rerank_export.gate.verify import format_report, published_scores, read_scores, verify
+    from triton_rerank_export.checkpoint.published import read_scores
+    from triton_rerank_export.gate.verify import format_report, published_scores, verify
 
     entry = find(options.model)
     name = entry.name if entry else options.model

@@ -6,15 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from triton_rerank_export.checkpoint.catalogue import (
-    BF16_TOLERANCE,
-    CATALOGUE,
-    FP16_TOLERANCE,
-    FP32_TOLERANCE,
-    CatalogueEntry,
-    find,
-)
+from triton_rerank_export.checkpoint.catalogue import CATALOGUE, CatalogueEntry, find
 from triton_rerank_export.checkpoint.facts import read_facts
+from triton_rerank_export.checkpoint.published import BF16_TOLERANCE, FP16_TOLERANCE, FP32_TOLERANCE
 
 HUB_MODELS = {
     "ms-marco-minilm-l6-v2": ("cross-encoder/ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L-6-v2"),
@@ -79,7 +73,7 @@ def test_a_model_on_the_hub_is_pinned_to_a_commit(entry: CatalogueEntry) -> None
 
 @ENTRIES
 def test_every_fact_is_stated(entry: CatalogueEntry) -> None:
-    optional = {"revision", "known_as", "older_ids", "scores", "build", "label"}
+    optional = {"revision", "known_as", "older_ids", "build", "label"}
     assert all(getattr(entry, field.name) for field in fields(entry) if field.name not in optional)
     assert re.fullmatch(r"[\d.]+ M", entry.params)
     assert entry.max_length >= 512

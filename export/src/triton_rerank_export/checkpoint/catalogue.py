@@ -8,28 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from triton_rerank.types import Activation
+from triton_rerank_export.checkpoint.published import PublishedScore, scores_of
 from triton_rerank_export.demo import demo_model
-
-FP32_TOLERANCE = 0.01  # between logits of two fp32 engines, as cards print them
-FP16_TOLERANCE = 0.05  # where either side ran in fp16
-BF16_TOLERANCE = 0.1  # where the published side ran in bf16, whose steps are 0.03 to 0.06 at 4 to 16
-
-
-@dataclass(frozen=True)
-class PublishedScore:
-    """A pair with the logit that the model's authors printed for it.
-
-    Attributes:
-        query: what was asked.
-        document: what it was scored against.
-        logit: raw model output, before any activation.
-        tolerance: largest difference to it that a right model may show.
-    """
-
-    query: str
-    document: str
-    logit: float
-    tolerance: float = FP32_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -46,7 +26,6 @@ class CatalogueEntry:
         licence: SPDX name.
         known_as: public model name, where it is not the `public_name` of its id.
         older_ids: Hugging Face ids that the same repository had before.
-        scores: pairs with their logits from the model's card.
         build: writes the checkpoint into a folder that does not exist yet, and returns it; None: it is on the hub.
         label: which of its labels is served unless another is asked for; "" where it has one only.
     """
@@ -60,7 +39,6 @@ class CatalogueEntry:
     licence: str
     known_as: str = ""
     older_ids: tuple[str, ...] = ()
-    scores: tuple[PublishedScore, ...] = ()
     build: Callable[[Path], Path] | None = None
     label: str = ""
 
@@ -68,6 +46,11 @@ class CatalogueEntry:
     def name(self) -> str:
         """Public model name, also the ensemble's."""
         return self.known_as or public_name(self.source)
+
+    @property
+    def scores(self) -> tuple[PublishedScore, ...]:
+        """Pairs with their logits from the model's card."""
+        return scores_of(self.name)
 
 
 def public_name(hub_id: str) -> str:
@@ -93,47 +76,11 @@ _qwen2 = _kind("Qwen2ForCausalLM", 8192, "identity")
 _gemma = _kind("GemmaForCausalLM", 8192, "sigmoid")
 
 
-def _berlin(population: float, museums: float) -> tuple[PublishedScore, ...]:
-    query = "How many people live in Berlin?"
-    answer = "Berlin had a population of 3,520,031 registered inhabitants in an area of 891.82 square kilometers."
-    return (
-        PublishedScore(query, answer, population),
-        PublishedScore(query, "Berlin is well known for its museums.", museums),
-    )
+def _ms_marco(size: str, revision: str, params: str) -> CatalogueEntry:
+    """Their ids had one dash more before."""
+    name, older = (f"cross-encoder/ms-marco-{each}-v2" for each in (size, size.replace("-L", "-L-")))
+    return _bert(name, revision, params, older_ids=(older,))
 
-
-def _paris(paris: float, berlin: float) -> tuple[PublishedScore, ...]:
-    """The pairs of fastembed's tests, which ran the fp32 ONNX."""
-    query = "What is the capital of France?"
-    return (
-        PublishedScore(query, "Paris is the capital of France.", paris),
-        PublishedScore(query, "Berlin is the capital of Germany.", berlin),
-    )
-
-
-def _red_planet(
-    venus: float, mars: float, jupiter: float, saturn: float, tolerance: float = BF16_TOLERANCE
-) -> tuple[PublishedScore, ...]:
-    """The pairs of sentence-transformers' own tests of pretrained models, most of which ran in bf16."""
-    documents = {
-        "Venus is often called Earth's twin because of its similar size and proximity.": venus,
-        "Mars, known for its reddish appearance, is often referred to as the Red Planet.": mars,
-        "Jupiter, the largest planet in our solar system, has a prominent red spot.": jupiter,
-        "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.": saturn,
-    }
-    query = "Which planet is known as the Red Planet?"
-    return tuple(PublishedScore(query, document, logit, tolerance) for document, logit in documents.items())
-
-
-_SORT = "how to implement quick sort in python?"
-_PANDA = (
-    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or simply panda, is a bear species "
-    "endemic to China."
-)
-
-_APPLE = "Where was Apple founded?"
-_APPLE_INC = "Apple Inc. was founded in Cupertino, California in 1976 by Steve Jobs, Steve Wozniak, and Ronald Wayne."
-_FUJI = "The Fuji apple is an apple cultivar developed in the late 1930s and brought to market in 1962."
 
 _ENTRIES = (
     _bert(
@@ -144,65 +91,18 @@ _ENTRIES = (
         activation="sigmoid",
         build=demo_model.assemble,
     ),
-    _bert(
-        "cross-encoder/ms-marco-MiniLM-L6-v2",
-        "c5ee24cb16019beea0893ab7796b1df96625c6b8",
-        "22.7 M",
-        older_ids=("cross-encoder/ms-marco-MiniLM-L-6-v2",),
-        scores=_berlin(8.607138, -4.320078),
-    ),
-    _bert(
-        "cross-encoder/ms-marco-MiniLM-L12-v2",
-        "7b0235231ca2674cb8ca8f022859a6eba2b1c968",
-        "33.4 M",
-        older_ids=("cross-encoder/ms-marco-MiniLM-L-12-v2",),
-        scores=_berlin(9.218911, -4.0780287),
-    ),
-    _bert(
-        "cross-encoder/ms-marco-MiniLM-L4-v2",
-        "777b2f369bc1c2f850df8bd367ed1654bda4497b",
-        "19.2 M",
-        older_ids=("cross-encoder/ms-marco-MiniLM-L-4-v2",),
-        scores=_red_planet(-7.875, 9.0, 5.6875, 6.65625),
-    ),
-    _bert(
-        "cross-encoder/ms-marco-MiniLM-L2-v2",
-        "1b5cd67b15209f24824c50370e0397743aa9b787",
-        "15.6 M",
-        older_ids=("cross-encoder/ms-marco-MiniLM-L-2-v2",),
-        scores=_red_planet(-10.25, 9.8125, 7.9375, 8.3125),
-    ),
-    _bert(
-        "cross-encoder/ms-marco-TinyBERT-L2-v2",
-        "81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc",
-        "4.4 M",
-        older_ids=("cross-encoder/ms-marco-TinyBERT-L-2-v2",),
-        scores=_red_planet(-10.875, 7.0, 5.875, 5.6875),
-    ),
+    _ms_marco("MiniLM-L6", "c5ee24cb16019beea0893ab7796b1df96625c6b8", "22.7 M"),
+    _ms_marco("MiniLM-L12", "7b0235231ca2674cb8ca8f022859a6eba2b1c968", "33.4 M"),
+    _ms_marco("MiniLM-L4", "777b2f369bc1c2f850df8bd367ed1654bda4497b", "19.2 M"),
+    _ms_marco("MiniLM-L2", "1b5cd67b15209f24824c50370e0397743aa9b787", "15.6 M"),
+    _ms_marco("TinyBERT-L2", "81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc", "4.4 M"),
     _electra("cross-encoder/ms-marco-electra-base", "f876dccd180e7bb441073e835feb4dc782a2c7de", "109 M"),
-    _modernbert(
-        "Alibaba-NLP/gte-reranker-modernbert-base",
-        "f7481e6055501a30fb19d090657df9ec1f79ab2c",
-        "149.6 M",
-        scores=(  # the card's fp32 ONNX
-            PublishedScore("what is the capital of China?", "Beijing", 2.138258218765259),
-            PublishedScore(_SORT, "Introduction of quick sort", 2.4609625339508057),
-            PublishedScore(_SORT, "The weather is nice today", -1.6775450706481934),
-        ),
-    ),
+    _modernbert("Alibaba-NLP/gte-reranker-modernbert-base", "f7481e6055501a30fb19d090657df9ec1f79ab2c", "149.6 M"),
     _modernbert(
         "ibm-granite/granite-embedding-reranker-english-r2", "d09d3d6971b689bf9c23839e45a470874d46e13a", "149 M"
     ),
     _ettin("cross-encoder/ettin-reranker-17m-v1", "9e4aa35321a6dd1a43ca313f500c4b4f7cfb5cc6", "17.6 M"),
-    _ettin(
-        "cross-encoder/ettin-reranker-32m-v1",
-        "b33e5ceb5110773ea9cf5e00c9bedc83a8c2afdd",
-        "32.8 M",
-        scores=(  # of a blog's example, which does not say in which precision it ran
-            PublishedScore(_APPLE, _APPLE_INC, 11.393298, FP16_TOLERANCE),
-            PublishedScore(_APPLE, _FUJI, 2.968891, FP16_TOLERANCE),
-        ),
-    ),
+    _ettin("cross-encoder/ettin-reranker-32m-v1", "b33e5ceb5110773ea9cf5e00c9bedc83a8c2afdd", "32.8 M"),
     _ettin("cross-encoder/ettin-reranker-68m-v1", "d166fa88ddde3c42bc3ee92f7df476d941c8204a", "68.1 M"),
     _ettin("cross-encoder/ettin-reranker-150m-v1", "025501c4e0f9bbeb4c5b198318e0089ff061cc14", "150.9 M"),
     _ettin("cross-encoder/ettin-reranker-400m-v1", "5dca36282a5d85f368d2544002513a29159b4c9e", "401.6 M"),
@@ -215,7 +115,6 @@ _ENTRIES = (
         "1427fd652930e4ba29e8149678df786c240d8825",
         "118 M",
         activation="identity",
-        scores=_red_planet(-3.28125, 10.1875, 3.4375, 7.46875),
     ),
     _bert(
         "amberoad/bert-multilingual-passage-reranking-msmarco",
@@ -224,43 +123,10 @@ _ENTRIES = (
         label="1",
     ),
     _xlm_r("maidalun1020/bce-reranker-base_v1", "eaa31a577a0574e87a08959bd229ca14ce1b5496", "278 M"),
-    _xlm_r(
-        "BAAI/bge-reranker-base",
-        "2cfc18c9415c912f9d8155881c133215df768a70",
-        "278 M",
-        licence="MIT",
-        scores=_paris(6.15733337, -3.65939403),
-    ),
-    _xlm_r(
-        "BAAI/bge-reranker-large",
-        "55611d7bca2a7133960a6d3b71e083071bbfc312",
-        "560 M",
-        licence="MIT",
-        scores=(  # the card ran in fp16
-            PublishedScore("query", "passage", -1.5263671875, FP16_TOLERANCE),
-            PublishedScore("what is panda?", "hi", -5.60546875, FP16_TOLERANCE),
-            PublishedScore("what is panda?", _PANDA, 5.76171875, FP16_TOLERANCE),
-        ),
-    ),
-    _xlm_r(
-        "BAAI/bge-reranker-v2-m3",
-        "953dc6f6f85a1b2dbfca4c34a2796e7dde08d41e",
-        "568 M",
-        max_length=8192,
-        scores=(  # the card ran in fp16
-            PublishedScore("query", "passage", -5.65234375, FP16_TOLERANCE),
-            PublishedScore("what is panda?", "hi", -8.1875, FP16_TOLERANCE),
-            PublishedScore("what is panda?", _PANDA, 5.26171875, FP16_TOLERANCE),
-        ),
-    ),
-    _qwen3(
-        "Qwen/Qwen3-Reranker-0.6B",
-        "6e9e69830b95c52b5fd889b7690dda3329508de3",
-        "596 M",
-        scores=_red_planet(
-            -3.109297752380371, 7.120389938354492, -0.3787546157836914, 3.541637420654297, FP32_TOLERANCE
-        ),
-    ),
+    _xlm_r("BAAI/bge-reranker-base", "2cfc18c9415c912f9d8155881c133215df768a70", "278 M", licence="MIT"),
+    _xlm_r("BAAI/bge-reranker-large", "55611d7bca2a7133960a6d3b71e083071bbfc312", "560 M", licence="MIT"),
+    _xlm_r("BAAI/bge-reranker-v2-m3", "953dc6f6f85a1b2dbfca4c34a2796e7dde08d41e", "568 M", max_length=8192),
+    _qwen3("Qwen/Qwen3-Reranker-0.6B", "6e9e69830b95c52b5fd889b7690dda3329508de3", "596 M"),
     _qwen3("Qwen/Qwen3-Reranker-4B", "f16fc5d5d2b9b1d0db8280929242745d79794ef5", "4022 M"),
     _qwen3("Qwen/Qwen3-Reranker-8B", "5fa94080caafeaa45a15d11f969d7978e087a3db", "8188 M"),
     _qwen2("mixedbread-ai/mxbai-rerank-base-v2", "3ea9d4dffa7d12a4f366be8e275c349de9fc9865", "494 M"),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from triton_rerank import RerankClient
-from triton_rerank_export.checkpoint.catalogue import FP16_TOLERANCE, FP32_TOLERANCE, PublishedScore, find
+from triton_rerank_export.checkpoint.catalogue import find
+from triton_rerank_export.checkpoint.published import FP16_TOLERANCE, PublishedScore
 from triton_rerank_export.errors import ExportError
 
 _WIDTH = 40  # characters shown of a text
@@ -75,22 +74,6 @@ def published_scores(model: str) -> Sequence[PublishedScore]:
             "document and logit"
         )
     return entry.scores
-
-
-def read_scores(path: Path) -> list[PublishedScore]:
-    """Read scores of a model outside the catalogue: JSON lines with query, document, logit and, if wanted, tolerance.
-
-    Raises:
-        ExportError: the file cannot be read, or a line is not of that form; names the line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ExportError(f"{path}: cannot be read ({exc})") from exc
-    scores = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not scores:
-        raise ExportError(f"{path}: it is empty; a JSON object with query, document and logit was expected a line")
-    return scores
 
 
 def verify(client: RerankClient, scores: Sequence[PublishedScore]) -> VerifyReport:
@@ -184,33 +167,6 @@ def _verdict(report: VerifyReport) -> str:
     else:
         judged = "within their tolerance"
     return f"{report.model} ({report.precision}): {right} of {len(report.rows)} pairs {judged}"
-
-
-def _parse(line: str, where: str) -> PublishedScore:
-    try:
-        entry = json.loads(line)
-    except ValueError as exc:
-        raise ExportError(f"{where}: not JSON ({exc})") from exc
-    if not isinstance(entry, dict):
-        raise ExportError(f"{where}: a JSON object was expected, not {type(entry).__name__}")
-    query, document = (_text(entry.get(key), key, where) for key in ("query", "document"))
-    logit = _number(entry.get("logit"), "logit", where)
-    tolerance = _number(entry.get("tolerance", FP32_TOLERANCE), "tolerance", where)
-    if tolerance <= 0:
-        raise ExportError(f"{where}: tolerance is {tolerance}; it must be above 0")
-    return PublishedScore(query, document, logit, tolerance)
-
-
-def _text(value: object, key: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise ExportError(f"{where}: {key} is {value!r}; a text was expected")
-    return value
-
-
-def _number(value: object, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ExportError(f"{where}: {key} is {value!r}; a finite number was expected")
-    return float(value)
 
 
 def _shown(text: str) -> str:
