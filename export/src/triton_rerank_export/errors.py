@@ -19,9 +19,11 @@ class ExportError(RuntimeError):
     model repository serves now.
     """
 
+    placed = False  # the message says already what it is about
+
 
 @contextlib.contextmanager
-def explained(what: str, *, hidden: str = "") -> Iterator[None]:
+def explained(what: str, *, hidden: str = "", kind: type[ExportError] = ExportError) -> Iterator[None]:
     """Turn whatever a library raises in the block into one line.
 
     Libraries that read a stranger's files raise anything: a KeyError, a ZeroDivisionError, a panic of Rust.
@@ -29,6 +31,7 @@ def explained(what: str, *, hidden: str = "") -> Iterator[None]:
     Args:
         what: begins the message: whose file it is, and what cannot be done with it.
         hidden: a folder that the user does not know; its path is left out of the message.
+        kind: what is raised.
 
     Raises:
         ExportError: the block failed.
@@ -40,7 +43,25 @@ def explained(what: str, *, hidden: str = "") -> Iterator[None]:
     except BaseException as exc:  # a panic of Rust is no Exception
         if isinstance(exc, OSError) and (exc.errno in NO_ROOM or _SHORT_WRITE.search(str(exc))):
             raise
-        raise ExportError(f"{what} ({cause(exc, hidden=hidden)})") from exc
+        raise kind(f"{what} ({cause(exc, hidden=hidden)})") from exc
+
+
+@contextlib.contextmanager
+def about(what: object) -> Iterator[None]:
+    """Let the errors of the block begin with what they are about; of two such blocks the inner one says it.
+
+    Args:
+        what: such as the checkpoint whose files are read.
+
+    Raises:
+        ExportError: the block's own, with the longer message.
+    """
+    try:
+        yield
+    except ExportError as exc:
+        if not exc.placed:
+            exc.args, exc.placed = (f"{what}: {exc}", *exc.args[1:]), True
+        raise
 
 
 def cause(exc: BaseException, *, hidden: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from triton_rerank.contract import ENCODER_BACKEND
 from triton_rerank_export.checkpoint.families import check_form
 from triton_rerank_export.checkpoint.licence import is_restricted
 from triton_rerank_export.checkpoint.resolve import Checkpoint, resolve
-from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.errors import ExportError, about, explained
 from triton_rerank_export.gate import parity
 from triton_rerank_export.gate.gate import run_gate
 from triton_rerank_export.graph import trace
-from triton_rerank_export.graph.calibration import Feed, calibration_feeds
+from triton_rerank_export.graph.static_int8 import calibration_feeds
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.repository import staging, store
 from triton_rerank_export.repository.check import holding
@@ -76,7 +76,7 @@ def export_model(
         if not options.replace:
             store.check_compatible(model_repository, served)
         with explained(f"{checkpoint.label}: it cannot be exported", hidden=str(staged)):
-            notes, report = _built(checkpoint, served, staged, Path(work), options, on_step)
+            notes, report = _Build(checkpoint, served, staged, Path(work), options, on_step).built()
         manifest = build_manifest(staged, served, report, (*_notes(checkpoint), *notes, *report.notes))
         on_step("installing")
         with staging.locked(model_repository, served.name, on_step) as target:
@@ -154,85 +154,100 @@ def _check_names(*paths: str | Path) -> None:
             raise ExportError(f"{path}: its name is not UTF-8; rename it, or set LC_ALL=C.UTF-8 if it is") from exc
 
 
-def _built(
-    checkpoint: Checkpoint, served: ServedModel, staged: Path, work: Path, options: ExportOptions, on_step: Progress
-) -> tuple[tuple[str, ...], parity.ParityReport]:
-    """Make the files and hold them against PyTorch. An fp16 graph for CUDA that fails with fp16 residuals gets fp32."""
-    for_cuda = served.packed or (options.fused and checkpoint.family.fusion is not None)
-    half = for_cuda and not options.fp32_residuals
+@dataclass(frozen=True)
+class _Build:
+    """The files of one export, and what the user should know of them."""
 
-    def build(*, half_residuals: bool) -> tuple[tuple[str, ...], parity.ParityReport]:
-        """The files, and what the gate says of them."""
-        notes = _build(checkpoint, served, staged, work, options, on_step, half_residuals=half_residuals)
+    checkpoint: Checkpoint
+    served: ServedModel
+    staged: Path
+    work: Path
+    options: ExportOptions
+    on_step: Progress
+
+    def built(self) -> tuple[tuple[str, ...], parity.ParityReport]:
+        """Hold them against PyTorch. An fp16 graph for CUDA that fails with fp16 residuals gets fp32."""
+        half = (self.served.packed or self._fused) and not self.options.fp32_residuals
+        try:
+            return self._compared(half_residuals=half)
+        except parity.DisagreementError as exc:
+            if not half:
+                raise
+            self.on_step("fp16 does not hold what passes from layer to layer: once more, with fp32 there")
+            for folder in version_folders(self.staged, self.served):
+                shutil.rmtree(folder)
+            notes, report = self._compared(half_residuals=False)
+            told = f"What passes from layer to layer (residuals) is fp32: in fp16 the {'; '.join(exc.misses)}."
+            return (*notes, told), report
+
+    @property
+    def _fused(self) -> bool:
+        return self.options.fused and self.checkpoint.family.fusion is not None
+
+    def _compared(self, *, half_residuals: bool) -> tuple[tuple[str, ...], parity.ParityReport]:
+        """Make the files of the version folders, and ask the gate."""
+        from triton_rerank_export.graph.precision import convert
+
+        path, options = self._fp32_graph(), self.options
+        self.on_step(f"converting to {options.precision}")
+        file, feeds = self.checkpoint.folder / "tokenizer.json", None
+        if options.static:
+            tokenizer = PairTokenizer.of_parameters(file, self.served.tokenizer_parameters)
+            feeds = calibration_feeds(tokenizer, self.served.tensors)
+        converted = convert(
+            path,
+            options.precision,
+            self.work,
+            family=self.checkpoint.family,
+            reduce_range=options.reduce_range,
+            feeds=feeds,
+            half_residuals=half_residuals,
+        )
+        files, notes = self._graph_files(converted.path)
+        store.lay_out(self.staged, self.served, file, files)
         asked = ("What passes from layer to layer (residuals) is fp32, as was asked for.",) * options.fp32_residuals
-        return (*notes, *asked), run_gate(checkpoint, staged, served, on_step=on_step)
+        report = run_gate(self.checkpoint, self.staged, self.served, on_step=self.on_step)
+        return (*converted.notes, *notes, *asked), report
 
-    try:
-        return build(half_residuals=half)
-    except parity.DisagreementError as exc:
-        if not half:
-            raise
-        on_step("fp16 does not hold what passes from layer to layer: once more, with fp32 there")
-        for folder in version_folders(staged, served):
-            shutil.rmtree(folder)
-        notes, report = build(half_residuals=False)
-        told = f"What passes from layer to layer (residuals) is fp32: in fp16 the {'; '.join(exc.misses)}."
-        return (*notes, told), report
+    def _fp32_graph(self) -> Path:
+        from triton_rerank_export.tensorrt.plans import imports_attention
 
+        checkpoint, served, work = self.checkpoint, self.served, self.work
+        self.on_step("tracing the graph")
+        if served.graph == "flat":
+            with about(checkpoint.label):
+                check_form(checkpoint.family, served.precision, flat=True)  # it may be as there was
+            return trace.export_flat_graph(checkpoint, work, packed=served.packed)
+        # In a plan only: ONNX Runtime, through which TensorRT may run too, does not know how to let it fall apart.
+        one = served.engine == "tensorrt" and checkpoint.family.has_bert_layers and imports_attention()
+        path = trace.export_graph(checkpoint, work, cut_last_layer=not self._fused, one_attention=one)
+        if self._fused:
+            self.on_step("fusing attention, layer norm and GELU")
+            traced, path = path, trace.fuse(path, checkpoint, work)
+            shutil.rmtree(traced.parent)  # as large as the weights
+        return path
 
-def _build(
-    checkpoint: Checkpoint,
-    served: ServedModel,
-    staged: Path,
-    work: Path,
-    options: ExportOptions,
-    on_step: Progress,
-    *,
-    half_residuals: bool,
-) -> tuple[str, ...]:
-    """Make the files of the version folders; what the user should know of them comes back."""
-    from triton_rerank_export.graph.precision import convert
+    def _graph_files(self, path: Path) -> tuple[list[Path], tuple[str, ...]]:
+        """What the encoder's version folder holds, and what the user should know of it."""
+        from triton_rerank_export.tensorrt import accelerator, plans
 
-    path = _fp32_graph(checkpoint, served, work, options, on_step)
-    on_step(f"converting to {options.precision}")
-    feeds = _calibration(checkpoint, served) if options.static else None
-    converted = convert(
-        path,
-        options.precision,
-        work,
-        family=checkpoint.family,
-        reduce_range=options.reduce_range,
-        feeds=feeds,
-        half_residuals=half_residuals,
-    )
-    files, notes = _graph_files(converted.path, served, work, options, on_step)
-    store.lay_out(staged, served, checkpoint.folder / "tokenizer.json", files)
-    return (*converted.notes, *notes)
-
-
-def _fp32_graph(
-    checkpoint: Checkpoint, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress
-) -> Path:
-    on_step("tracing the graph")
-    if served.graph == "flat":
-        check_form(checkpoint.family, served.precision, checkpoint.label, flat=True)  # it may be as there was
-        return trace.export_flat_graph(checkpoint, work, packed=served.packed)
-    fused = options.fused and checkpoint.family.fusion is not None
-    path = trace.export_graph(
-        checkpoint, work, cut_last_layer=not fused, one_attention=_one_attention(checkpoint, options)
-    )
-    if fused:
-        on_step("fusing attention, layer norm and GELU")
-        traced, path = path, trace.fuse(path, checkpoint, work)
-        shutil.rmtree(traced.parent)  # as large as the weights
-    return path
-
-
-def _one_attention(checkpoint: Checkpoint, options: ExportOptions) -> bool:
-    """In a plan only: ONNX Runtime, through which TensorRT may run too, does not know how to let it fall apart."""
-    from triton_rerank_export.tensorrt.plans import imports_attention
-
-    return options.effective_engine == "tensorrt" and checkpoint.family.has_bert_layers and imports_attention()
+        served = self.served
+        if served.accelerator == "tensorrt":
+            plans.check_operators(path)
+            accelerator.name_graph(path)
+        if served.engine != "tensorrt":
+            return trace.graph_files(path), ()
+        plan = self.work / served.graph_file
+        notes = plans.build_plan(
+            path,
+            plan,
+            inputs=served.tensors,
+            ladder=served.ladder,
+            max_batch_size=served.max_batch_size,
+            timing_cache=self.options.timing_cache or self.work / "timing.cache",
+            on_step=self.on_step,
+        )
+        return [plan], notes
 
 
 def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -243,32 +258,3 @@ def _notes(checkpoint: Checkpoint) -> tuple[str, ...]:
     if is_restricted(licence):
         notes.append(f"The licence of the weights is {licence}, accepted with --accept-licence; see what it allows.")
     return tuple(notes)
-
-
-def _calibration(checkpoint: Checkpoint, served: ServedModel) -> Iterator[Feed]:
-    tokenizer = PairTokenizer.of_parameters(checkpoint.folder / "tokenizer.json", served.tokenizer_parameters)
-    return calibration_feeds(tokenizer, served.tensors)
-
-
-def _graph_files(
-    path: Path, served: ServedModel, work: Path, options: ExportOptions, on_step: Progress
-) -> tuple[list[Path], tuple[str, ...]]:
-    """What the encoder's version folder holds, and what the user should know of it."""
-    from triton_rerank_export.tensorrt import accelerator, plans
-
-    if options.accelerator == "tensorrt":
-        plans.check_operators(path)
-        accelerator.name_graph(path)
-    if options.effective_engine != "tensorrt":
-        return trace.graph_files(path), ()
-    plan = work / served.graph_file
-    notes = plans.build_plan(
-        path,
-        plan,
-        inputs=served.tensors,
-        ladder=served.ladder,
-        max_batch_size=served.max_batch_size,
-        timing_cache=options.timing_cache or work / "timing.cache",
-        on_step=on_step,
-    )
-    return [plan], notes

@@ -14,8 +14,8 @@ from support.graphs import checkpoint_of, onnx_logits, tensor_types
 from support.tiny_families import write_tiny
 
 from triton_rerank_export.checkpoint.resolve import Checkpoint
-from triton_rerank_export.gate.evaluated import EvaluatedSession
 from triton_rerank_export.gate.parity import BOUNDS
+from triton_rerank_export.gate.served import EvaluatedSession
 from triton_rerank_export.graph import trace
 from triton_rerank_export.graph.attention import let_fall_apart
 from triton_rerank_export.graph.precision import convert

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from triton_rerank_export.gate import parity
-from triton_rerank_export.graph.calibration import CALIBRATION_SET, calibration_feeds
+from triton_rerank_export.graph.static_int8 import CALIBRATION_SET, calibration_feeds
 from triton_rerank_export.repository.triton_config import length_ladder
 from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 

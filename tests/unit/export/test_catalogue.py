@@ -81,7 +81,7 @@ def test_every_fact_is_stated(entry: CatalogueEntry) -> None:
 
 def test_a_model_that_is_built_here_is_what_the_catalogue_says(checkpoints: dict[str, Path]) -> None:
     entry = CATALOGUE["minilm-l6-demo"]
-    facts = read_facts(checkpoints[entry.name], entry.name)
+    facts = read_facts(checkpoints[entry.name])
     assert (facts.architecture, facts.activation, facts.max_length) == (
         entry.architecture, entry.activation, entry.max_length,
     )  # fmt: skip

@@ -462,4 +462,4 @@ def test_the_catalogues_causal_models_have_prompts_by_their_ids() -> None:
     causal = [entry for entry in CATALOGUE.values() if entry.architecture.endswith("ForCausalLM")]
     assert len(causal) >= 5
     for entry in causal:
-        assert find((entry.source,), None, entry.name) is not None
+        assert find((entry.source,), None) is not None

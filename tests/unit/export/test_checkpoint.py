@@ -12,7 +12,8 @@ from support.tiny_models import resize_positions, write_tiny_bert
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from triton_rerank_export.checkpoint.resolve import read_checkpoint, resolve
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, about
+from triton_rerank_export.gate.parity import DisagreementError
 from triton_rerank_export.options import ExportOptions
 
 
@@ -327,3 +328,12 @@ def test_neither_a_name_nor_a_folder_nor_an_id_lists_what_would_be(tmp_path: Pat
     message = str(error.value)
     assert message.startswith(f"model {model!r} is neither a known name (bce-reranker-base_v1, ")
     assert message.endswith("nor a checkpoint folder nor a Hugging Face id (org/name or org/name@revision)")
+
+
+def test_an_error_says_once_what_it_is_about_and_the_inner_block_says_it() -> None:
+    with pytest.raises(ExportError) as error, about("the outer"), about("the inner"):
+        raise ExportError("it is wrong")
+    assert str(error.value) == "the inner: it is wrong"
+    with pytest.raises(DisagreementError) as missed, about("the model"):
+        raise DisagreementError("it is not alike", ["tau is 0"])
+    assert (str(missed.value), missed.value.misses) == ("the model: it is not alike", ("tau is 0",))

@@ -19,9 +19,8 @@ from triton_rerank.local.scorer import LocalScorer
 from triton_rerank_export.checkpoint.resolve import read_checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate import parity
-from triton_rerank_export.gate.cross_encoder import Peer
+from triton_rerank_export.gate.cross_encoder import Peer, PeerReport, hold_against_peer
 from triton_rerank_export.gate.parity import ParityQuery
-from triton_rerank_export.gate.peer_check import PeerReport, hold_against_peer
 from triton_rerank_export.gate.reference import Reference
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import ExportResult, export_model, served_model

@@ -328,7 +328,7 @@ def test_every_family_of_classifiers_that_export_knows_is_trained(architecture: 
     after = _weights(tmp_path / "out")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before if "classifier" in name)
-    assert read_facts(tmp_path / "out", "out").family.architecture == architecture
+    assert read_facts(tmp_path / "out").family.architecture == architecture
 
 
 def test_the_curves_are_those_of_the_run_and_measuring_changes_nothing(checkpoint: Path, tmp_path: Path) -> None:

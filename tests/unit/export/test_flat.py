@@ -21,9 +21,8 @@ from support.tiny_families import write_tiny
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.gate import parity, served
-from triton_rerank_export.gate.evaluated import EvaluatedOptions, EvaluatedSession
 from triton_rerank_export.gate.parity import BOUNDS
-from triton_rerank_export.gate.served import ServedScorer
+from triton_rerank_export.gate.served import EvaluatedOptions, EvaluatedSession, ServedScorer
 from triton_rerank_export.graph import flat, trace
 from triton_rerank_export.graph.precision import convert
 from triton_rerank_export.options import ExportOptions
@@ -209,7 +208,7 @@ def test_no_operator_makes_a_rectangle_of_all_rows_for_attention(graphs: Graphs)
 
 
 def test_the_evaluator_refuses_places_that_do_not_belong_to_the_rows() -> None:
-    from triton_rerank_export.gate.evaluated import check_places
+    from triton_rerank_export.gate.served import check_places
 
     check_places(np.array([[0, 1], [2, 3]]), np.array([0, 2, 3]), 3)
     with pytest.raises(ValueError, match="does not belong to rows of"):
@@ -248,9 +247,9 @@ def test_what_is_for_gpus_has_two_tokenizers_wherever_it_is_exported(checkpoints
 def test_a_family_with_other_attention_is_refused_with_those_that_have_a_flat_graph() -> None:
     from triton_rerank_export.checkpoint.families import FAMILIES, check_form
 
-    check_form(FAMILIES["BertForSequenceClassification"], "fp32", "m", flat=True)
+    check_form(FAMILIES["BertForSequenceClassification"], "fp32", flat=True)
     with pytest.raises(ExportError, match="has no flat graph; BertForSequenceClassification, XLMRoberta"):
-        check_form(FAMILIES["DistilBertForSequenceClassification"], "fp32", "m", flat=True)
+        check_form(FAMILIES["DistilBertForSequenceClassification"], "fp32", flat=True)
 
 
 def _with_large_residuals(source: Path, folder: Path, size: float) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from support.tiny_models import write_settings
 
 from triton_rerank_export.checkpoint.facts import Facts, read_facts
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, about
 
 SIGMOID, IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"
 
@@ -23,7 +23,8 @@ def folder(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def read(folder: Path) -> Facts:
-    return read_facts(folder, "acme/tiny")
+    with about("acme/tiny"):
+        return read_facts(folder)
 
 
 def refusal(folder: Path) -> str:

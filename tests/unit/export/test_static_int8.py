@@ -24,8 +24,8 @@ from support.graphs import (
 
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.graph import graph_file, static_int8, trace
-from triton_rerank_export.graph.calibration import Feed, calibration_feeds
 from triton_rerank_export.graph.precision import convert
+from triton_rerank_export.graph.static_int8 import Feed, calibration_feeds
 from triton_rerank_export.repository.triton_config import encoder_inputs, length_ladder
 from triton_rerank_server.backends.encoder.engine import Engine
 from triton_rerank_server.backends.encoder.openvino_session import OpenVinoOptions

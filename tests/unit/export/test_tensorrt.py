@@ -24,14 +24,9 @@ from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository.triton_config import length_ladder
 from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import accelerator_parameters, name_graph
-from triton_rerank_export.tensorrt.plans import (
-    CONTAINER_COMMAND,
-    SERVED_VERSION,
-    PlanEngine,
-    build_plan,
-    check_available,
-)
+from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, SERVED_VERSION, build_plan, check_available
 from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles, whole_range
+from triton_rerank_export.tensorrt.tensorrt_package import PlanEngine
 
 INPUTS = ("input_ids", "attention_mask")
 LADDER = (32, 64, 512)
@@ -234,10 +229,19 @@ def test_weights_in_external_data_count_too(tmp_path: Path) -> None:
 # --- the engine ----------------------------------------------------------------------------------------------------
 
 
+def _run_plans_by(monkeypatch: pytest.MonkeyPatch, open_plan: Callable[[Path], Any]) -> None:
+    """In place of TensorRT: what opens a plan, and computes rows by a profile."""
+
+    def start(self: Any, plan: Path, profiles: Any) -> None:
+        self._profiles, self._run = profiles, open_plan(plan)
+
+    monkeypatch.setattr(PlanEngine, "__init__", start)
+
+
 def test_the_engine_splits_batches_and_chooses_profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A logit is the sum of the row's ids, plus a thousand times the profile."""
 
-    def runner(plan: Path) -> Callable[[int, dict[str, Any]], Any]:
+    def open_plan(plan: Path) -> Callable[[int, dict[str, Any]], Any]:
         assert plan == tmp_path / "model.plan"
 
         def run(profile: int, rows: dict[str, Any]) -> Any:
@@ -246,7 +250,7 @@ def test_the_engine_splits_batches_and_chooses_profiles(tmp_path: Path, monkeypa
 
         return run
 
-    monkeypatch.setattr(tensorrt_package, "PlanRunner", runner)
+    _run_plans_by(monkeypatch, open_plan)
     engine = PlanEngine(tmp_path / "model.plan", profiles(LADDER, 2))
     short = np.arange(5 * 32, dtype=np.int64).reshape(5, 32)
     long = np.ones((1, 64), dtype=np.int64)
@@ -470,12 +474,12 @@ def test_an_export_gives_tensorrt_the_form_that_it_imports(
     monkeypatch.setattr(plans, "check_available", lambda: None)
     monkeypatch.setenv(SERVED_VERSION, serving)
 
-    def runner(plan: Path) -> Callable[[int, dict[str, Any]], Any]:
+    def open_plan(plan: Path) -> Callable[[int, dict[str, Any]], Any]:
         assert plan.read_bytes() == b"plan"
         session = ort.InferenceSession(package.parsed[0].SerializeToString(), providers=["CPUExecutionProvider"])
         return lambda profile, rows: session.run(["logits"], rows)[0]
 
-    monkeypatch.setattr(tensorrt_package, "PlanRunner", runner)
+    _run_plans_by(monkeypatch, open_plan)
     options = ExportOptions(precision="fp16", engine="tensorrt", max_batch_size=64)
     result = export_model(str(checkpoints["tiny-bert"]), tmp_path / "r", options, on_step=lambda _: None)
     assert result.report.max_logit_difference <= BOUNDS["fp16"].max_logit_difference

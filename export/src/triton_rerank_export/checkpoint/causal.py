@@ -134,25 +134,24 @@ _BGE_GEMMA = Asked(  # its authors make the ids of query, line break, document a
 PROMPTS = {asked.name: asked for asked in (_QWEN3, _MXBAI, _ZERANK_2, _ZERANK_1, _BGE_GEMMA)}
 
 
-def find(hints: Sequence[str], stated: str | None, label: str) -> Asked | None:
+def find(hints: Sequence[str], stated: str | None) -> Asked | None:
     """What a checkpoint is asked.
 
     Args:
         hints: its id and its folder's name.
         stated: name of a prompt that the user gave; None where none was given.
-        label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: there is no such prompt.
     """
     if stated is not None:
         if stated not in PROMPTS:
-            raise ExportError(f"{label}: --prompt {stated!r:.80} is not known; there are {', '.join(PROMPTS)}")
+            raise ExportError(f"--prompt {stated!r:.80} is not known; there are {', '.join(PROMPTS)}")
         return PROMPTS[stated]
     return next((asked for asked in PROMPTS.values() if any(re.search(asked.ids, hint, re.I) for hint in hints)), None)
 
 
-def check_prompt(tokenizer: Tokenizer, asked: Asked, label: str) -> None:
+def check_prompt(tokenizer: Tokenizer, asked: Asked) -> None:
     """Check that a tokenizer knows what a prompt is made of.
 
     Raises:
@@ -163,26 +162,26 @@ def check_prompt(tokenizer: Tokenizer, asked: Asked, label: str) -> None:
     missing = sorted(set(_SPECIAL.findall(pieces)) - special)
     if missing:
         raise ExportError(
-            f"{label}: its tokenizer.json has no special token {', '.join(missing)}, which the prompt {asked.name} is "
-            "made of; tokenizer and prompt do not belong together"
+            f"its tokenizer.json has no special token {', '.join(missing)}, which the prompt {asked.name} is made of; "
+            "tokenizer and prompt do not belong together"
         )
 
 
-def head_of(tokenizer: Tokenizer, asked: Asked, label: str) -> Answers:
+def head_of(tokenizer: Tokenizer, asked: Asked) -> Answers:
     """The ids of the tokens whose logits make a score.
 
     Raises:
         ExportError: a yes or a no is not one token.
     """
-    negative = _one_token(tokenizer, asked.negative, asked, label) if asked.negative else None
-    return Answers(_one_token(tokenizer, asked.positive, asked, label), negative, asked.scale)
+    negative = _one_token(tokenizer, asked.negative, asked) if asked.negative else None
+    return Answers(_one_token(tokenizer, asked.positive, asked), negative, asked.scale)
 
 
-def _one_token(tokenizer: Tokenizer, word: str, asked: Asked, label: str) -> int:
+def _one_token(tokenizer: Tokenizer, word: str, asked: Asked) -> int:
     ids = tokenizer.encode(word, add_special_tokens=False).ids
     if len(ids) != 1 or tokenizer.id_to_token(ids[0]) != word:
         raise ExportError(
-            f"{label}: its tokenizer makes {len(ids)} tokens of {word!r}, whose logit is the score of the prompt "
-            f"{asked.name}; it must be one"
+            f"its tokenizer makes {len(ids)} tokens of {word!r}, whose logit is the score of the prompt {asked.name}; "
+            "it must be one"
         )
     return int(ids[0])

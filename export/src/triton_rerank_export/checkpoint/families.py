@@ -233,7 +233,7 @@ FAMILIES = {family.architecture: family for family in _ROWS}
 BY_CLASS = FAMILIES | {family.causal: family for family in _ROWS if family.causal}
 
 
-def check_form(family: Family, precision: Precision, label: str, *, flat: bool = False) -> None:
+def check_form(family: Family, precision: Precision, *, flat: bool = False) -> None:
     """Refuse what a family cannot be exported in, or as.
 
     Raises:
@@ -241,17 +241,14 @@ def check_form(family: Family, precision: Precision, label: str, *, flat: bool =
     """
     if precision not in family.precisions:
         raise ExportError(
-            f"{label}: {family.architecture} cannot be exported in {precision}: {family.no_fp16}; it can be in "
+            f"{family.architecture} cannot be exported in {precision}: {family.no_fp16}; it can be in "
             f"{', '.join(family.precisions)}"
         )
     if flat and not family.has_bert_layers:
         flat_ones = [row.architecture for row in _ROWS if row.has_bert_layers]
-        raise ExportError(
-            f"{label}: {family.architecture} has no flat graph; {', '.join(flat_ones)} have. Leave --graph out"
-        )
+        raise ExportError(f"{family.architecture} has no flat graph; {', '.join(flat_ones)} have. Leave --graph out")
 
 
 def matches(pattern: str, names: Iterable[str]) -> list[str]:
     """The names in which a family's pattern is found, in their order."""
-    compiled = re.compile(pattern)
-    return [name for name in names if compiled.search(name)]
+    return [name for name in names if re.search(pattern, name)]

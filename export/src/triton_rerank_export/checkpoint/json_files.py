@@ -3,42 +3,73 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from triton_rerank_export.errors import ExportError, cause
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-_WORDS = {dict: "a JSON object", list: "a JSON array"}
-
-Kind = TypeVar("Kind", dict[str, Any], list[Any])
+MOST = 10**7  # no number in these files is larger, whatever the model
 
 
-def read_object(path: Path, label: str) -> dict[str, Any]:
+class Stated(dict[str, Any]):
+    """What a file states: its JSON object.
+
+    Args:
+        file: its name in the checkpoint's folder, for messages.
+        content: nothing where there is no such file.
+    """
+
+    def __init__(self, file: str, content: Mapping[str, Any] | None = None) -> None:
+        super().__init__(content or {})
+        self.file = file
+
+    def wrong(self, key: str, value: object, expected: str) -> ExportError:
+        """Why a value is refused."""
+        return ExportError(f"{key} in {self.file} is {value!r:.80}; {expected} was expected")
+
+    def number(self, key: str, *, least: int = 0, default: int | None = None) -> int:
+        """A whole number.
+
+        Raises:
+            ExportError: it is another thing, or out of bounds.
+        """
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+            raise self.wrong(key, value, f"a number from {least}")
+        return value
+
+
+def read_object(folder: Path, name: str) -> Stated:
     """Read a file that holds a JSON object.
 
     Args:
-        path: the file.
-        label: what the checkpoint is called in a message.
+        folder: checkpoint folder.
+        name: of the file, with the folder that it has inside, such as ``1_Pooling/config.json``.
 
     Raises:
         ExportError: it is missing, a pointer of git-lfs, no JSON, or holds something else.
     """
-    return _read(path, label, dict)
+    return Stated(name, _read(folder, name, dict, "a JSON object"))
 
 
-def read_array(path: Path, label: str) -> list[Any]:
+def read_array(folder: Path, name: str) -> list[Any]:
     """As `read_object`, for a JSON array."""
-    return _read(path, label, list)
+    return list(_read(folder, name, list, "a JSON array"))
 
 
-def read_object_if_there(path: Path, label: str) -> dict[str, Any]:
+def read_object_if_there(folder: Path, name: str) -> Stated:
     """As `read_object`; empty where there is no such file."""
-    return read_object(path, label) if path.is_file() else {}
+    return read_object(folder, name) if (folder / name).is_file() else Stated(name)
 
 
-def check_no_pointer(path: Path, label: str) -> None:
+def check_no_pointer(path: Path, *, module: str = "") -> None:
     """Refuse what git leaves in a file's place where git-lfs was not installed.
+
+    Args:
+        path: the file.
+        module: begins the message where the file is that of a module.
 
     Raises:
         ExportError: the file is such a pointer, or cannot be read.
@@ -47,27 +78,26 @@ def check_no_pointer(path: Path, label: str) -> None:
         with path.open("rb") as file:
             begin = file.read(len(_LFS_POINTER))
     except OSError as exc:
-        raise ExportError(f"{label}: {path.name} cannot be read ({exc.strerror})") from exc
+        raise ExportError(f"{module}{path.name} cannot be read ({exc.strerror})") from exc
     if begin == _LFS_POINTER:
         raise ExportError(
-            f"{label}: {path.name} is a pointer of git-lfs, not the file itself; run `git lfs pull` in the clone, or "
+            f"{module}{path.name} is a pointer of git-lfs, not the file itself; run `git lfs pull` in the clone, or "
             "download the file from the hub"
         )
 
 
-def _read(path: Path, label: str, kind: type[Kind]) -> Kind:
+def _read(folder: Path, name: str, kind: type, expected: str) -> Any:
+    path = folder / name
+    module = "".join(f"{part}: " for part in name.split("/")[:-1])
     if not path.is_file():
-        raise ExportError(f"{label}: no {path.name}; it is not a Hugging Face checkpoint folder")
-    check_no_pointer(path, label)
+        raise ExportError(f"{module}no {path.name}; it is not a Hugging Face checkpoint folder")
+    check_no_pointer(path, module=module)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as exc:
-        raise ExportError(f"{label}: {path.name} is not whole, or no JSON ({cause(exc)}); get it anew") from exc
+        raise ExportError(f"{module}{path.name} is not whole, or no JSON ({cause(exc)}); get it anew") from exc
     if not isinstance(content, kind):
-        raise ExportError(f"{label}: {path.name} holds {_shown(content)}; {_WORDS[kind]} was expected")
+        text = repr(content)
+        shown = text if len(text) <= 80 else f"{text[:79]}…"
+        raise ExportError(f"{module}{path.name} holds {shown}; {expected} was expected")
     return content
-
-
-def _shown(content: object) -> str:
-    text = repr(content)
-    return text if len(text) <= 80 else f"{text[:79]}…"

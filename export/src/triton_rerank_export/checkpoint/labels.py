@@ -29,7 +29,7 @@ class Label:
         return f"{self.index} ({self.name})"
 
 
-def count(config: Mapping[str, Any], label: str) -> int:
+def count(config: Mapping[str, Any]) -> int:
     """Labels of the classifier, as transformers counts them.
 
     Raises:
@@ -40,40 +40,35 @@ def count(config: Mapping[str, Any], label: str) -> int:
         return len(names)
     stated = config.get("num_labels", 2)  # transformers' default
     if isinstance(stated, bool) or not isinstance(stated, int) or stated < 1:
-        raise ExportError(f"{label}: the classifier has {stated!r:.80} labels (num_labels in config.json); 1 or more")
+        raise ExportError(f"the classifier has {stated!r:.80} labels (num_labels in config.json); 1 or more")
     return stated
 
 
-def choose(config: Mapping[str, Any], asked: str | None, label: str) -> Label | None:
+def choose(config: Mapping[str, Any], asked: str | None) -> Label | None:
     """The label whose logit is the score; None for the only one.
 
     Args:
         config: content of config.json.
         asked: number or name of a label; None: there must be one only.
-        label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: there are several and none is asked for, or there is no such label; lists those that there are.
     """
-    number = count(config, label)
+    number = count(config)
+    if asked is None and number > 1:
+        raise ExportError(
+            f"the classifier has {number} labels; a reranker has 1 (num_labels in config.json). Of two, relevant and "
+            "not, save it with one: the weights of the one less those of the other, whose sigmoid is the softmax of "
+            f"both. Or let the logit of one be the score: --label with its number or name ({_listed(config, number)})"
+        )
     if asked is None:
-        if number > 1:
-            raise _several(config, number, label)
         return None
     rows = range(number)
     found = [row for row in rows if asked == str(row)] or [row for row in rows if asked == _name(config, row)]
     if len(found) != 1:
         what = "there are" if not found else "several are called so, of"
-        raise ExportError(f"{label}: --label {asked!r:.80} is not a label of it; {what} {_listed(config, number)}")
+        raise ExportError(f"--label {asked!r:.80} is not a label of it; {what} {_listed(config, number)}")
     return Label(found[0], _name(config, found[0]), number) if number > 1 else None
-
-
-def _several(config: Mapping[str, Any], number: int, label: str) -> ExportError:
-    return ExportError(
-        f"{label}: the classifier has {number} labels; a reranker has 1 (num_labels in config.json). Of two, relevant "
-        "and not, save it with one: the weights of the one less those of the other, whose sigmoid is the softmax of "
-        f"both. Or let the logit of one be the score: --label with its number or name ({_listed(config, number)})"
-    )
 
 
 def _name(config: Mapping[str, Any], index: int) -> str:

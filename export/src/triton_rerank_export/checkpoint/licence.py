@@ -18,12 +18,11 @@ _FREE = re.compile(  # begins of the hub's names of licences that restrict no us
 _RESTRICTED = re.compile(r"\b(nc|nd|research)\b|non-?commercial", re.IGNORECASE)
 
 
-def of_card(folder: Path, label: str) -> str:
+def of_card(folder: Path) -> str:
     """The licence that a model card states in its front matter; "" where there is no card, or it states none.
 
     Args:
         folder: checkpoint folder.
-        label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: the front matter cannot be read.
@@ -33,8 +32,8 @@ def of_card(folder: Path, label: str) -> str:
     path = folder / CARD
     if not path.is_file():
         return ""
-    check_no_pointer(path, label)
-    with explained(f"{label}: what {CARD} begins with is no YAML, and it may state a licence; correct it"):
+    check_no_pointer(path)
+    with explained(f"what {CARD} begins with is no YAML, and it may state a licence; correct it"):
         stated = metadata_load(path) or {}
     named = stated.get("license")
     if named == "other":
@@ -43,21 +42,20 @@ def of_card(folder: Path, label: str) -> str:
     return " and ".join(names)
 
 
-def check_accepted(licence: str, accepted: str | None, label: str) -> None:
+def check_accepted(licence: str, accepted: str | None) -> None:
     """Refuse weights whose licence restricts their use, unless it was accepted by its name.
 
     Args:
         licence: as the catalogue or the model card states it; "" where none does.
         accepted: the name that the user gave.
-        label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: it restricts their use and was not accepted; says which option accepts it.
     """
     if is_restricted(licence) and (accepted or "").lower() != licence.lower():
         raise ExportError(
-            f"{label}: its licence is {licence:.80}, which restricts what the weights may be used for; read it, and "
-            f"pass --accept-licence {shlex.quote(licence):.80} if you keep to it"
+            f"its licence is {licence:.80}, which restricts what the weights may be used for; read it, and pass "
+            f"--accept-licence {shlex.quote(licence):.80} if you keep to it"
         )
 
 

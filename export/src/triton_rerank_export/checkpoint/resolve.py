@@ -13,11 +13,11 @@ from triton_rerank_export.checkpoint import licence as licences
 from triton_rerank_export.checkpoint.catalogue import CATALOGUE, CatalogueEntry, find, public_name
 from triton_rerank_export.checkpoint.facts import SHORTEST, Facts, read_facts
 from triton_rerank_export.checkpoint.families import check_form
+from triton_rerank_export.checkpoint.for_transformers import with_tokenizer
 from triton_rerank_export.checkpoint.source import HubModel, fetch
 from triton_rerank_export.checkpoint.tokenizer_files import check_tokenizer
-from triton_rerank_export.checkpoint.vocabulary import with_tokenizer
 from triton_rerank_export.checkpoint.weights import check_weights
-from triton_rerank_export.errors import ExportError
+from triton_rerank_export.errors import ExportError, about
 from triton_rerank_export.options import ExportOptions
 
 _DEFAULT_LONGEST = 1024  # tokens; a longer model is served up to here unless told otherwise
@@ -66,11 +66,7 @@ class _Origin:
 
 
 def resolve(
-    model: str,
-    work: Path,
-    options: ExportOptions | None = None,
-    *,
-    on_step: Callable[[str], object] = lambda _: None,
+    model: str, work: Path, options: ExportOptions | None = None, *, on_step: Callable[[str], object] = lambda _: None
 ) -> Checkpoint:
     """Find a model by its public name, its folder or its Hugging Face id, and fetch it if need be.
 
@@ -91,16 +87,20 @@ def resolve(
     if entry is not None:
         options = dataclasses.replace(options, label=options.label or entry.label or None)
     licence = entry.licence if entry else ""
-    licences.check_accepted(licence, options.accept_licence, source)
+    with about(source):
+        licences.check_accepted(licence, options.accept_licence)
 
     def check(folder: Path) -> None:
         """Refuse small files that cannot be exported, before the weights are fetched."""
-        _, facts, _ = _read_files(folder, options, source, source, work)
-        _served_length(facts, options.max_length, source)
+        with about(source):
+            _, facts, _ = _read_files(folder, options, source, work)
         if entry is not None and origin.revision == entry.revision and options.prompt is None:
-            _check_entry(entry, facts)
+            with about(entry.name):
+                _check_entry(entry, facts)
 
-    folder, revision = _local_folder(origin, work), ""
+    folder, revision = origin.folder, ""
+    if entry is not None and entry.build is not None:
+        folder = entry.build(Path(tempfile.mkdtemp(dir=work)) / origin.name)
     if folder is None:
         folder = fetch(HubModel(source, origin.revision, options.allow_pickle), check=check, on_step=on_step)
         revision = folder.name
@@ -140,10 +140,11 @@ def read_checkpoint(
     _check_name(name)
     options = options or ExportOptions()
     label = label or (f"{source}@{revision}" if revision else str(folder))
-    folder, facts, card = _read_files(folder, options, source, label, work)
-    check_weights(folder, facts, label=label, allow_pickle=options.allow_pickle)
+    with about(label):
+        folder, facts, card = _read_files(folder, options, source, work)
+        check_weights(folder, facts, allow_pickle=options.allow_pickle)
     return Checkpoint(
-        **{**vars(facts), "max_length": _served_length(facts, options.max_length, label)},
+        **{**vars(facts), "max_length": options.max_length or min(facts.max_length, _DEFAULT_LONGEST)},
         name=name,
         folder=folder,
         source=source,
@@ -154,16 +155,19 @@ def read_checkpoint(
     )
 
 
-def _read_files(
-    folder: Path, options: ExportOptions, source: str, label: str, work: Path | None
-) -> tuple[Path, Facts, str]:
+def _read_files(folder: Path, options: ExportOptions, source: str, work: Path | None) -> tuple[Path, Facts, str]:
     """All that is known before the weights are there: the folder with its tokenizer.json, facts, the card's licence."""
-    facts = read_facts(folder, label, asked=options.label, source=source, prompt=options.prompt)
-    check_form(facts.family, options.precision, label, flat=options.graph == "flat")
-    folder = folder if work is None else with_tokenizer(folder, work, label)
-    facts = dataclasses.replace(facts, head=check_tokenizer(folder, facts, label))
-    card = licences.of_card(folder, label)
-    licences.check_accepted(card, options.accept_licence, label)
+    facts = read_facts(folder, asked=options.label, source=source, prompt=options.prompt)
+    check_form(facts.family, options.precision, flat=options.graph == "flat")
+    folder = folder if work is None else with_tokenizer(folder, work)
+    facts = dataclasses.replace(facts, head=check_tokenizer(folder, facts))
+    card = licences.of_card(folder)
+    licences.check_accepted(card, options.accept_licence)
+    if options.max_length is not None and not SHORTEST <= options.max_length <= facts.max_length:
+        raise ExportError(
+            f"max_length {options.max_length} is out of bounds; this model takes {SHORTEST} to {facts.max_length} "
+            "tokens"
+        )
     return folder, facts, card
 
 
@@ -188,25 +192,9 @@ def _find(model: str) -> _Origin:
     return _Origin(public_name(hub_id), hub_id, revision)
 
 
-def _local_folder(origin: _Origin, work: Path) -> Path | None:
-    if origin.entry is not None and origin.entry.build is not None:
-        return origin.entry.build(Path(tempfile.mkdtemp(dir=work)) / origin.name)
-    return origin.folder
-
-
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise ExportError(f"model name {name!r}: it must match {_NAME.pattern}; give another with --name")
-
-
-def _served_length(facts: Facts, asked: int | None, label: str) -> int:
-    if asked is None:
-        return min(facts.max_length, _DEFAULT_LONGEST)
-    if not SHORTEST <= asked <= facts.max_length:
-        raise ExportError(
-            f"{label}: max_length {asked} is out of bounds; this model takes {SHORTEST} to {facts.max_length} tokens"
-        )
-    return asked
 
 
 def _check_entry(entry: CatalogueEntry, facts: Facts) -> None:
@@ -217,6 +205,6 @@ def _check_entry(entry: CatalogueEntry, facts: Facts) -> None:
     ]
     if differences:
         raise ExportError(
-            f"{entry.name}: {entry.source}@{entry.revision} is not what the catalogue says: {'; '.join(differences)}; "
-            "correct the catalogue, or pin another revision there"
+            f"{entry.source}@{entry.revision} is not what the catalogue says: {'; '.join(differences)}; correct the "
+            "catalogue, or pin another revision there"
         )

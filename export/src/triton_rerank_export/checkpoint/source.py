@@ -7,30 +7,26 @@ It is imported inside functions: that is slow, and it reads its variables then.
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from triton_rerank_export.checkpoint.facts import ADAPTER, CONFIG, TOKENIZER, TOKENIZER_CONFIG, is_adapter
+from triton_rerank_export.checkpoint.facts import ADAPTER, CONFIG, IS_ADAPTER, TOKENIZER, TOKENIZER_CONFIG
+from triton_rerank_export.checkpoint.for_transformers import VOCABULARY
 from triton_rerank_export.checkpoint.licence import CARD
-from triton_rerank_export.checkpoint.saved.modules import MODULES
-from triton_rerank_export.checkpoint.saved.settings import FILES, SETTINGS, module_files
-from triton_rerank_export.checkpoint.vocabulary import VOCABULARY
+from triton_rerank_export.checkpoint.saved.modules import MODULES, SETTINGS, module_files
+from triton_rerank_export.checkpoint.saved.settings import FILES
 from triton_rerank_export.checkpoint.weights import list_names, parts, pick_weights
-from triton_rerank_export.errors import NO_ROOM, ExportError
+from triton_rerank_export.errors import NO_ROOM, ExportError, about
 
 _FACTS = (
     *(CARD, CONFIG, TOKENIZER, TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
     *(ADAPTER, *FILES),
 )
-_ASKED_FOR = (
-    TOKENIZER,
-    TOKENIZER_CONFIG,
-    MODULES,
-    SETTINGS,
-    ADAPTER,
-)  # not every model has them, but a copy must know of them
+# Not every model has them, but a copy must know of them.
+_ASKED_FOR = (TOKENIZER, TOKENIZER_CONFIG, MODULES, SETTINGS, ADAPTER)
 _OF_A_WHOLE_COPY = ".gitattributes"  # nobody needs it: who has one copied everything
 _LOGIT_SCORE = re.compile(r"\d+_LogitScore/config\.json")  # a module of a causal reranker
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -75,16 +71,17 @@ def fetch(model: HubModel, *, check: Callable[[Path], object], on_step: Callable
 
     of_transport = [kind for kind in HfHubHTTPError.__bases__ if issubclass(kind, Exception)]
     failures: tuple[type[Exception], ...] = (OSError, ValueError, RuntimeError, *of_transport)
-    try:
-        folder = _cached(model)
-        if folder is None:
-            return _download(model, check, on_step)
-        check(folder)
-        return folder
-    except ExportError:
-        raise
-    except failures as exc:  # requests' errors are OSErrors
-        raise ExportError(f"{model}: {_explain(exc, model.hub_id)}") from exc
+    with about(model):
+        try:
+            folder = _cached(model)
+            if folder is None:
+                return _download(model, check, on_step)
+            check(folder)
+            return folder
+        except ExportError:
+            raise
+        except failures as exc:  # requests' errors are OSErrors
+            raise ExportError(_explain(exc, model.hub_id)) from exc
 
 
 def _cached(model: HubModel) -> Path | None:
@@ -102,35 +99,33 @@ def _cached(model: HubModel) -> Path | None:
         lack = "has no copy"
     if lack and offline:
         raise ExportError(
-            f"{model}: HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} {lack}; unset it, or copy the cache of a "
-            "machine that has the model"
+            f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} {lack}; unset it, or copy the cache of a machine "
+            "that has the model"
         )
     return None if lack else folder
 
 
 def _lack(folder: Path, model: HubModel, offline: bool) -> str:
-    """What a cached copy lacks, or does not know."""
+    """What a cached copy lacks, or does not know: that a file is there, or that this commit has none."""
+    from huggingface_hub import try_to_load_from_cache
+
     try:
-        names = list_names(folder, str(model))
-        weights = pick_weights(names, label="its copy", allow_pickle=model.allow_pickle)
-        wanted = [CONFIG, *parts(folder / weights, str(model)), *module_files(folder, str(model))]
-        wanted += [] if VOCABULARY in names else [TOKENIZER]
+        with about(model):
+            names = list_names(folder)
+            with about("its copy"):
+                weights = pick_weights(names, allow_pickle=model.allow_pickle)
+            wanted = [CONFIG, *parts(folder / weights), *module_files(folder)]
+            wanted += [] if VOCABULARY in names else [TOKENIZER]
     except ExportError as exc:
         return f"is of no use: {exc}"
     missing = [name for name in wanted if not (folder / name).is_file()]
     if missing:
         return f"lacks its {', '.join(missing)}"
-    unknown = [name for name in _ASKED_FOR if not _known(model, folder, name)]
+    known = functools.partial(try_to_load_from_cache, model.hub_id, revision=folder.name)
+    unknown = [name for name in _ASKED_FOR if known(name) is None]
     if unknown and not (offline and _OF_A_WHOLE_COPY in names):
         return f"does not say whether it has {', '.join(unknown)}, which change scores"
     return ""
-
-
-def _known(model: HubModel, folder: Path, name: str) -> bool:
-    """The file is there, or the cache notes that this commit has none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    return try_to_load_from_cache(model.hub_id, name, revision=folder.name) is not None
 
 
 def _download(model: HubModel, check: Callable[[Path], object], on_step: Callable[[str], object]) -> Path:
@@ -142,12 +137,12 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
     info = HfApi().model_info(hub_id, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     names = {sibling.rfilename for sibling in info.siblings or ()}
     if CONFIG not in names and ADAPTER in names:
-        raise is_adapter(str(model))
+        raise ExportError(IS_ADAPTER)
     if CONFIG not in names:
-        raise ExportError(f"{model}: it has no {CONFIG}; it is not a checkpoint of transformers")
+        raise ExportError(f"it has no {CONFIG}; it is not a checkpoint of transformers")
     folder = Path(hf_hub_download(hub_id, CONFIG, revision=revision)).parent  # notes where a branch is, for offline use
     if folder.name != info.sha:
-        raise ExportError(f"{model}: it moved to another commit meanwhile; run it again")
+        raise ExportError("it moved to another commit meanwhile; run it again")
 
     def get(name: str) -> Path:
         return Path(hf_hub_download(hub_id, name, revision=folder.name))
@@ -158,13 +153,13 @@ def _download(model: HubModel, check: Callable[[Path], object], on_step: Callabl
     for name in set(_ASKED_FOR) - names:
         with contextlib.suppress(EntryNotFoundError):  # the cache notes that there is none
             get(name)
-    modules = names.intersection(module_files(folder, str(model)))
+    modules = names.intersection(module_files(folder))
     for name in (name for name in modules if name.endswith(CONFIG)):
         get(name)
     check(folder)
-    weights = pick_weights(names, label=str(model), allow_pickle=model.allow_pickle)
+    weights = pick_weights(names, allow_pickle=model.allow_pickle)
     on_step(f"downloading {hub_id} at {folder.name}")
-    for name in (*parts(get(weights), str(model)), *modules):
+    for name in (*parts(get(weights)), *modules):
         get(name)
     return folder
 

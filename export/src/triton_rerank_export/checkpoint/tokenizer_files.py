@@ -42,13 +42,12 @@ _BERT_CLASSES = tuple(
 )
 
 
-def check_tokenizer(folder: Path, facts: Facts, label: str) -> Answers | None:
+def check_tokenizer(folder: Path, facts: Facts) -> Answers | None:
     """Check what can be said of the tokenizer without transformers, before the weights are fetched.
 
     Args:
         folder: checkpoint folder.
         facts: of the same folder.
-        label: what the checkpoint is called in a message.
 
     Returns:
         The facts' ``head``, with the ids of the prompt's tokens where its own files name none.
@@ -59,46 +58,50 @@ def check_tokenizer(folder: Path, facts: Facts, label: str) -> Answers | None:
     """
     if not (folder / TOKENIZER).is_file():
         raise ExportError(
-            f"{label}: no {TOKENIZER}; save the model to a folder, make one there with "
+            f"no {TOKENIZER}; save the model to a folder, make one there with "
             "AutoTokenizer.from_pretrained(folder, use_fast=True).save_pretrained(folder), and export the folder"
         )
-    content = read_object(folder / TOKENIZER, label)
-    config = read_object_if_there(folder / TOKENIZER_CONFIG, label)
-    check_no_code(config, TOKENIZER_CONFIG, label)
+    content = read_object(folder, TOKENIZER)
+    config = read_object_if_there(folder, TOKENIZER_CONFIG)
+    check_no_code(config)
     if facts.asked is None:  # a language model is filled up on the left while it writes
-        _check_sides(content, config, label)
-    _check_lower_case(content, config, facts, label)
-    if facts.token_type_ids:
-        _check_inputs(config, label)
-    tokenizer = load(folder, label)
-    _check_ids(tokenizer, facts, label)
+        _check_sides(content, config)
+    _check_lower_case(content, config, facts)
+    names = config.get("model_input_names")
+    if facts.token_type_ids and names is not None and (not isinstance(names, list) or "token_type_ids" not in names):
+        raise ExportError(
+            f"model_input_names in {TOKENIZER_CONFIG} is {names!r:.80}, without token_type_ids, which the model reads; "
+            "add it, or take the key out"
+        )
+    tokenizer = load(folder)
+    _check_ids(tokenizer, facts)
     if facts.asked is not None:
-        check_prompt(tokenizer, facts.asked, label)
-        return facts.head or (head_of(tokenizer, facts.asked, label) if facts.causal else None)
-    with explained(f"{label}: {TOKENIZER} does not encode a pair"):
+        check_prompt(tokenizer, facts.asked)
+        return facts.head or (head_of(tokenizer, facts.asked) if facts.causal else None)
+    with explained(f"{TOKENIZER} does not encode a pair"):
         segments = read_template(tokenizer).segments
     if facts.token_type_ids and max(segments) >= facts.n_segments:
         raise ExportError(
-            f"{label}: {TOKENIZER} gives a pair the segment id {max(segments)}, type_vocab_size in {CONFIG} is "
+            f"{TOKENIZER} gives a pair the segment id {max(segments)}, type_vocab_size in {CONFIG} is "
             f"{facts.n_segments}; tokenizer and model do not belong together"
         )
     return None
 
 
-def load(folder: Path, label: str) -> Tokenizer:
+def load(folder: Path) -> Tokenizer:
     """Read tokenizer.json as it will be served.
 
     Raises:
         ExportError: it is no tokenizer file.
     """
-    with explained(f"{label}: {TOKENIZER} is no tokenizer file, or not whole; get it anew"):
+    with explained(f"{TOKENIZER} is no tokenizer file, or not whole; get it anew"):
         tokenizer = Tokenizer.from_str((folder / TOKENIZER).read_text(encoding="utf-8"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
         return tokenizer
 
 
-def check_same(theirs: Tokenizer, ours: Tokenizer, label: str, *, special_are_text: bool) -> None:
+def check_same(theirs: Tokenizer, ours: Tokenizer, *, special_are_text: bool) -> None:
     """Hold the tokenizer that transformers makes of a folder against tokenizer.json, which is what will be served.
 
     The vocabulary is not compared: transformers takes it from tokenizer.json as it is.
@@ -106,7 +109,6 @@ def check_same(theirs: Tokenizer, ours: Tokenizer, label: str, *, special_are_te
     Args:
         theirs: below the tokenizer of transformers.
         ours: from `load`.
-        label: what the checkpoint is called in a message.
         special_are_text: special tokens inside a text are not looked for, so that it does not matter how.
 
     Raises:
@@ -115,14 +117,14 @@ def check_same(theirs: Tokenizer, ours: Tokenizer, label: str, *, special_are_te
     for section, keys in _OVERRULED.items():
         if _state(theirs, section) != _state(ours, section):
             raise ExportError(
-                f"{label}: transformers overrules the {section} of {TOKENIZER} because of {TOKENIZER_CONFIG} ({keys}), "
+                f"transformers overrules the {section} of {TOKENIZER} because of {TOKENIZER_CONFIG} ({keys}), "
                 f"and only {TOKENIZER} is served; {REMEDY}"
             )
     added = [_added(tokenizer, special_are_text=special_are_text) for tokenizer in (theirs, ours)]
     if added[0] != added[1]:
         tokens = sorted({token[0] for token in added[0] ^ added[1]})
         raise ExportError(
-            f"{label}: transformers and {TOKENIZER} do not add the same tokens ({', '.join(map(repr, tokens))[:80]}); "
+            f"transformers and {TOKENIZER} do not add the same tokens ({', '.join(map(repr, tokens))[:80]}); "
             f"they stand in {TOKENIZER_CONFIG} (added_tokens_decoder), special_tokens_map.json or added_tokens.json, "
             f"and only {TOKENIZER} is served; {REMEDY}"
         )
@@ -149,7 +151,7 @@ def _added(tokenizer: Tokenizer, *, special_are_text: bool) -> set[tuple[str, in
     }
 
 
-def _check_sides(content: Mapping[str, Any], config: Mapping[str, Any], label: str) -> None:
+def _check_sides(content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Transformers takes a side from tokenizer.json where tokenizer_config.json names none.
 
     Filled up on the left, the first token is a padding one, and it is what the classifier of each family reads: scores
@@ -161,19 +163,19 @@ def _check_sides(content: Mapping[str, Any], config: Mapping[str, Any], label: s
         file, side = (TOKENIZER_CONFIG, config[key]) if key in config else (TOKENIZER, own)
         if str(side).lower() != "right":
             raise ExportError(
-                f"{label}: {key} in {file} is {side!r:.80}; texts are cut and filled up on the right here. Set it to "
+                f"{key} in {file} is {side!r:.80}; texts are cut and filled up on the right here. Set it to "
                 '"right" if the model was trained so'
             )
 
 
-def _check_lower_case(content: Mapping[str, Any], config: Mapping[str, Any], facts: Facts, label: str) -> None:
+def _check_lower_case(content: Mapping[str, Any], config: Mapping[str, Any], facts: Facts) -> None:
     """BERT's class in transformers lets these keys overrule tokenizer.json, and so does its default for them."""
     normalizer = content.get("normalizer")
     if not isinstance(normalizer, dict):
         normalizer = {}
     if facts.lower_case and not _lowers(normalizer):
         raise ExportError(
-            f"{label}: do_lower_case is true for sentence-transformers, but {TOKENIZER} does not lower texts; set it "
+            f"do_lower_case is true for sentence-transformers, but {TOKENIZER} does not lower texts; set it "
             f"to false, or give {TOKENIZER} a normalizer that does"
         )
     if config.get("tokenizer_class") not in _BERT_CLASSES or normalizer.get("type") != "BertNormalizer":
@@ -183,7 +185,7 @@ def _check_lower_case(content: Mapping[str, Any], config: Mapping[str, Any], fac
         if stated != there:
             says = f"is {json.dumps(stated)}" if key in config else f"is not stated, which means {json.dumps(stated)}"
             raise ExportError(
-                f"{label}: {key} in {TOKENIZER_CONFIG} {says:.120}, but {name} in {TOKENIZER} is "
+                f"{key} in {TOKENIZER_CONFIG} {says:.120}, but {name} in {TOKENIZER} is "
                 f"{json.dumps(there):.80}, and only {TOKENIZER} is served; {REMEDY}"
             )
 
@@ -195,26 +197,17 @@ def _lowers(normalizer: Mapping[str, Any]) -> bool:
     )
 
 
-def _check_inputs(config: Mapping[str, Any], label: str) -> None:
-    names = config.get("model_input_names")
-    if names is not None and (not isinstance(names, list) or "token_type_ids" not in names):
-        raise ExportError(
-            f"{label}: model_input_names in {TOKENIZER_CONFIG} is {names!r:.80}, without token_type_ids, which the "
-            "model reads; add it, or take the key out"
-        )
-
-
-def _check_ids(tokenizer: Tokenizer, facts: Facts, label: str) -> None:
+def _check_ids(tokenizer: Tokenizer, facts: Facts) -> None:
     """The highest id, added tokens included, must have a row in the table of tokens."""
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     token, highest = max(vocabulary.items(), key=lambda item: item[1], default=("", -1))
     if highest >= facts.vocab_size:
         raise ExportError(
-            f"{label}: {TOKENIZER} has the token {token!r:.80} with id {highest}, but vocab_size in {CONFIG} is "
+            f"{TOKENIZER} has the token {token!r:.80} with id {highest}, but vocab_size in {CONFIG} is "
             f"{facts.vocab_size}; call model.resize_token_embeddings({highest + 1}), train the new rows, and save the "
             "model again, or take the tokens out"
         )
     if facts.pad_token_id > highest:
         raise ExportError(
-            f"{label}: pad_token_id in {CONFIG} is {facts.pad_token_id}, but the highest id in {TOKENIZER} is {highest}"
+            f"pad_token_id in {CONFIG} is {facts.pad_token_id}, but the highest id in {TOKENIZER} is {highest}"
         )

@@ -6,11 +6,11 @@ only their differences are used.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,17 +121,13 @@ def split(groups: Sequence[Group], *, fraction: float, limit: int, seed: int) ->
     Raises:
         ExportError: groups would be held out, but one query is all there is.
     """
-    queries = sorted({group.query for group in groups}, key=lambda query: _digest(query, seed))
+    queries = sorted({group.query for group in groups}, key=lambda query: sha256(f"{seed}:{query}".encode()).digest())
     if fraction == 0:
         return list(groups), []
     if len(queries) < 2:
         raise ExportError(f"cannot hold out from {len(queries)} query; give more queries, or hold out nothing (0)")
     held = set(queries[: max(1, min(limit, int(len(queries) * fraction)))])
     return [g for g in groups if g.query not in held], [g for g in groups if g.query in held]
-
-
-def _digest(query: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed}:{query}".encode()).digest()
 
 
 def training_order(n_groups: int, *, epoch: int, seed: int) -> list[int]:

@@ -189,9 +189,10 @@ def _load(checkpoint: Path, config: FinetuneConfig) -> _Engine:
         raise ExportError(f"{checkpoint} lacks {len(missing)} parameters of its encoder, such as {missing[0]!r}")
     # In evaluation mode, which in these models differs by nothing but dropout: the recipe has none.
     bf16 = fast_bf16(device) if config.precision == "auto" else config.precision == "bf16"
-    engine = _Engine(model.float().eval().to(device), tokenizer, device, bf16, config, family)
-    _check_lengths(checkpoint, engine)
-    return engine
+    if not tokenizer.is_fast:
+        raise ExportError(f"{checkpoint} has no tokenizer.json, and none can be made of its files; add one")
+    _check_length(checkpoint, config, tokenizer.model_max_length)
+    return _Engine(model.float().eval().to(device), tokenizer, device, bf16, config, family)
 
 
 def _load_options(checkpoint: Path, config: FinetuneConfig) -> tuple[Family, dict[str, Any]]:
@@ -223,12 +224,6 @@ def _family(checkpoint: Path, model_type: object) -> Family:
     if model_type not in known:
         raise ExportError(f"{checkpoint} has model_type {model_type!r}; it must be one of {', '.join(sorted(known))}")
     return known[str(model_type)]
-
-
-def _check_lengths(checkpoint: Path, engine: _Engine) -> None:
-    if not engine.tokenizer.is_fast:
-        raise ExportError(f"{checkpoint} has no tokenizer.json, and none can be made of its files; add one")
-    _check_length(checkpoint, engine.config, engine.tokenizer.model_max_length)
 
 
 def _check_length(checkpoint: Path, config: FinetuneConfig, limit: int) -> None:
@@ -265,7 +260,9 @@ def _train(
             spent = recorder.training_s / (60 * (config.minutes or math.inf))
             if spent >= 1:
                 break
-            _set_rates(optimizer, max(steps / total, spent), 1 / total)
+            done = max(steps / total, spent)
+            for options in optimizer.param_groups:
+                options["lr"] = options["highest"] * min(1.0, (done + 1 / total) / WARM_UP) * (1 - done)
             loss = _loss(engine, samples)
             steps, pairs = steps + 1, pairs + sum(len(s.documents) for s in samples)
             if not torch.isfinite(loss):
@@ -294,12 +291,6 @@ def _optimizer(engine: _Engine) -> torch.optim.Optimizer:
     rates = ((parts[False], config.learning_rate), (parts[True], config.head_learning_rate))
     options = [{"params": parameters, "lr": rate, "highest": rate} for parameters, rate in rates]
     return torch.optim.AdamW(options, weight_decay=config.weight_decay, fused=True)
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, done: float, step: float) -> None:
-    """Set the rates for the share of the run that is done, 0 to 1; ``step`` is the share of one step."""
-    for options in optimizer.param_groups:
-        options["lr"] = options["highest"] * min(1.0, (done + step) / WARM_UP) * (1 - done)
 
 
 def _batches(groups: Sequence[Group], config: FinetuneConfig, total: int) -> Iterator[list[Sample]]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from triton_rerank_export.checkpoint.for_transformers import readable
 from triton_rerank_export.checkpoint.resolve import Checkpoint
 from triton_rerank_export.checkpoint.tokenizer_files import check_same, load
-from triton_rerank_export.errors import ExportError, words
+from triton_rerank_export.errors import ExportError, about, words
 from triton_rerank_export.gate import parity
-from triton_rerank_export.gate.for_transformers import readable
+from triton_rerank_export.gate.cross_encoder import hold_against_peer
 from triton_rerank_export.gate.parity import Logits, ParityQuery, ParityReport
-from triton_rerank_export.gate.peer_check import hold_against_peer
 from triton_rerank_export.gate.reference import ActivationPeak, Reference
 from triton_rerank_export.gate.served import ServedScorer
 from triton_rerank_export.graph import fp16
@@ -52,7 +52,7 @@ def run_gate(checkpoint: Checkpoint, staged: Path, served: ServedModel, *, on_st
     queries = parity.load_parity_set()
     with _told(checkpoint, staged):
         scorer = ServedScorer(staged, served)
-        with readable(checkpoint.folder, checkpoint.label) as folder:
+        with readable(checkpoint.folder) as folder:
             expected, peak = _pytorch(checkpoint, folder, queries, scorer, served, on_step)
             gc.collect()  # each model's weights must be gone before the next one reads its own
             peer = hold_against_peer(checkpoint, folder, queries, expected, served, on_step)
@@ -81,7 +81,7 @@ def check_tokens(
         ExportError: names the first tensor, position and pair that differ, and both values.
     """
     for query in queries:
-        tensors = scorer.encode(query.query, query.documents)
+        tensors = scorer.tokenizer.encode(query.query, query.documents)
         width = tensors.input_ids.shape[1]
         for row, document in enumerate(query.documents):
             expected = reference.tokens(query.query, document, width=width)
@@ -98,33 +98,14 @@ def check_tokens(
                 )
 
 
-def check_activations(peak: ActivationPeak | None, model: str) -> None:
-    """Refuse fp16 for a model whose layers take or give more than fp16 can hold.
-
-    On a CPU ONNX Runtime computes fp16 in fp32, so the logits would not show it.
-
-    Raises:
-        ExportError: names the layer and its value.
-    """
-    if peak is not None and not peak.value <= fp16.LARGEST:  # NaN too
-        raise ExportError(
-            f"{model}: activations of {peak.module} reach {peak.value:.6g} on the parity set, fp16 ends at "
-            f"{fp16.LARGEST:g}; export it in fp32"
-        )
-
-
 @contextlib.contextmanager
 def _told(checkpoint: Checkpoint, staged: Path) -> Iterator[None]:
     """Errors of what is served, in one line and without the folder in which it is staged."""
     try:
         yield
-    except PairError as exc:
-        raise ExportError(f"{checkpoint.name}: {words(exc, hidden=str(staged))}") from exc
-    except EngineError as exc:
-        raise ExportError(
-            f"{checkpoint.name}: the exported graph does not take its tokenizer's tokens: "
-            f"{words(exc, hidden=str(staged))}"
-        ) from exc
+    except (PairError, EngineError) as exc:
+        of_engine = "the exported graph does not take its tokenizer's tokens: " * isinstance(exc, EngineError)
+        raise ExportError(f"{checkpoint.name}: {of_engine}{words(exc, hidden=str(staged))}") from exc
 
 
 def _pytorch(
@@ -151,13 +132,19 @@ def _pytorch(
         prompt=None if checkpoint.asked is None else checkpoint.asked.prompt,
         head=checkpoint.head,
     )
-    theirs, ours = reference.tokenizer.backend_tokenizer, load(checkpoint.folder, checkpoint.label)
-    check_same(theirs, ours, checkpoint.label, special_are_text=served.special_tokens_in_text == "text")
+    with about(checkpoint.label):
+        theirs, ours = reference.tokenizer.backend_tokenizer, load(checkpoint.folder)
+        check_same(theirs, ours, special_are_text=served.special_tokens_in_text == "text")
     overlong = parity.overlong_query(served.max_length)
     check_tokens([*queries, overlong], reference, scorer, served, checkpoint.n_segments)
     expected = _logits(queries, reference.logits, "PyTorch", on_step)
-    check_activations(reference.peak, checkpoint.name)
-    return expected, reference.peak
+    peak = reference.peak
+    if peak is not None and not peak.value <= fp16.LARGEST:  # NaN too
+        raise ExportError(  # on a CPU ONNX Runtime computes fp16 in fp32, so the logits would not show it
+            f"{checkpoint.name}: activations of {peak.module} reach {peak.value:.6g} on the parity set, fp16 ends at "
+            f"{fp16.LARGEST:g}; export it in fp32"
+        )
+    return expected, peak
 
 
 def _logits(

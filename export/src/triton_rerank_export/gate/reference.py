@@ -16,23 +16,22 @@ from triton_rerank import contract
 from triton_rerank_export.checkpoint.causal import Answers
 from triton_rerank_export.checkpoint.facts import CONFIG
 from triton_rerank_export.checkpoint.families import matches
+from triton_rerank_export.checkpoint.for_transformers import restated
 from triton_rerank_export.checkpoint.json_files import read_object
-from triton_rerank_export.checkpoint.saved.settings import read_modules
-from triton_rerank_export.errors import ExportError, explained
-from triton_rerank_export.gate.for_transformers import restated
+from triton_rerank_export.checkpoint.saved.modules import read_modules
+from triton_rerank_export.errors import ExportError, about, explained
 from triton_rerank_export.graph import fp16
 from triton_rerank_export.repository.triton_config import SpecialTokensInText
 from triton_rerank_server.backends.tokenizer.prompt import Prompt
 from triton_rerank_server.backends.tokenizer.tokenizer_file import special_as_text
 
 
-def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "", head: Answers | None = None) -> Any:
+def load_model(folder: Path, *, allow_pickle: bool = False, head: Answers | None = None) -> Any:
     """Load a cross-encoder in fp32 with eager attention, from the disk only.
 
     Args:
         folder: checkpoint folder.
         allow_pickle: read ``pytorch_model.bin`` where there are no safetensors; torch then unpickles tensors only.
-        label: what the checkpoint is called in a message; by default its folder.
         head: of a language model; it becomes a classifier whose one row is the yes less the no.
 
     Raises:
@@ -41,23 +40,22 @@ def load_model(folder: Path, *, allow_pickle: bool = False, label: str = "", hea
     from transformers import AutoModel, AutoModelForSequenceClassification
 
     if head is not None:
-        return as_classifier(load_language_model(folder, allow_pickle=allow_pickle, label=label), head)
-    label = label or str(folder)
-    modules = read_modules(folder, read_object(folder / CONFIG, label).get("hidden_size"), label)
+        return as_classifier(load_language_model(folder, allow_pickle=allow_pickle), head)
+    modules = read_modules(folder, read_object(folder, CONFIG).get("hidden_size"))
     if modules is None:
-        return _load(AutoModelForSequenceClassification, folder, allow_pickle=allow_pickle, label=label)
+        return _load(AutoModelForSequenceClassification, folder, allow_pickle=allow_pickle)
     from triton_rerank_export.gate.module_head import WithHead
 
-    with explained(f"{label}: its modules cannot be loaded", hidden=str(folder)):
-        model = WithHead(_load(AutoModel, folder, allow_pickle=allow_pickle, label=label), modules, folder)
+    with explained("its modules cannot be loaded", hidden=str(folder)):
+        model = WithHead(_load(AutoModel, folder, allow_pickle=allow_pickle), modules, folder)
         return model.float().eval()
 
 
-def load_language_model(folder: Path, *, allow_pickle: bool = False, label: str = "") -> Any:
+def load_language_model(folder: Path, *, allow_pickle: bool = False) -> Any:
     """As `load_model`, with the head that gives each token a logit."""
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, folder, allow_pickle=allow_pickle, label=label)
+    return _load(AutoModelForCausalLM, folder, allow_pickle=allow_pickle)
 
 
 def as_classifier(model: Any, head: Answers) -> Any:
@@ -81,10 +79,9 @@ def as_classifier(model: Any, head: Answers) -> Any:
     return classifier.eval()
 
 
-def _load(auto: Any, folder: Path, *, allow_pickle: bool, label: str) -> Any:
-    label = label or str(folder)
+def _load(auto: Any, folder: Path, *, allow_pickle: bool) -> Any:
     _silence_warnings()
-    with explained(f"{label}: the checkpoint cannot be loaded", hidden=str(folder)):
+    with explained("the checkpoint cannot be loaded", hidden=str(folder)):
         model, info = auto.from_pretrained(
             folder,
             attn_implementation="eager",
@@ -92,19 +89,19 @@ def _load(auto: Any, folder: Path, *, allow_pickle: bool, label: str) -> Any:
             local_files_only=True,
             output_loading_info=True,
             use_safetensors=None if allow_pickle else True,  # None: safetensors where there are any
-            **restated(folder, label),
+            **restated(folder),
         )
     if info["missing_keys"]:
         raise ExportError(
-            f"{label}: the weights lack {len(info['missing_keys'])} parameters, among them "
-            f"{sorted(info['missing_keys'])[0]}; it is not a finished cross-encoder"
+            f"the weights lack {len(info['missing_keys'])} parameters, among them {sorted(info['missing_keys'])[0]}; "
+            "it is not a finished cross-encoder"
         )
     if hasattr(model.config, "reference_compile"):
         model.config.reference_compile = False  # ModernBERT compiles itself where it can, and is then not traced
     return model.float().eval()
 
 
-def load_tokenizer(folder: Path, label: str) -> Any:
+def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer that transformers makes of a checkpoint folder.
 
     Raises:
@@ -113,10 +110,10 @@ def load_tokenizer(folder: Path, label: str) -> Any:
     from transformers import AutoTokenizer
 
     _silence_warnings()
-    with explained(f"{label}: transformers cannot load its tokenizer", hidden=str(folder)):
+    with explained("transformers cannot load its tokenizer", hidden=str(folder)):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, use_fast=True, trust_remote_code=False)
     if not tokenizer.is_fast:
-        raise ExportError(f"{label}: transformers makes no fast tokenizer of it, but {type(tokenizer).__name__}")
+        raise ExportError(f"transformers makes no fast tokenizer of it, but {type(tokenizer).__name__}")
     return tokenizer
 
 
@@ -165,7 +162,7 @@ class ActivationPeak:
             )
         for name in names:
             module = linear[name]
-            if _weights_fit_fp16(module):
+            if all(float(weight.detach().abs().max()) <= fp16.LARGEST for weight in module.parameters()):
                 module.register_forward_hook(
                     lambda _module, inputs, output, name=name: self.look(name, *inputs, output)
                 )
@@ -217,7 +214,8 @@ class Reference:
     def __post_init__(self) -> None:
         self.peak = None if self.watched is None else ActivationPeak()
         self.label = self.label or str(self.folder)
-        self.tokenizer = load_tokenizer(self.folder, self.label)
+        with about(self.label):
+            self.tokenizer = load_tokenizer(self.folder)
         if contract.TOKEN_TYPE_IDS in self.tensors:
             give_segments(self.tokenizer)
         if self.pad_token_id is None:  # asked before the pieces of a Unigram vocabulary get other names
@@ -230,7 +228,8 @@ class Reference:
     @cached_property
     def _model(self) -> Any:
         load = load_model if self.head is None else load_language_model
-        model = load(self.folder, allow_pickle=self.allow_pickle, label=self.label)
+        with about(self.label):
+            model = load(self.folder, allow_pickle=self.allow_pickle)
         if self.peak is not None and self.watched is not None:
             self.peak.watch(model, self.watched)
         return model
@@ -334,10 +333,6 @@ class Reference:
 
     def _ids(self, text: str, *, split: bool) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"])
-
-
-def _weights_fit_fp16(module: Any) -> bool:
-    return all(float(weight.detach().abs().max()) <= fp16.LARGEST for weight in module.parameters())
 
 
 def _silence_warnings() -> None:

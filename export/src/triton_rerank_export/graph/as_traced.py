@@ -10,6 +10,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from triton_rerank.contract import LOGITS
@@ -29,6 +30,44 @@ def computing(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
         del module.forward
         if before is not None:
             module.forward = before
+
+
+def operator(name: str, *inputs: Any, **attributes: Any) -> Any:
+    """An operator in the traced graph, such as ``com.microsoft::MultiHeadAttention``.
+
+    Args:
+        name: with its domain.
+        inputs: what it gives is shaped like the first; None for one that is left out.
+        attributes: as torch.onnx's ``graph.op`` takes them.
+    """
+    return _function().apply(name, attributes, *inputs)
+
+
+@functools.cache
+def _function() -> Any:
+    import torch
+
+    class Operator(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, name: str, attributes: dict[str, Any], first: Any, *more: Any) -> Any:
+            """A tensor of the right shape."""
+            return torch.empty_like(first)  # the trace needs its shape only
+
+        @staticmethod
+        def symbolic(graph: Any, name: str, attributes: dict[str, Any], first: Any, *more: Any) -> Any:
+            """The node that stands in the graph."""
+
+            def given(some: Any) -> Any:
+                if some is None:
+                    some = graph.op("prim::Constant")
+                    some.setType(torch._C.OptionalType.ofTensor())
+                return some
+
+            made = graph.op(name, first, *map(given, more), **attributes)
+            made.setType(first.type())
+            return made
+
+    return Operator
 
 
 def in_parts(query: Any, keys: Any, values: Any, mask: Any, size: int) -> Any:
@@ -72,12 +111,11 @@ def bert_last_layer(model: Any, weigh: Weigh = in_parts) -> Iterator[None]:
     Keys and values are still made of all tokens. BERT and its kin name these modules alike.
     """
     attention = model.base_model.encoder.layer[-1].attention
-    hook = attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1]))
-    try:
-        with computing(attention.self, _bert_attention(attention.self, slice(1), weigh)):
-            yield
-    finally:
-        hook.remove()
+    with (
+        attention.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][:, :1])),
+        computing(attention.self, _bert_attention(attention.self, slice(1), weigh)),
+    ):
+        yield
 
 
 @contextlib.contextmanager
@@ -145,16 +183,14 @@ def deberta_of_equal_lengths(model: Any) -> Iterator[None]:
         module.build_rpos = asked
 
 
-@contextlib.contextmanager
-def last_token(model: Any) -> Iterator[None]:
+def last_token(model: Any) -> AbstractContextManager[None]:
     """Read the last token under the attention mask; transformers looks for the last id that is not the padding's."""
 
     def forward(input_ids: Any, attention_mask: Any) -> Any:
         hidden = model.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
         return {LOGITS: model.score(_at(hidden, attention_mask.sum(dim=1) - 1)[:, 0])}
 
-    with computing(model, forward):
-        yield
+    return computing(model, forward)
 
 
 @contextlib.contextmanager
@@ -209,19 +245,14 @@ def last_token_of_gemma(model: Any) -> Iterator[None]:
     So the sum is made before, and is the weight.
     """
     module: Any = sys.modules[type(model).__module__]
-    norms = [norm for norm in model.modules() if isinstance(norm, module.GemmaRMSNorm)]
-    weights = [norm.weight for norm in norms]
 
     def scaled(norm: Any) -> Callable[[Any], Any]:
         return lambda tokens: norm._norm(tokens) * norm.weight
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(last_token(model))
-        for norm, weight in zip(norms, weights, strict=True):
-            norm.weight = type(weight)(1 + weight.detach())
+        for norm in [norm for norm in model.modules() if isinstance(norm, module.GemmaRMSNorm)]:
+            stack.callback(setattr, norm, "weight", norm.weight)
+            norm.weight = type(norm.weight)(1 + norm.weight.detach())
             stack.enter_context(computing(norm, scaled(norm)))
-        try:
-            yield
-        finally:
-            for norm, weight in zip(norms, weights, strict=True):
-                norm.weight = weight
+        yield

@@ -9,16 +9,14 @@ dimensions, of which the last two are those of queries and keys (onnx-tensorrt, 
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnx import helper
 
-from triton_rerank_export.graph.as_traced import Weigh, bert_last_layer, bert_layers, computing
+from triton_rerank_export.graph.as_traced import Weigh, bert_last_layer, bert_layers, computing, operator
 
 OPERATOR = "Attention"
 _OPSET = 23  # the first that has it; what the traced graph consists of means the same in it as in opset 18
@@ -26,8 +24,7 @@ _LATER = "later"  # domain of the operator until the graph is of that opset: the
 _IN_PARTS = "TRT_decomposable"  # of onnx-tensorrt, and of no one else
 
 
-@contextlib.contextmanager
-def as_one_operator(model: Any) -> Iterator[None]:
+def as_one_operator(model: Any) -> AbstractContextManager[None]:
     """Let BERT's kind of model attend by one operator while it is traced, the last layer for the first token only.
 
     The mask is logical: True where a key is seen. A first token is always seen, so that a row of nothing but padding,
@@ -45,8 +42,7 @@ def as_one_operator(model: Any) -> Iterator[None]:
         with bert_layers(model, _weigh(each)), bert_last_layer(model, _weigh(seen)):
             return whole(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
 
-    with computing(model, forward):
-        yield
+    return computing(model, forward)
 
 
 def make_standard(path: Path) -> None:
@@ -78,24 +74,6 @@ def let_fall_apart(path: Path) -> bool:
 
 
 def _weigh(mask: Any) -> Weigh:
-    return lambda query, keys, values, _, size: _function().apply(query, keys, values, mask, size**-0.5)
-
-
-@functools.cache
-def _function() -> Any:
-    import torch
-
-    class Attention(torch.autograd.Function):
-        @staticmethod
-        def forward(_: Any, queries: Any, keys: Any, values: Any, mask: Any, scale: float) -> Any:
-            """A tensor of the right shape."""
-            return torch.empty_like(queries)  # the trace needs its shape only
-
-        @staticmethod
-        def symbolic(graph: Any, queries: Any, keys: Any, values: Any, mask: Any, scale: float) -> Any:
-            """The node that stands in the graph."""
-            made = graph.op(f"{_LATER}::{OPERATOR}", queries, keys, values, mask, scale_f=scale)
-            made.setType(queries.type())
-            return made
-
-    return Attention
+    return lambda query, keys, values, _, size: operator(
+        f"{_LATER}::{OPERATOR}", query, keys, values, mask, scale_f=size**-0.5
+    )

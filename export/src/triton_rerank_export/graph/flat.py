@@ -14,23 +14,22 @@ of 512 tokens among 96 short ones (docs/LOG.md).
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from triton_rerank.contract import LOGITS
-from triton_rerank_export.graph.as_traced import computing
+from triton_rerank_export.graph.as_traced import computing, operator
 
 _CLASSES = (0, 48, 96, 192, sys.maxsize)  # tokens a row: above the one, up to the next
 
 Attention = Callable[[Any, Any], Any]  # a layer's module, (tokens, width) -> (tokens or rows, width)
 
 
-@contextlib.contextmanager
-def flat(model: Any, pad_token_id: int | None, *, packed: bool) -> Iterator[None]:
+def flat(model: Any, pad_token_id: int | None, *, packed: bool) -> AbstractContextManager[None]:
     """Let a model take flat inputs while it is traced; in its last layer, what follows attention is for first tokens.
 
     Args:
@@ -55,8 +54,7 @@ def flat(model: Any, pad_token_id: int | None, *, packed: bool) -> Iterator[None
         pooler = getattr(base, "pooler", None)
         return {LOGITS: model.classifier(first if pooler is None else pooler(first))}
 
-    with computing(model, forward):
-        yield
+    return computing(model, forward)
 
 
 class _Tokens:
@@ -100,16 +98,15 @@ def _attending(layers: Any, tokens: _Tokens, attend: Attention, attend_first: At
         return lambda hidden, *_, **__: (how(module, hidden), None)
 
     last = layers[-1].attention
-    hook = last.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][tokens.first]))
-    try:
-        with contextlib.ExitStack() as stack:
-            for layer in layers:
-                module = layer.attention.self
-                how = attend_first if layer.attention is last else attend
-                stack.enter_context(computing(module, attention(module, how)))
-            yield
-    finally:
-        hook.remove()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            last.output.register_forward_pre_hook(lambda _, inputs: (inputs[0], inputs[1][tokens.first]))
+        )
+        for layer in layers:
+            module = layer.attention.self
+            how = attend_first if layer.attention is last else attend
+            stack.enter_context(computing(module, attention(module, how)))
+        yield
 
 
 def _packed(tokens: _Tokens) -> tuple[Attention, Attention]:
@@ -200,27 +197,4 @@ def _in_classes(tokens: _Tokens) -> tuple[Attention, Attention]:
 
 def _operator(name: str, module: Any, *inputs: Any) -> Any:
     """One of ONNX Runtime's own attention operators; what it gives is shaped like the queries."""
-    return _function().apply(name, module.num_attention_heads, *inputs)
-
-
-@functools.cache
-def _function() -> Any:
-    import torch
-
-    class Attention(torch.autograd.Function):
-        @staticmethod
-        def forward(_: Any, name: str, heads: int, queries: Any, *more: Any) -> Any:
-            """A tensor of the right shape."""
-            return torch.empty_like(queries)  # the trace needs its shape only
-
-        @staticmethod
-        def symbolic(graph: Any, name: str, heads: int, queries: Any, *more: Any) -> Any:
-            """The node that stands in the graph."""
-            absent = graph.op("prim::Constant")
-            absent.setType(torch._C.OptionalType.ofTensor())
-            inputs = (absent if some is None else some for some in more)
-            made = graph.op(f"com.microsoft::{name}", queries, *inputs, num_heads_i=heads)
-            made.setType(queries.type())
-            return made
-
-    return Attention
+    return operator(f"com.microsoft::{name}", *inputs, num_heads_i=module.num_attention_heads)

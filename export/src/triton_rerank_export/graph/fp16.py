@@ -14,15 +14,14 @@ fp32 operators to fp16, the mask and the logits included, and holds the weights 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from triton_rerank.contract import LOGITS
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.graph.graph_file import Array, fill
+from triton_rerank_export.graph.graph_file import Array, fill, name_weights_once, replace_nodes
 
 LARGEST = float(np.finfo(np.float16).max)  # 65504
 
@@ -70,16 +69,10 @@ def to_fp16(graph: GraphProto, values: Values, *, residuals: bool = False) -> tu
     flow.multiply_angles()
     half = flow.half()
     unfit = _unfit(graph, flow.weights_of(half), values)
-    half -= flow.computed_from({weight.name for weight in unfit})
+    half -= flow.computed_from(set(unfit))
     lost = _convert_weights(graph, flow, half, values)
     _insert_casts(graph, flow, half)
     return (*_unfit_note(unfit, flow), *lost)
-
-
-@dataclass(frozen=True)
-class _Unfit:
-    name: str
-    largest: float
 
 
 class _Flow:
@@ -118,7 +111,8 @@ class _Flow:
 
     def half(self) -> set[str]:
         """Operators that are fp16 if all weights fit."""
-        full = {name for name, node in self.nodes.items() if node.op_type in self._full} | self._head() | self._angles()
+        head = self._before([LOGITS], self._ends_a_layer)  # what follows the last layer
+        full = {name for name, node in self.nodes.items() if node.op_type in self._full} | head | self._angles()
         for node in reversed(self.nodes.values()):
             takers = [taker for name in node.output for taker in self.takers[name]]
             if self._follows(node) and full.issuperset(takers):
@@ -130,10 +124,6 @@ class _Flow:
         if node.op_type in _MOVES:
             return self.weights.isdisjoint(node.input)
         return node.op_type in _ELEMENTWISE and not self._adds_bias(node)
-
-    def _head(self) -> set[str]:
-        """What follows the last layer."""
-        return self._before([LOGITS], self._ends_a_layer)
 
     def _angles(self) -> set[str]:
         """What sines and cosines are computed from."""
@@ -175,32 +165,28 @@ class _Flow:
 
 
 def _inline_aliases_and_constants(graph: GraphProto) -> None:
-    """The exporter gives equal weights further names through Identity, and writes numbers as Constant: one form."""
-    weights = {tensor.name for tensor in graph.initializer}
-    aliases: dict[str, str] = {}
+    """The exporter gives equal weights further names, and writes numbers as Constant: one form."""
+    name_weights_once(graph)
     kept = []
     for node in graph.node:
         constant = node.attribute[0].t if node.op_type == "Constant" else None
         if constant is not None and constant.data_type == TensorProto.FLOAT:
             graph.initializer.add().CopyFrom(constant)
             graph.initializer[-1].name = node.output[0]
-        elif node.op_type == "Identity" and aliases.get(node.input[0], node.input[0]) in weights:
-            aliases[node.output[0]] = aliases.get(node.input[0], node.input[0])
         else:
-            node.input[:] = [aliases.get(name, name) for name in node.input]
             kept.append(node)
-    _replace_nodes(graph, kept)
+    replace_nodes(graph, kept)
 
 
-def _unfit(graph: GraphProto, names: set[str], values: Values) -> list[_Unfit]:
-    """Weights with a value that fp16 has not, infinite and NaN ones included."""
-    found = []
+def _unfit(graph: GraphProto, names: set[str], values: Values) -> dict[str, float]:
+    """Weights with a value that fp16 has not, infinite and NaN ones included, and the largest."""
+    found = {}
     for tensor in graph.initializer:
         if tensor.name in names:
             array = values(tensor)
             largest = float(np.maximum(array.max(initial=0.0), -array.min(initial=0.0)))
             if not largest <= LARGEST:
-                found.append(_Unfit(tensor.name, largest))
+                found[tensor.name] = largest
     return found
 
 
@@ -241,26 +227,19 @@ def _insert_casts(graph: GraphProto, flow: _Flow, half: set[str]) -> None:
                 elif name in kept and to == TensorProto.FLOAT16:
                     node.input[index] = cast
         nodes.append(node)
-    _replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes)
 
 
 def _cast_name(name: str, to: int) -> str:
     return f"{name}_fp16" if to == TensorProto.FLOAT16 else f"{name}_fp32"
 
 
-def _replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in nodes]  # what is deleted is gone
-    del graph.node[:]
-    graph.node.extend(copies)
-
-
-def _unfit_note(unfit: Sequence[_Unfit], flow: _Flow) -> list[str]:
+def _unfit_note(unfit: dict[str, float], flow: _Flow) -> list[str]:
     if not unfit:
         return []
     named = [
-        f"{weight.name} of {', '.join(flow.nodes[taker].name for taker in flow.takers[weight.name])} "
-        f"(largest {weight.largest:.3g})"
-        for weight in unfit[:_LISTED]
+        f"{name} of {', '.join(flow.nodes[taker].name for taker in flow.takers[name])} (largest {largest:.3g})"
+        for name, largest in list(unfit.items())[:_LISTED]
     ]
     more = f" and {len(unfit) - _LISTED} more" if len(unfit) > _LISTED else ""
     return [

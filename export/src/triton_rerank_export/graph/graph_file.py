@@ -6,10 +6,11 @@ copies are small, and a model of any size is exported in little more memory than
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -108,12 +109,41 @@ def is_large(model: onnx.ModelProto) -> bool:
     return sum(n_bytes(tensor) for tensor in model.graph.initializer) > EXTERNAL_ABOVE
 
 
-def free_memory() -> None:
-    """Give what a stage has freed back to the system; the C library would keep gigabytes for later."""
-    gc.collect()  # the libraries' objects refer to each other
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+def name_weights_once(graph: onnx.GraphProto) -> None:
+    """A weight that several operators take comes to them through Identity; let them take the weight itself."""
+    weights = {tensor.name for tensor in graph.initializer}
+    aliases: dict[str, str] = {}
+    kept = []
+    for node in graph.node:
+        source = aliases.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "Identity" and source in weights:
+            aliases[node.output[0]] = source
+        else:
+            node.input[:] = [aliases.get(name, name) for name in node.input]
+            kept.append(node)
+    replace_nodes(graph, kept)
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Give a graph other operators, some of its own among them."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]  # what is deleted is gone
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+@contextlib.contextmanager
+def freeing_memory() -> Iterator[None]:
+    """Give what a stage has freed back to the system; the C library would keep gigabytes for later.
+
+    For a whole function, whose variables are gone then.
+    """
+    try:
+        yield
+    finally:
+        gc.collect()  # the libraries' objects refer to each other
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
+        if trim is not None:
+            trim(0)
 
 
 def _move_outside(tensor: TensorProto, values: Array, out: BinaryIO, name: str) -> None:

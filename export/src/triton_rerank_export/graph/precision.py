@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from triton_rerank_export.checkpoint.families import Family, matches
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.graph import fp16, graph_file, static_int8
-from triton_rerank_export.graph.calibration import Feed
+from triton_rerank_export.graph.static_int8 import Feed
 from triton_rerank_export.graph.trace import quiet
 from triton_rerank_export.repository.triton_config import Precision
 
@@ -34,6 +34,7 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
+@graph_file.freeing_memory()
 def convert(
     graph: Path,
     precision: Precision,
@@ -64,24 +65,6 @@ def convert(
     Raises:
         ExportError: the graph cannot be converted.
     """
-    try:
-        return _convert(
-            graph, precision, work, family, reduce_range=reduce_range, feeds=feeds, half_residuals=half_residuals
-        )
-    finally:
-        graph_file.free_memory()
-
-
-def _convert(
-    graph: Path,
-    precision: Precision,
-    work: Path,
-    family: Family,
-    *,
-    reduce_range: bool,
-    feeds: Iterable[Feed] | None,
-    half_residuals: bool,
-) -> Converted:
     notes: tuple[str, ...] = ()
 
     def values(tensor: TensorProto) -> graph_file.Array:

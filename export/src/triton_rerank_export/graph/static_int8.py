@@ -1,8 +1,9 @@
 """fp32 graph -> int8 whose scales are constants, for OpenVINO. Same input, same bytes.
 
 Scales that are measured before, on a set of pairs, spare the run the search for the range of every tensor, and a
-pair's logit does not depend on the pairs beside it. The form is ONNX's own (QuantizeLinear, DequantizeLinear around
-every matrix product with a weight), which OpenVINO turns into int8 kernels.
+pair's logit does not depend on the pairs beside it. The pairs are bundled texts, not those of the parity gate. The form
+is ONNX's own (QuantizeLinear, DequantizeLinear around every matrix product with a weight), which OpenVINO turns into
+int8 kernels.
 
 A channel of the activations whose values are much larger than its neighbours' would leave these only a few steps. So
 each is divided by a factor of its own, and its row of the weights multiplied by it: the same product, with the
@@ -11,7 +12,7 @@ difficulty shared between both sides (SmoothQuant, Xiao et al. 2023, arXiv:2211.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ import numpy.typing as npt
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
+from triton_rerank_export.gate.parity import ParityQuery, read_queries
 from triton_rerank_export.graph import graph_file
-from triton_rerank_export.graph.calibration import Feed
 from triton_rerank_export.graph.fp16 import Values
+from triton_rerank_server.backends.tokenizer.pairs import PairTokenizer
 
 SMOOTHING = 0.75  # share of an outlier that the weights take; the field's α. 0.5 to 0.8 differ little (docs/LOG.md)
 
@@ -96,8 +98,7 @@ def quantise(model: ModelProto, values: Values, ranges: Mapping[str, Range], *, 
             before.setdefault(node.name, []).append(quantised)
             node.input[0], node.input[1] = f"{name}_quantised", quantised.output[0]
     ordered = [each for node in graph.node for each in (*before.get(node.name, ()), node)]
-    del graph.node[:]
-    graph.node.extend(ordered)
+    graph_file.replace_nodes(graph, ordered)
 
 
 def _groups(graph: GraphProto) -> dict[str, list[NodeProto]]:
@@ -163,3 +164,38 @@ def _quantised_weight(graph: GraphProto, tensor: Any, matrix: Floats, largest: i
 def _constant(graph: GraphProto, name: str, value: Any) -> str:
     graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return name
+
+
+CALIBRATION_SET = Path(__file__).with_name("calibration_set.jsonl")
+
+Feed = dict[str, npt.NDArray[np.int64]]
+
+_LONGEST_WORDS = 500  # of the longest text of documents joined; the first query's has a twelfth of it
+
+
+def calibration_feeds(tokenizer: PairTokenizer, inputs: Sequence[str]) -> Iterator[Feed]:
+    """Every pair of the set by itself, so that no padding is measured.
+
+    A query meets its own documents, one of another query, an empty one, and one made of many, as long as traffic has.
+
+    Args:
+        tokenizer: of the model, with the lengths that will be served.
+        inputs: names of the encoder's inputs.
+
+    Returns:
+        Per pair, input name -> int64 ``(1, tokens)``.
+
+    Raises:
+        PairError: the tokenizer does not take the texts.
+    """
+    queries = read_queries(CALIBRATION_SET)
+    for place, entry in enumerate(queries):
+        pairs = tokenizer.encode(entry.query, [*entry.documents, *_more_documents(queries, place)])
+        for row, tokens in enumerate(pairs.token_count[:, 0]):
+            yield {name: getattr(pairs, name)[row : row + 1, :tokens] for name in inputs}
+
+
+def _more_documents(queries: Sequence[ParityQuery], place: int) -> list[str]:
+    following = [*queries[place + 1 :], *queries[: place + 1]]
+    words = " ".join(document for entry in following for document in entry.documents).split()
+    return [following[0].documents[0], "", " ".join(words[: _LONGEST_WORDS * (place + 1) // len(queries)])]

@@ -20,7 +20,7 @@ import numpy as np
 
 from triton_rerank.contract import INPUT_IDS, LOGITS, WIDTHS
 from triton_rerank_export.checkpoint.resolve import Checkpoint
-from triton_rerank_export.errors import ExportError, explained
+from triton_rerank_export.errors import ExportError, about, explained
 from triton_rerank_export.graph import attention, graph_file
 from triton_rerank_export.graph.flat import flat
 from triton_rerank_export.repository.triton_config import encoder_inputs
@@ -80,6 +80,7 @@ def export_flat_graph(checkpoint: Checkpoint, work: Path, *, packed: bool) -> Pa
     )
 
 
+@graph_file.freeing_memory()
 def _export(
     checkpoint: Checkpoint,
     work: Path,
@@ -88,31 +89,31 @@ def _export(
     axes: Mapping[int, str],
 ) -> Path:
     """Trace a model under patches, by inputs of the shapes of an example."""
+    import torch
+
     from triton_rerank_export.gate.reference import load_model
 
     path = work / "traced" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
-    model = load_model(
-        checkpoint.folder, allow_pickle=checkpoint.allow_pickle, label=checkpoint.label, head=checkpoint.head
-    )
-    if checkpoint.row is not None:
-        _keep_row(model.get_submodule(checkpoint.family.classifier), checkpoint.row)
-    with (
-        explained(f"{checkpoint.label}: its graph cannot be traced"),
-        quiet(),
-        contextlib.ExitStack() as stack,
-    ):
+    with about(checkpoint.label):
+        model = load_model(checkpoint.folder, allow_pickle=checkpoint.allow_pickle, head=checkpoint.head)
+    row = checkpoint.row
+    if row is not None:
+        classifier = model.get_submodule(checkpoint.family.classifier)
+        for name, values in list(classifier.named_parameters()):
+            setattr(classifier, name, torch.nn.Parameter(values[row : row + 1].detach().clone()))
+        classifier.out_features = 1
+    with explained(f"{checkpoint.label}: its graph cannot be traced"), quiet(), contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch(model))
         _trace(model, path, example, axes)
         if attention.as_one_operator in patches:
             attention.make_standard(path)
         _attach_weights(path, model, checkpoint, list(example))  # a patch may have made some of the weights
-    del model
-    graph_file.free_memory()
     return path
 
 
+@graph_file.freeing_memory()
 def fuse(graph: Path, checkpoint: Checkpoint, work: Path) -> Path:
     """Fuse attention, layer norm and GELU into ONNX Runtime's operators, for fp16 on CUDA.
 
@@ -130,26 +131,37 @@ def fuse(graph: Path, checkpoint: Checkpoint, work: Path) -> Path:
     Raises:
         ExportError: attention was not recognised in every layer.
     """
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    kind = checkpoint.family.fusion
+    options = FusionOptions(kind)
+    options.enable_embed_layer_norm = False
+    skeleton = graph_file.load(graph)
+    for tensor in skeleton.graph.initializer:  # fusion looks at the matrices that it joins; the rest stays outside
+        if list(tensor.dims) == [checkpoint.hidden_size] * 2:
+            graph_file.bring_inside(tensor, graph.parent)
+    with quiet():
+        fused = optimize_model(
+            skeleton,
+            model_type=kind,
+            num_heads=checkpoint.n_heads,
+            hidden_size=checkpoint.hidden_size,
+            optimization_options=options,
+            opt_level=0,
+        )
+    _check_fusion(fused, checkpoint)
+    fused.topological_sort()
+    fused.model.opset_import.add(domain="com.microsoft", version=1)
+    _keep_first_tokens(fused.model.graph)
     path = work / "fused" / "model.onnx"
-    fused = _fused(graph, checkpoint)
-    graph_file.save(fused, path, lambda tensor: graph_file.read(tensor, graph.parent), external=True)
-    del fused
-    graph_file.free_memory()
+    graph_file.save(fused.model, path, lambda tensor: graph_file.read(tensor, graph.parent), external=True)
     return path
 
 
 def graph_files(path: Path) -> list[Path]:
     """The files that a graph consists of: model.onnx and, where weights lie outside of it, model.onnx.data."""
     return [path, *(data for data in [graph_file.data_file(path)] if data.is_file())]
-
-
-def _keep_row(classifier: Any, row: int) -> None:
-    """Leave a linear layer one of its outputs."""
-    import torch
-
-    for name, values in list(classifier.named_parameters()):
-        setattr(classifier, name, torch.nn.Parameter(values[row : row + 1].detach().clone()))
-    classifier.out_features = 1
 
 
 def _trace(model: Any, path: Path, shapes: Mapping[str, tuple[int, ...]], axes: Mapping[int, str]) -> None:
@@ -162,7 +174,7 @@ def _trace(model: Any, path: Path, shapes: Mapping[str, tuple[int, ...]], axes: 
     if WIDTHS in shapes:
         example[WIDTHS] = torch.tensor([12, 20], dtype=torch.int32)
         dynamic[WIDTHS] = dynamic[LOGITS] = {0: "rows"}
-    with torch.no_grad(), _few_words(model), _plain_masks(), _logits_alone(model):
+    with torch.no_grad(), _few_words(model), _plain_masks(), model.register_forward_hook(_logits_alone):
         torch.onnx.export(
             model,
             (example,),
@@ -176,18 +188,9 @@ def _trace(model: Any, path: Path, shapes: Mapping[str, tuple[int, ...]], axes: 
         )
 
 
-@contextlib.contextmanager
-def _logits_alone(model: Any) -> Iterator[None]:
+def _logits_alone(_model: Any, _inputs: Any, output: Any) -> dict[str, Any]:
     """A config may ask for hidden states and attentions too, or for a tuple."""
-
-    def logits_of(_model: Any, _inputs: Any, output: Any) -> dict[str, Any]:
-        return {LOGITS: output[LOGITS] if isinstance(output, dict) else output[0]}
-
-    hook = model.register_forward_hook(logits_of)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return {LOGITS: output[LOGITS] if isinstance(output, dict) else output[0]}
 
 
 @contextlib.contextmanager
@@ -235,22 +238,9 @@ def _attach_weights(path: Path, model: Any, checkpoint: Checkpoint, inputs: Sequ
         skeleton.graph.initializer.add(name=value.name, data_type=_FLOAT, dims=shape, data_location=_OUTSIDE)
         skeleton.graph.input.remove(value)
     if checkpoint.family.shares_weights:
-        _name_weights_once(skeleton.graph)
+        graph_file.name_weights_once(skeleton.graph)
     _check_names(skeleton, checkpoint, inputs)
     graph_file.save(skeleton, path, lambda tensor: weights[tensor.name].numpy(), external=True)
-
-
-def _name_weights_once(graph: Any) -> None:
-    """A weight that several products take comes to them through Identity; int8 looks for the weight itself."""
-    weights = {tensor.name for tensor in graph.initializer}
-    aliases: dict[str, str] = {}
-    for node in list(graph.node):
-        source = aliases.get(node.input[0], node.input[0]) if node.input else ""
-        if node.op_type == "Identity" and source in weights:
-            aliases[node.output[0]] = source
-            graph.node.remove(node)
-        else:
-            node.input[:] = [aliases.get(name, name) for name in node.input]
 
 
 def _weights(skeleton: Any, parameters: Sequence[Any], model: Any) -> dict[str, Any]:
@@ -272,31 +262,6 @@ def _weights(skeleton: Any, parameters: Sequence[Any], model: Any) -> dict[str, 
     return found
 
 
-def _fused(graph: Path, checkpoint: Checkpoint) -> Any:
-    from onnxruntime.transformers.fusion_options import FusionOptions
-    from onnxruntime.transformers.optimizer import optimize_model
-
-    kind = checkpoint.family.fusion
-    options = FusionOptions(kind)
-    options.enable_embed_layer_norm = False
-    skeleton = graph_file.load(graph)
-    _bring_inside(skeleton, graph.parent, checkpoint.hidden_size)
-    with quiet():
-        fused = optimize_model(
-            skeleton,
-            model_type=kind,
-            num_heads=checkpoint.n_heads,
-            hidden_size=checkpoint.hidden_size,
-            optimization_options=options,
-            opt_level=0,
-        )
-    _check_fusion(fused, checkpoint)
-    fused.topological_sort()
-    fused.model.opset_import.add(domain="com.microsoft", version=1)
-    _keep_first_tokens(fused.model.graph)
-    return fused.model
-
-
 def _keep_first_tokens(graph: Any) -> None:
     """Of the last layer, compute what follows attention for the first tokens, which is what the classifier reads."""
     from onnx import helper, numpy_helper
@@ -308,15 +273,7 @@ def _keep_first_tokens(graph: Any) -> None:
     for node in nodes[last + 1 :]:
         node.input[:] = [kept.get(name, name) for name in node.input]
     gathers = [helper.make_node("Gather", [name, "first_token"], [new], axis=1) for name, new in kept.items()]
-    del graph.node[:]
-    graph.node.extend([*nodes[: last + 1], *gathers, *nodes[last + 1 :]])
-
-
-def _bring_inside(skeleton: Any, folder: Path, hidden_size: int) -> None:
-    """Read the weights that fusion looks at: the matrices that it joins. The rest stays outside."""
-    for tensor in skeleton.graph.initializer:
-        if list(tensor.dims) == [hidden_size, hidden_size]:
-            graph_file.bring_inside(tensor, folder)
+    graph_file.replace_nodes(graph, [*nodes[: last + 1], *gathers, *nodes[last + 1 :]])
 
 
 def _check_fusion(model: Any, checkpoint: Checkpoint) -> None:

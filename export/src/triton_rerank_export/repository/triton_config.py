@@ -302,7 +302,7 @@ def _warmups(model: ServedModel) -> list[Config]:
     found = []
     for rung in model.ladder:
         most = max(1, (LIGHT_TOKENS if light else tokens) // rung)
-        of_all = {"data_type": "TYPE_INT64", "dims": [rung]}
+        of_all: Config = {"data_type": "TYPE_INT64", "dims": [rung]}
         inputs = {name: of_all | {"zero_data": True} for name in model.tensors}
         # zeros would be padding, which the engine cuts off
         inputs[contract.ATTENTION_MASK] = of_all | {"input_data_file": _mask_file(rung)}

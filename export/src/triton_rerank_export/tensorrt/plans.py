@@ -6,12 +6,11 @@ container made from the serving image (docker/export.Dockerfile), on the machine
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +21,7 @@ from triton_rerank_export.errors import ExportError
 from triton_rerank_export.graph import attention
 from triton_rerank_export.tensorrt import tensorrt_package
 from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
-from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles
+from triton_rerank_export.tensorrt.profiles import profiles
 from triton_rerank_server import atomic
 
 # ONNX Runtime 1.28.0 and Python 3.12 by triton-inference-server/server, docs/introduction/compatibility.md. It is the
@@ -116,7 +115,9 @@ def build_plan(
     def build(how: str) -> None:
         """The plan from the graph as it is now; ``how`` is told with what is being done."""
         on_step(f"building the TensorRT plan{how}, {len(chosen)} profiles up to {ladder[-1]}; this takes minutes")
-        with _staged(timing_cache) as cache:
+        with atomic.new_file(timing_cache) as cache:  # a broken build leaves the old one
+            if timing_cache.is_file():
+                shutil.copyfile(timing_cache, cache)
             tensorrt_package.build(graph, output, inputs=inputs, profiles=chosen, timing_cache=cache)
 
     try:
@@ -127,46 +128,6 @@ def build_plan(
         build(" with attention by several kernels")
         return (f"attention is computed by several kernels: with one for the whole {exc}",)
     return ()
-
-
-class PlanEngine:
-    """Scores tensors with a plan; the interface of the ONNX Runtime engine that serves without TensorRT.
-
-    Args:
-        plan: as `build_plan` writes it.
-        plan_profiles: what `profiles` gives for the model's ladder and batch limit.
-
-    Raises:
-        ExportError: this machine cannot run the plan.
-    """
-
-    def __init__(self, plan: Path, plan_profiles: Sequence[Profile]) -> None:
-        self._profiles = tuple(plan_profiles)
-        self._run: Callable[[int, Mapping[str, Ids]], npt.NDArray[np.float32]] = tensorrt_package.PlanRunner(plan)
-
-    def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
-        """Score the pairs of several requests.
-
-        Args:
-            requests: per request, input name -> int64 ``(n, padded length)``.
-
-        Returns:
-            Per request, float32 ``(n, 1)``, rows in the order given.
-
-        Raises:
-            ExportError: no profile takes the length, or TensorRT fails.
-        """
-        return [self._score(request) for request in requests]
-
-    def _score(self, request: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
-        n, length = next(iter(request.values())).shape
-        index = profile_index(self._profiles, n, length)
-        most = self._profiles[index].maximum[0]
-        parts = []
-        for start in range(0, n, most):
-            rows = {name: ids[start : start + most] for name, ids in request.items()}
-            parts.append(self._run(index, rows))
-        return np.concatenate(parts)
 
 
 def _gpu_fault() -> str | None:
@@ -188,25 +149,12 @@ def _tool_fault() -> str | None:
         return f"which TensorRT will serve is not known: {SERVED_VERSION} is not set, as NVIDIA's images have it"
     if version.split(".")[:3] != serving.split(".")[:3]:
         return f"TensorRT is {version}, but {SERVED_VERSION} says that {serving} will serve; plans run on their own"
-    return _torch_fault()
-
-
-def _serving() -> str:
-    """Version of the TensorRT that will serve, without CUDA's; "" where nobody says it."""
-    return re.split("[+-]", os.environ.get(SERVED_VERSION, ""))[0]
-
-
-def _torch_fault() -> str | None:
     import torch
 
     usable = torch.cuda.is_available()
     return None if usable else f"PyTorch {torch.__version__} cannot use the GPU, and the plan is compared through it"
 
 
-@contextlib.contextmanager
-def _staged(timing_cache: Path) -> Iterator[Path]:
-    """A copy of the cache, put in its place if all goes well: a broken build leaves the old one."""
-    with atomic.new_file(timing_cache) as copy:
-        if timing_cache.is_file():
-            shutil.copyfile(timing_cache, copy)
-        yield copy
+def _serving() -> str:
+    """Version of the TensorRT that will serve, without CUDA's; "" where nobody says it."""
+    return re.split("[+-]", os.environ.get(SERVED_VERSION, ""))[0]

@@ -12,9 +12,11 @@ import numpy.typing as npt
 
 from triton_rerank.contract import LOGITS
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.tensorrt.profiles import Profile
+from triton_rerank_export.tensorrt.profiles import Profile, profile_index
 
 _SHOWN_ERRORS = 3
+
+Ids = npt.NDArray[np.int64]
 
 
 class NoEngineError(ExportError):
@@ -52,7 +54,9 @@ def build(graph: Path, output: Path, *, inputs: Sequence[str], profiles: Sequenc
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(graph)):
-        raise ExportError(f"{graph.name}: TensorRT cannot read it: {_parser_errors(parser)}")
+        found = [parser.get_error(index) for index in range(parser.num_errors)]
+        words = [f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in found]
+        raise ExportError(f"{graph.name}: TensorRT cannot read it: {_last(words)}")
     config = builder.create_builder_config()
     for profile in profiles:
         _add_profile(builder, config, inputs, profile)
@@ -64,20 +68,22 @@ def build(graph: Path, output: Path, *, inputs: Sequence[str], profiles: Sequenc
     timing_cache.write_bytes(cache.serialize())
 
 
-class PlanRunner:
-    """Runs a plan's profiles on the current CUDA device.
+class PlanEngine:
+    """Scores tensors with a plan on the current CUDA device; the interface of the engine that serves without TensorRT.
 
     Args:
         plan: as `build` writes it.
+        profiles: that it was built with.
 
     Raises:
         ExportError: this TensorRT or this GPU cannot run the plan, or its logits are not fp32.
     """
 
-    def __init__(self, plan: Path) -> None:
+    def __init__(self, plan: Path, profiles: Sequence[Profile]) -> None:
         import torch
 
         trt = load()
+        self._profiles = profiles
         self._errors: list[str] = []
         self._logger = _logger(trt, self._errors)
         self._runtime = trt.Runtime(self._logger)  # both must outlive the engine
@@ -90,7 +96,28 @@ class PlanRunner:
         self._context = self._engine.create_execution_context()
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
-    def __call__(self, profile: int, tensors: Mapping[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
+    def logits(self, requests: Sequence[Mapping[str, Ids]]) -> list[npt.NDArray[np.float32]]:
+        """Score the pairs of several requests.
+
+        Args:
+            requests: per request, input name -> int64 ``(n, padded length)``.
+
+        Returns:
+            Per request, float32 ``(n, 1)``, rows in the order given.
+
+        Raises:
+            ExportError: no profile takes the length, or TensorRT fails.
+        """
+        return [self._score(request) for request in requests]
+
+    def _score(self, request: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
+        n, length = next(iter(request.values())).shape
+        index = profile_index(self._profiles, n, length)
+        most = self._profiles[index].maximum[0]
+        parts = ({name: ids[start : start + most] for name, ids in request.items()} for start in range(0, n, most))
+        return np.concatenate([self._run(index, rows) for rows in parts])
+
+    def _run(self, profile: int, tensors: Mapping[str, Ids]) -> npt.NDArray[np.float32]:
         """Logits ``(n, 1)`` of tensors ``(n, length)`` that fit the profile."""
         import torch
 
@@ -123,11 +150,6 @@ def _logger(trt: Any, errors: list[str]) -> Any:
                 errors.append(message)
 
     return Logger()
-
-
-def _parser_errors(parser: Any) -> str:
-    errors = [parser.get_error(index) for index in range(parser.num_errors)]
-    return _last([f"{error.node_operator()} {error.node_name()!r}: {error.desc()}" for error in errors])
 
 
 def _last(errors: Sequence[str]) -> str:

@@ -26,39 +26,35 @@ _PAIR = ("query", "document")
 _SPECIAL = re.compile(r"<\|\w+\|>")
 
 
-def read_logit_score(folder: Path, label: str) -> Answers | None:
+def read_logit_score(folder: Path) -> Answers | None:
     """The tokens whose logits are the score, if the modules are a Transformer and LogitScore; None otherwise.
 
     Args:
         folder: checkpoint folder.
-        label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: a file cannot be read, or a token is no number.
     """
-    listed = read_array(folder / MODULES, label) if (folder / MODULES).is_file() else []
+    listed = read_array(folder, MODULES) if (folder / MODULES).is_file() else []
     if [kind_of(module) for module in listed] != _KINDS or not all(map(is_ours, listed)):
         return None
     if listed[0].get("path") or not listed[1].get("path"):  # refused with all modules at other places
         return None
     path = str(listed[1]["path"])
-    stated = read_object(folder / path / "config.json", f"{label}: {path}")
+    stated = read_object(folder, f"{path}/config.json")
     ids = [stated.get(key) for key in ("true_token_id", "false_token_id")]
     if type(ids[0]) is not int or type(ids[1]) not in (int, type(None)) or min(ids[0], ids[1] or 0) < 0:
-        raise ExportError(
-            f"{label}: true_token_id and false_token_id in {path} are {ids!r:.80}; ids of tokens were expected"
-        )
+        raise ExportError(f"true_token_id and false_token_id in {path} are {ids!r:.80}; ids of tokens were expected")
     return Answers(ids[0], ids[1], 1.0)
 
 
-def asked_of_template(folder: Path, config: Mapping[str, Any], saved: SavedSettings, label: str) -> Asked:
+def asked_of_template(folder: Path, config: Mapping[str, Any], saved: SavedSettings) -> Asked:
     """The prompt of a checkpoint's own chat template.
 
     Args:
         folder: checkpoint folder.
         config: content of tokenizer_config.json.
         saved: what else sentence-transformers saved; its prompt is the instruction, "": what the template says without.
-        label: what the checkpoint is called in a message.
 
     Raises:
         ExportError: there is no template, it cannot be rendered, or it does not hold query and document once each.
@@ -66,20 +62,11 @@ def asked_of_template(folder: Path, config: Mapping[str, Any], saved: SavedSetti
     path = folder / TEMPLATE
     source = path.read_text(encoding="utf-8") if path.is_file() else config.get("chat_template")
     if not isinstance(source, str):
-        raise ExportError(
-            f"{label}: it has no chat template ({TEMPLATE}), which holds the prompt of its query and document"
-        )
-    with explained(f"{label}: its chat template cannot be rendered"):
+        raise ExportError(f"it has no chat template ({TEMPLATE}), which holds the prompt of its query and document")
+    with explained("its chat template cannot be rendered"):
         bare, told = (_render(source, roles, opens_answer=saved.opens_answer) for roles in (_PAIR, ("system", *_PAIR)))
-    before, between, after = _split(bare, label)
-    return Asked(
-        "of its chat template",
-        "",
-        _pieces(before, between, after, told, saved.query_prompt, label),
-        "",
-        "",
-        activation=saved.activation,
-    )
+    prompt = _pieces(*_split(bare), told, saved.query_prompt)
+    return Asked("of its chat template", "", prompt, "", "", activation=saved.activation)
 
 
 def with_place_for_instruction(asked: Asked, named: Asked | None) -> Asked:
@@ -105,33 +92,31 @@ def _render(source: str, roles: tuple[str, ...], *, opens_answer: bool) -> str:
     return environment.from_string(source).render(messages=messages, add_generation_prompt=opens_answer)
 
 
-def _split(text: str, label: str) -> tuple[str, str, str]:
+def _split(text: str) -> tuple[str, str, str]:
     before, query, rest = text.partition(_MARKS["query"])
     between, document, after = rest.partition(_MARKS["document"])
     if not query or not document or _MARKS["query"] in rest or _MARKS["document"] in after:
-        raise ExportError(f"{label}: its chat template does not hold the query once and then the document once")
+        raise ExportError("its chat template does not hold the query once and then the document once")
     return before, between, after
 
 
-def _pieces(before: str, between: str, after: str, told: str, instruction: str, label: str) -> Prompt:
+def _pieces(before: str, between: str, after: str, told: str, instruction: str) -> Prompt:
     """Special tokens apart from what is tokenised with the texts; a space belongs to the word behind it."""
-    start, middle = _after_special(before), list(_SPECIAL.finditer(between))
-    tail, inner, lead = (
-        (between[: middle[0].start()], between[middle[0].start() : middle[-1].end()], between[middle[-1].end() :])
-        if middle
-        else (between.removesuffix(" "), "", between[len(between.removesuffix(" ")) :])
-    )
+    start = max((found.end() for found in _SPECIAL.finditer(before)), default=0)
+    middle = list(_SPECIAL.finditer(between))
+    starts = ends = len(between.removesuffix(" "))
+    if middle:
+        starts, ends = middle[0].start(), middle[-1].end()
+    tail, inner, lead = between[:starts], between[starts:ends], between[ends:]
     plain, usual = before[start:], ""
     query = plain
     if _MARKS["system"] in told:
-        first, _, last = _split(told, label)[0].partition(_MARKS["system"])
+        first, _, last = _split(told)[0].partition(_MARKS["system"])
         if before.startswith(first) and before.endswith(last) and not _SPECIAL.search(last) and len(first) >= start:
             usual = before[len(first) : len(before) - len(last)]
             query = f"{first[start:]}{INSTRUCTION}{last}"
     if instruction and INSTRUCTION not in query:
-        raise ExportError(
-            f"{label}: it has a default prompt, for which its chat template has no place that is known here"
-        )
+        raise ExportError("it has a default prompt, for which its chat template has no place that is known here")
     return Prompt(
         prefix=before[:start],
         query=f"{query}{QUERY}{tail}",
@@ -141,8 +126,3 @@ def _pieces(before: str, between: str, after: str, told: str, instruction: str, 
         bare_query="" if usual or instruction or query == plain else f"{plain}{QUERY}{tail}",
         instruction=instruction or usual,
     )
-
-
-def _after_special(text: str) -> int:
-    found = list(_SPECIAL.finditer(text))
-    return found[-1].end() if found else 0

@@ -7,15 +7,15 @@ computes them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from triton_rerank_export.checkpoint.json_files import read_array, read_object
+from triton_rerank_export.checkpoint.json_files import Stated, read_array, read_object, read_object_if_there
 from triton_rerank_export.errors import ExportError
 
 MODULES = "modules.json"
+SETTINGS = "config_sentence_transformers.json"
 WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _TRANSFORMER, _POOLING, _DENSE, _NORM = "Transformer", "Pooling", "Dense", "LayerNorm"
@@ -30,7 +30,6 @@ _POOLED, _SCORES = "sentence_embedding", "scores"
 _ACTIVATION = re.compile(r"torch\.nn\.(?:modules\.(?:activation|linear)\.)?(GELU|Identity|ReLU|SiLU|Sigmoid|Tanh)")
 _DEFAULT_ACTIVATION = "torch.nn.modules.activation.Tanh"  # sentence-transformers'
 _SUBFOLDER = re.compile(r"\w[\w.-]*")
-_MOST = 10**7
 
 
 @dataclass(frozen=True)
@@ -75,72 +74,78 @@ class Head:
     layers: tuple[HeadLayer, ...]
 
 
-def list_files(folder: Path, label: str) -> list[str]:
-    """Files in folders of their own that a checkpoint's list of modules leads to, as ``1_Pooling/config.json``.
+def of_a_cross_encoder(folder: Path) -> bool:
+    """Sentence-transformers reads its settings of a CrossEncoder only, and only beside a list of modules."""
+    return (folder / MODULES).is_file() and read_object_if_there(folder, SETTINGS).get("model_type") == "CrossEncoder"
+
+
+def module_files(folder: Path) -> list[str]:
+    """What `read_modules` and the weights of its head need besides modules.json, as ``1_Pooling/config.json``.
 
     Raises:
-        ExportError: the list cannot be read.
+        ExportError: modules.json cannot be read.
     """
-    listed = [
-        (kind_of(module), module.get("path")) for module in read_array(folder / MODULES, label) if is_ours(module)
-    ]
+    modules = read_array(folder, MODULES) if of_a_cross_encoder(folder) else ()
+    listed = [(kind_of(module), module.get("path")) for module in modules if is_ours(module)]
     return [f"{path}/{name}" for kind, path in listed if _is_path(path) for name in _FILES.get(kind, ())]
 
 
-def read_head(folder: Path, width: object, label: str) -> Head | None:
-    """Read modules.json and each module's config; None where the Transformer stands alone.
+def read_modules(folder: Path, width: object) -> Head | None:
+    """The head of a cross-encoder that sentence-transformers keeps as modules; None where it has no other than its own.
 
     Args:
         folder: checkpoint folder.
-        width: of what the Transformer gives, as config.json states it.
-        label: what the checkpoint is called in a message.
+        width: of a layer, as config.json states it.
 
     Raises:
         ExportError: a module is of another kind, stands at another place, or would not fit; names it.
     """
-    modules = read_array(folder / MODULES, label)
-    kinds = [kind_of(module) for module in modules]
-    known = all(is_ours(module) for module in modules)
-    if kinds == [_TRANSFORMER] and known:
-        _check_root(modules[0], label)
+    if not of_a_cross_encoder(folder):
         return None
-    if kinds[:2] != [_TRANSFORMER, _POOLING] or kinds[-1] != _DENSE or {*kinds[2:]} - {_DENSE, _NORM} or not known:
+    modules = read_array(folder, MODULES)
+    kinds = [kind_of(module) for module in modules]
+    alone, known = kinds == [_TRANSFORMER], all(map(is_ours, modules))
+    headed = kinds[:2] == [_TRANSFORMER, _POOLING] and kinds[-1] == _DENSE and {*kinds[2:]} <= {_DENSE, _NORM}
+    if not known or not (alone or headed):
         raise ExportError(
-            f"{label}: {MODULES} names the modules {', '.join(kinds)[:80] or 'none'}; supported is one Transformer, "
-            "alone or with Pooling and then Dense and LayerNorm up to a Dense that gives one score, since no other "
-            "module would be served"
+            f"{MODULES} names the modules {', '.join(kinds)[:80] or 'none'}; supported is one Transformer, alone or "
+            "with Pooling and then Dense and LayerNorm up to a Dense that gives one score, since no other module would "
+            "be served"
         )
-    _check_root(modules[0], label)
-    return _read(
-        folder, [str(module["path"]) for module in modules[1:] if _has_path(module, label)], kinds, width, label
-    )
+    if root := modules[0].get("path"):
+        raise ExportError(
+            f'{MODULES} keeps the Transformer in {root!r:.80}; supported is the folder itself ("path": "")'
+        )
+    for module in modules[1:]:
+        if not _is_path(module.get("path")):
+            raise ExportError(f"{MODULES} keeps {kind_of(module)} in {module.get('path')!r:.80}; a folder was expected")
+    return None if alone else _read(folder, [module["path"] for module in modules[1:]], kinds[1:], width)
 
 
-def _read(folder: Path, paths: list[str], kinds: list[str], width: object, label: str) -> Head:
-    settings = [_config(folder, path, kind, label) for path, kind in zip(paths, kinds[1:], strict=True)]
-    pooling = _pooling(settings[0], paths[0], width, label)
+def _read(folder: Path, paths: list[str], kinds: list[str], width: object) -> Head:
+    settings = [_config(folder, path, kind) for path, kind in zip(paths, kinds, strict=True)]
+    pooling = _pooling(settings[0], width)
     layers: list[HeadLayer] = []
-    for path, kind, stated in zip(paths[1:], kinds[2:], settings[1:], strict=True):
-        last = path == paths[-1]
-        layer = _norm(stated, path, label) if kind == _NORM else _dense(stated, path, label, last=last)
-        before = layers[-1].outputs if layers else width
+    for path, kind, stated in list(zip(paths, kinds, settings, strict=True))[1:]:
+        norm, before = kind == _NORM, layers[-1].outputs if layers else width
+        layer = _norm(stated, path) if norm else _dense(stated, path, last=path == paths[-1])
         if layer.inputs != before:
-            raise _wrong(label, path, "in_features" if kind == _DENSE else "dimension", layer.inputs, f"{before}")
+            raise stated.wrong("dimension" if norm else "in_features", layer.inputs, f"{before}")
         layers.append(layer)
     if layers[-1].outputs != 1:
-        raise _wrong(label, paths[-1], "out_features", layers[-1].outputs, "1, a reranker's one score,")
+        raise settings[-1].wrong("out_features", layers[-1].outputs, "1, a reranker's one score,")
     return Head(pooling, tuple(layers))
 
 
-def _config(folder: Path, path: str, kind: str, label: str) -> dict[str, Any]:
-    stated = read_object(folder / path / _CONFIG, f"{label}: {path}")
+def _config(folder: Path, path: str, kind: str) -> Stated:
+    stated = read_object(folder, f"{path}/{_CONFIG}")
     older = [key for key in stated if kind == _POOLING and key.startswith("pooling_mode_")]
     for key in set(stated) - {*_KEYS[kind], *older}:
-        raise ExportError(f"{label}: {key} in {path}/{_CONFIG} is not a setting of {kind} that is known here")
+        raise ExportError(f"{key} in {stated.file} is not a setting of {kind} that is known here")
     return stated
 
 
-def _pooling(stated: Mapping[str, Any], path: str, width: object, label: str) -> Literal["cls", "mean"]:
+def _pooling(stated: Stated, width: object) -> Literal["cls", "mean"]:
     mode = stated.get("pooling_mode")
     if mode is None:
         chosen = [
@@ -150,22 +155,20 @@ def _pooling(stated: Mapping[str, Any], path: str, width: object, label: str) ->
     if isinstance(mode, list) and len(mode) == 1:
         mode = mode[0]
     if mode not in ("cls", "mean"):
-        raise _wrong(label, path, "pooling_mode", mode, "cls or mean")
+        raise stated.wrong("pooling_mode", mode, "cls or mean")
     dimension = stated.get("embedding_dimension", stated.get("word_embedding_dimension"))
     if dimension != width:
-        raise _wrong(label, path, "embedding_dimension", dimension, f"{width}")
+        raise stated.wrong("embedding_dimension", dimension, f"{width}")
     if stated.get("include_prompt", True) is not True:
-        raise _wrong(label, path, "include_prompt", stated["include_prompt"], "true")
+        raise stated.wrong("include_prompt", stated["include_prompt"], "true")
     return "cls" if mode == "cls" else "mean"
 
 
-def _dense(stated: Mapping[str, Any], path: str, label: str, *, last: bool) -> HeadLayer:
+def _dense(stated: Stated, path: str, *, last: bool) -> HeadLayer:
     activation = stated.get("activation_function", _DEFAULT_ACTIVATION)
     found = _ACTIVATION.fullmatch(activation) if isinstance(activation, str) else None
     if found is None:
-        raise _wrong(
-            label, path, "activation_function", activation, "GELU, Identity, ReLU, SiLU, Sigmoid or Tanh of torch.nn"
-        )
+        raise stated.wrong("activation_function", activation, "GELU, Identity, ReLU, SiLU, Sigmoid or Tanh of torch.nn")
     taken = stated.get("module_input_name", _POOLED)
     given = stated.get("module_output_name") or taken
     for key, name, expected in (
@@ -173,28 +176,17 @@ def _dense(stated: Mapping[str, Any], path: str, label: str, *, last: bool) -> H
         ("module_output_name", given, _SCORES if last else _POOLED),
     ):
         if name != expected:
-            raise _wrong(label, path, key, name, expected)
+            raise stated.wrong(key, name, expected)
     bias = stated.get("bias", True)
     if not isinstance(bias, bool):
-        raise _wrong(label, path, "bias", bias, "true or false")
-    inputs, outputs = (_number(stated, key, path, label) for key in ("in_features", "out_features"))
+        raise stated.wrong("bias", bias, "true or false")
+    inputs, outputs = (stated.number(key, least=1) for key in ("in_features", "out_features"))
     return HeadLayer(path, "Dense", inputs, outputs, bias, found[1])
 
 
-def _norm(stated: Mapping[str, Any], path: str, label: str) -> HeadLayer:
-    width = _number(stated, "dimension", path, label)
+def _norm(stated: Stated, path: str) -> HeadLayer:
+    width = stated.number("dimension", least=1)
     return HeadLayer(path, "LayerNorm", width, width)
-
-
-def _number(stated: Mapping[str, Any], key: str, path: str, label: str) -> int:
-    value = stated.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-        raise _wrong(label, path, key, value, "a number from 1")
-    return value
-
-
-def _wrong(label: str, path: str, key: str, value: object, expected: str) -> ExportError:
-    return ExportError(f"{label}: {key} in {path}/{_CONFIG} is {value!r:.80}; {expected} was expected")
 
 
 def kind_of(module: object) -> str:
@@ -209,19 +201,3 @@ def is_ours(module: object) -> bool:
 
 def _is_path(path: object) -> bool:
     return isinstance(path, str) and _SUBFOLDER.fullmatch(path) is not None
-
-
-def _has_path(module: Mapping[str, Any], label: str) -> bool:
-    if not _is_path(module.get("path")):
-        raise ExportError(
-            f"{label}: {MODULES} keeps {kind_of(module)} in {module.get('path')!r:.80}; a folder was expected"
-        )
-    return True
-
-
-def _check_root(module: Mapping[str, Any], label: str) -> None:
-    if module.get("path"):
-        raise ExportError(
-            f"{label}: {MODULES} keeps the Transformer in {module['path']!r:.80}; supported is the folder itself "
-            '("path": "")'
-        )

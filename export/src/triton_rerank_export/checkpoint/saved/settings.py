@@ -13,19 +13,13 @@ from typing import Any
 
 from triton_rerank.types import Activation
 from triton_rerank_export.checkpoint import labels
-from triton_rerank_export.checkpoint.json_files import read_object_if_there
-from triton_rerank_export.checkpoint.saved.modules import MODULES, Head, list_files, read_head
+from triton_rerank_export.checkpoint.json_files import Stated, read_object_if_there
+from triton_rerank_export.checkpoint.saved.modules import MODULES, SETTINGS, Head, of_a_cross_encoder
 from triton_rerank_export.errors import ExportError
 
-SETTINGS = "config_sentence_transformers.json"
-_TRANSFORMER_FILES = (  # the first one that is there and not empty counts
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-    "sentence_xlnet_config.json",
+_TRANSFORMER_FILES = tuple(  # the first one that is there and not empty counts
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 FILES = (SETTINGS, MODULES, *_TRANSFORMER_FILES)
 
@@ -36,7 +30,6 @@ _ACTIVATIONS: dict[str, Activation] = {
     "torch.nn.Sigmoid": "sigmoid",
     "torch.nn.Identity": "identity",
 }
-_TRANSFORMER = "Transformer"
 _TASK = "sequence-classification"
 _TEXT_ONLY = {"text": {"method": "forward", "method_output_name": "logits"}}
 _EXPECTED = {"transformer_task": _TASK, "modality_config": _TEXT_ONLY, "module_output_name": "scores"}
@@ -71,68 +64,39 @@ class SavedSettings:
     opens_answer: bool = False
 
 
-def read_settings(
-    folder: Path, config: Mapping[str, Any], label: str, *, head: Head | None = None, causal: bool = False
-) -> SavedSettings:
+def read_settings(folder: Path, config: Stated, *, head: Head | None = None, causal: bool = False) -> SavedSettings:
     """Read the files that sentence-transformers wrote, if it did.
 
     Args:
         folder: checkpoint folder.
         config: content of its config.json.
-        label: what the checkpoint is called in a message.
         head: of `read_modules`.
         causal: it is a language model with LogitScore behind it.
 
     Raises:
         ExportError: something in them changes a score and is not supported; names the file, the key and its value.
     """
-    saved = read_object_if_there(folder / SETTINGS, label)
-    if not _is_read(folder, saved):
-        _check_nothing_lost(saved, config, label)
-        return SavedSettings(activation_of_config(config, label))
-    file, transformer = _transformer(folder, label)
+    saved = read_object_if_there(folder, SETTINGS)
+    if not of_a_cross_encoder(folder):
+        _check_nothing_lost(saved, config)
+        return SavedSettings(activation_of_config(config))
+    contents = (read_object_if_there(folder, name) for name in _TRANSFORMER_FILES)
+    transformer = next(filter(None, contents), Stated(_TRANSFORMER_FILES[0]))
     expected: Mapping[str, object] = _EXPECTED if head is None else _BEFORE_MODULES
     if causal:  # how a chat template's messages are built is seen by the gate
         expected = {**_CAUSAL, "modality_config": transformer.get("modality_config")}
-    _check_transformer(file, transformer, expected, label)
+    _check_transformer(transformer, expected)
     stated = saved.get("activation_fn")
     return SavedSettings(
-        activation=activation_of_config(config, label) if stated is None else _activation(stated, SETTINGS, label),
-        query_prompt=_default_prompt(saved, label),
-        max_length=_longest(file, transformer, label),
+        activation=activation_of_config(config) if stated is None else _activation(stated, SETTINGS),
+        query_prompt=_default_prompt(saved),
+        max_length=_longest(transformer),
         lower_case=bool(transformer.get("do_lower_case")),
         opens_answer=bool(_processing(transformer, "chat_template").get(_OPENS_ANSWER)),
     )
 
 
-def read_modules(folder: Path, width: object, label: str) -> Head | None:
-    """The head of a cross-encoder that sentence-transformers keeps as modules; None where it has no other than its own.
-
-    Args:
-        folder: checkpoint folder.
-        width: of a layer, as config.json states it.
-        label: what the checkpoint is called in a message.
-
-    Raises:
-        ExportError: the modules are not such as are served; names them.
-    """
-    return read_head(folder, width, label) if _of_a_cross_encoder(folder, label) else None
-
-
-def module_files(folder: Path, label: str) -> list[str]:
-    """What `read_modules` and the weights of its head need besides modules.json, as ``1_Pooling/config.json``.
-
-    Raises:
-        ExportError: modules.json cannot be read.
-    """
-    return list_files(folder, label) if _of_a_cross_encoder(folder, label) else []
-
-
-def _of_a_cross_encoder(folder: Path, label: str) -> bool:
-    return _is_read(folder, read_object_if_there(folder / SETTINGS, label))
-
-
-def activation_of_config(config: Mapping[str, Any], label: str) -> Activation:
+def activation_of_config(config: Stated) -> Activation:
     """The activation that config.json names, as sentence-transformers before 5.4 wrote it.
 
     Where it names none, one label has a sigmoid, several have none.
@@ -142,58 +106,49 @@ def activation_of_config(config: Mapping[str, Any], label: str) -> Activation:
     """
     newer = config.get("sentence_transformers")
     if newer is not None and not isinstance(newer, dict):
-        raise ExportError(f"{label}: sentence_transformers in config.json is {newer!r:.80}; an object was expected")
-    if newer is not None and "activation_fn" in newer:
-        stated = newer["activation_fn"]
-    else:
-        stated = config.get("sbert_ce_default_activation_function")
+        raise config.wrong("sentence_transformers", newer, "an object")
+    stated = (newer or {}).get("activation_fn", config.get("sbert_ce_default_activation_function"))
     if stated is None:
-        stated = _SIGMOID if labels.count(config, label) == 1 else _IDENTITY
-    return _activation(stated, "config.json", label)
+        stated = _SIGMOID if labels.count(config) == 1 else _IDENTITY
+    return _activation(stated, "config.json")
 
 
-def _is_read(folder: Path, saved: Mapping[str, Any]) -> bool:
-    """Sentence-transformers reads its settings of a CrossEncoder only, and only beside a list of modules."""
-    return (folder / MODULES).is_file() and saved.get("model_type") == "CrossEncoder"
-
-
-def _check_nothing_lost(saved: Mapping[str, Any], config: Mapping[str, Any], label: str) -> None:
+def _check_nothing_lost(saved: Stated, config: Stated) -> None:
     """Settings of a cross-encoder without its list of modules: a copy that is not whole."""
     if saved.get("model_type") != "CrossEncoder":
         return
-    stated, prompt = saved.get("activation_fn"), _default_prompt(saved, label)
+    stated, prompt = saved.get("activation_fn"), _default_prompt(saved)
     lost = [f"the prompt {prompt!r:.80}"] if prompt else []
-    if stated is not None and _activation(stated, SETTINGS, label) != activation_of_config(config, label):
+    if stated is not None and _activation(stated, SETTINGS) != activation_of_config(config):
         lost.append(f"the activation {stated}")
     if lost:
         raise ExportError(
-            f"{label}: {SETTINGS} names {' and '.join(lost)}, but {MODULES} is missing, without which "
+            f"{SETTINGS} names {' and '.join(lost)}, but {MODULES} is missing, without which "
             "sentence-transformers does not read it; get that file too"
         )
 
 
-def _activation(stated: object, file: str, label: str) -> Activation:
+def _activation(stated: object, file: str) -> Activation:
     found = _ACTIVATIONS.get(stated) if isinstance(stated, str) else None
     if found is None:
         raise ExportError(
-            f"{label}: its activation in {file} is {stated!s:.80}; supported are Identity and Sigmoid ({_IDENTITY}, "
-            f"{_SIGMOID})"
+            f"its activation in {file} is {stated!s:.80}; supported are Identity and Sigmoid ({_IDENTITY}, {_SIGMOID})"
         )
     return found
 
 
-def _default_prompt(saved: Mapping[str, Any], label: str) -> str:
+def _default_prompt(saved: Mapping[str, Any]) -> str:
     name, prompts = saved.get("default_prompt_name"), saved.get("prompts") or {}
     if not name:
         return ""
     if not isinstance(prompts, dict) or not isinstance(name, str) or name not in prompts:
         raise ExportError(
-            f"{label}: default_prompt_name in {SETTINGS} is {name!r:.80}, which is not among its prompts; correct the "
+            f"default_prompt_name in {SETTINGS} is {name!r:.80}, which is not among its prompts; correct the "
             "name, or set it to null"
         )
     prompt = "" if prompts[name] is None else prompts[name]
     if not isinstance(prompt, str) or not _encodes(prompt):
-        raise ExportError(f"{label}: the prompt {name!r:.80} in {SETTINGS} is {prompt!r:.80}; a text was expected")
+        raise ExportError(f"the prompt {name!r:.80} in {SETTINGS} is {prompt!r:.80}; a text was expected")
     return prompt
 
 
@@ -205,26 +160,17 @@ def _encodes(text: str) -> bool:
     return True
 
 
-def _transformer(folder: Path, label: str) -> tuple[str, dict[str, Any]]:
-    """Name and content of the Transformer's file."""
-    for name in _TRANSFORMER_FILES:
-        content = read_object_if_there(folder / name, label)
-        if content:
-            return name, content
-    return _TRANSFORMER_FILES[0], {}
-
-
-def _check_transformer(file: str, settings: Mapping[str, Any], expected: Mapping[str, object], label: str) -> None:
+def _check_transformer(settings: Stated, expected: Mapping[str, object]) -> None:
     task = settings.get("transformer_task", "feature-extraction")
     if task != expected["transformer_task"]:
         raise ExportError(
-            f"{label}: transformer_task in {file} is {task!r:.80}; a reranker's with these modules is "
+            f"transformer_task in {settings.file} is {task!r:.80}; a reranker's with these modules is "
             f"{expected['transformer_task']}"
         )
     for key, value in settings.items():
         if not _known(key, value, expected):
             raise ExportError(
-                f"{label}: {key} in {file} is {value!r:.80}, which changes scores and is not supported; if it is not "
+                f"{key} in {settings.file} is {value!r:.80}, which changes scores and is not supported; if it is not "
                 "needed, remove it"
             )
 
@@ -256,7 +202,7 @@ def _processing(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return (settings.get("processing_kwargs") or {}).get(part) or {}
 
 
-def _longest(file: str, settings: Mapping[str, Any], label: str) -> int | None:
+def _longest(settings: Stated) -> int | None:
     """The length that counts, of all that are stated: that of a call, else that of the tokenizer, else the model's."""
     arguments = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
     stated = (
@@ -266,5 +212,5 @@ def _longest(file: str, settings: Mapping[str, Any], label: str) -> int | None:
     )
     longest = next((length for length in stated if length is not None), None)
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
-        raise ExportError(f"{label}: the longest pair in {file} is {longest!r:.80}; a number from 1 was expected")
+        raise settings.wrong("the longest pair", longest, "a number from 1")
     return longest

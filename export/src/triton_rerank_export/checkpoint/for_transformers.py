@@ -1,4 +1,8 @@
-"""A checkpoint's folder as transformers 4 reads it, where transformers 5 wrote it."""
+"""A checkpoint's folder as the installed transformers reads it, or with what it makes of it.
+
+Where transformers 5 wrote it, 4 reads a folder of links to its files. Of the vocabulary of one from before
+tokenizer.json transformers makes that file.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +14,55 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from triton_rerank_export.checkpoint.facts import CONFIG, TOKENIZER_CONFIG
+from triton_rerank_export.checkpoint.facts import CONFIG, TOKENIZER, TOKENIZER_CONFIG
 from triton_rerank_export.checkpoint.json_files import read_object_if_there
-from triton_rerank_export.checkpoint.vocabulary import link_files
+
+VOCABULARY = "vocab.txt"  # of WordPiece
+
+
+def with_tokenizer(folder: Path, work: Path) -> Path:
+    """A checkpoint's folder with tokenizer.json.
+
+    Args:
+        folder: checkpoint folder.
+        work: scratch folder.
+
+    Returns:
+        The folder itself if it has one, or no vocabulary; else a folder of the same name with links to its files,
+        and beside them the one that transformers makes of them.
+
+    Raises:
+        ExportError: transformers makes no fast tokenizer of them.
+    """
+    if (folder / TOKENIZER).is_file() or not (folder / VOCABULARY).is_file():
+        return folder
+    from triton_rerank_export.gate.reference import load_tokenizer
+
+    tokenizer = load_tokenizer(folder).backend_tokenizer
+    completed = Path(tempfile.mkdtemp(dir=work)) / folder.name
+    completed.mkdir()
+    link_files(folder, completed)
+    tokenizer.save(str(completed / TOKENIZER))
+    return completed
+
+
+def link_files(folder: Path, target: Path) -> None:
+    """Put links to the files of a folder into another one."""
+    for path in folder.iterdir():
+        (target / path.name).symlink_to(path.resolve())
+
 
 _CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # transformers 5's name of it
 
 
 @contextlib.contextmanager
-def readable(folder: Path, label: str) -> Iterator[Path]:
+def readable(folder: Path) -> Iterator[Path]:
     """The folder itself, or one of links to its files with another tokenizer_config.json.
 
     Args:
         folder: checkpoint folder.
-        label: what the checkpoint is called in a message.
     """
-    config = read_object_if_there(folder / TOKENIZER_CONFIG, label)
+    config = read_object_if_there(folder, TOKENIZER_CONFIG)
     translated = _translated(config)
     if translated == config:
         yield folder
@@ -37,7 +74,7 @@ def readable(folder: Path, label: str) -> Iterator[Path]:
         yield Path(view)
 
 
-def restated(folder: Path, label: str) -> dict[str, float | str]:
+def restated(folder: Path) -> dict[str, float | str]:
     """What transformers 4 reads otherwise in a config.json than 5, in words that both take alike.
 
     The base of rotary positions: 4 does not read where 5 wrote it. The GELU of Gemma: its makers' first files say
@@ -45,12 +82,11 @@ def restated(folder: Path, label: str) -> dict[str, float | str]:
 
     Args:
         folder: checkpoint folder.
-        label: what the checkpoint is called in a message.
 
     Returns:
         What is to be set among config.json's values; nothing where both read the same.
     """
-    config = read_object_if_there(folder / CONFIG, label)
+    config = read_object_if_there(folder, CONFIG)
     if version("transformers").partition(".")[0] != "4":
         return {}
     values: dict[str, float | str] = {}
