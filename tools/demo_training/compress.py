@@ -1,4 +1,4 @@
-"""The difference of a fine-tuned model to its body as a small delta: what `triton_rerank_export.demo.delta` applies."""
+"""The difference of a fine-tuned model to its body as a small delta, as export's `demo/demo_model.py` applies it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from triton_rerank_export.demo.delta import DELTA, LEFT, RIGHT, State
+from triton_rerank_export.demo.demo_model import DELTA, LEFT, RIGHT, State
 from triton_rerank_export.errors import ExportError
 
 

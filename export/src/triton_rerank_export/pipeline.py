@@ -229,12 +229,13 @@ class _Build:
 
     def _graph_files(self, path: Path) -> tuple[list[Path], tuple[str, ...]]:
         """What the encoder's version folder holds, and what the user should know of it."""
-        from triton_rerank_export.tensorrt import accelerator, plans
+        from triton_rerank_export.tensorrt import plans
+        from triton_rerank_export.tensorrt.profiles import name_graph
 
         served = self.served
         if served.accelerator == "tensorrt":
             plans.check_operators(path)
-            accelerator.name_graph(path)
+            name_graph(path)
         if served.engine != "tensorrt":
             return trace.graph_files(path), ()
         plan = self.work / served.graph_file

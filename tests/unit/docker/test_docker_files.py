@@ -16,8 +16,8 @@ import yaml  # type: ignore[import-untyped]
 from support import image
 
 from triton_rerank.contract import ENCODER_BACKEND
-from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
 from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, SERVED_VERSION, TRITON_IMAGE
+from triton_rerank_export.tensorrt.profiles import CACHE_FOLDER
 from triton_rerank_gateway.cli import main as gateway_main
 from triton_rerank_server.cli import main
 from triton_rerank_server.launch.environment import triton_environment

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from triton_rerank_export.demo.delta import State, apply_delta
+from triton_rerank_export.demo.demo_model import State, apply_delta
 from triton_rerank_export.errors import ExportError
 
 

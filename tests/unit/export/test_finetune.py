@@ -29,11 +29,11 @@ from transformers import (
 from triton_rerank_export.checkpoint.facts import read_facts
 from triton_rerank_export.checkpoint.families import FAMILIES
 from triton_rerank_export.errors import ExportError
-from triton_rerank_export.finetune import command, meter
+from triton_rerank_export.finetune import command, progress
 from triton_rerank_export.finetune import train as finetune_module
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport
-from triton_rerank_export.finetune.curves import CURVES, draw
 from triton_rerank_export.finetune.data import Group
+from triton_rerank_export.finetune.progress import CURVES, draw
 from triton_rerank_export.finetune.train import evaluate, finetune, group_loss, ndcg_at_10, pairwise_accuracy
 
 COLOURS = ["red", "green", "blue", "yellow", "black", "white", "brown", "grey"]
@@ -153,7 +153,7 @@ def test_a_budget_of_time_ends_the_run(checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_progress_is_told_to_a_file_in_lines(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0.0)
     said = io.StringIO()
     console = Console(file=said, width=120)
     finetune(checkpoint, _groups(), tmp_path / "out", FinetuneConfig(steps=2, **QUICK), console)

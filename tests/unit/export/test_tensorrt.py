@@ -22,10 +22,17 @@ from triton_rerank_export.gate.parity import BOUNDS
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository.triton_config import length_ladder
-from triton_rerank_export.tensorrt import accelerator, plans, tensorrt_package
-from triton_rerank_export.tensorrt.accelerator import accelerator_parameters, name_graph
+from triton_rerank_export.tensorrt import plans, tensorrt_package
 from triton_rerank_export.tensorrt.plans import CONTAINER_COMMAND, SERVED_VERSION, build_plan, check_available
-from triton_rerank_export.tensorrt.profiles import Profile, profile_index, profiles, whole_range
+from triton_rerank_export.tensorrt.profiles import (
+    CACHE_FOLDER,
+    Profile,
+    accelerator_parameters,
+    name_graph,
+    profile_index,
+    profiles,
+    whole_range,
+)
 from triton_rerank_export.tensorrt.tensorrt_package import PlanEngine
 
 INPUTS = ("input_ids", "attention_mask")
@@ -180,13 +187,13 @@ def test_accelerator_parameters() -> None:
     assert parameters == {
         "max_workspace_size_bytes": "4294967296",
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": accelerator.CACHE_FOLDER,
+        "trt_engine_cache_path": CACHE_FOLDER,
         "trt_layer_norm_fp32_fallback": "1",
         "trt_profile_max_shapes": "input_ids:8x512,attention_mask:8x512",
         "trt_profile_min_shapes": "input_ids:1x1,attention_mask:1x1",
         "trt_profile_opt_shapes": "input_ids:8x64,attention_mask:8x64",
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": accelerator.CACHE_FOLDER,
+        "trt_timing_cache_path": CACHE_FOLDER,
     }
     assert parameters.keys() <= KNOWN_KEYS
 

@@ -12,8 +12,8 @@ from triton_rerank_export.arguments import add_options, chosen
 from triton_rerank_export.checkpoint.resolve import resolve
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
-from triton_rerank_export.finetune.curves import CURVES
 from triton_rerank_export.finetune.data import EXAMPLE_LINE, read_groups
+from triton_rerank_export.finetune.progress import CURVES
 from triton_rerank_export.finetune.train import finetune
 
 KNOBS = (  # fields of FinetuneConfig that are options wherever something is trained

@@ -22,9 +22,8 @@ from triton_rerank_export.checkpoint.families import FAMILIES, Family
 from triton_rerank_export.demo.demo_model import check_replaceable, staged_folder
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.finetune.config import FinetuneConfig, FinetuneReport, Quality
-from triton_rerank_export.finetune.curves import CURVES, draw
 from triton_rerank_export.finetune.data import FloatArray, Group, Sample, sample, split, training_order
-from triton_rerank_export.finetune.meter import Meter, bar
+from triton_rerank_export.finetune.progress import CURVES, Meter, bar, draw
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from triton_rerank import contract
 from triton_rerank.types import Activation
-from triton_rerank_export.tensorrt import accelerator
-from triton_rerank_export.tensorrt.profiles import profiles
+from triton_rerank_export.tensorrt.profiles import ACCELERATOR, accelerator_parameters, profiles
 
 Precision = Literal["fp32", "fp16", "int8", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -329,10 +328,8 @@ def _optimization(model: ServedModel) -> Config | None:
     if model.cuda_options:
         chosen = {"name": "cuda", "parameters": model.cuda_options}
     elif model.accelerator == "tensorrt":
-        options = accelerator.accelerator_parameters(
-            inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size
-        )
-        chosen = {"name": accelerator.NAME, "parameters": options}
+        options = accelerator_parameters(inputs=model.tensors, ladder=model.ladder, max_batch_size=model.max_batch_size)
+        chosen = {"name": ACCELERATOR, "parameters": options}
     else:
         return None
     return {"execution_accelerators": {"gpu_execution_accelerator": [chosen]}}

@@ -20,8 +20,7 @@ import numpy.typing as npt
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.graph import attention
 from triton_rerank_export.tensorrt import tensorrt_package
-from triton_rerank_export.tensorrt.accelerator import CACHE_FOLDER
-from triton_rerank_export.tensorrt.profiles import profiles
+from triton_rerank_export.tensorrt.profiles import CACHE_FOLDER, profiles
 from triton_rerank_server import atomic
 
 # ONNX Runtime 1.28.0 and Python 3.12 by triton-inference-server/server, docs/introduction/compatibility.md. It is the
