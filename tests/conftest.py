@@ -22,6 +22,7 @@ os.environ["LANGSMITH_TRACING"] = "false"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support.load import BusyClock
 
 from triton_rerank import RerankClient
@@ -42,6 +43,10 @@ LONG = (  # most of them minutes
     "test_peers", "test_guide", "test_fuzz", "test_vocabulary", "test_local",
 )  # fmt: skip
 
+
+# Neither an example that takes 0.2 s nor examples that are slow to make break a bound of ours: the machine is busy.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a shell's "&"; children would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

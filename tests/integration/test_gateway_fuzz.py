@@ -99,6 +99,6 @@ def test_requests_made_from_the_openapi_document_are_answered_as_it_says(gateway
         assert found.status_code < 500
         case.validate_response(found, checks=wanted)
 
-    patient = settings(max_examples=EXAMPLES, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    patient = settings(max_examples=EXAMPLES, database=None, suppress_health_check=list(HealthCheck))
     for operation in one_each.values():
         patient(given(case=operation.as_strategy())(holds))()

@@ -150,7 +150,7 @@ def test_a_split_list_merges_to_what_one_request_would_give(
 
 
 @pytest.mark.parametrize("family", ["tiny-bert", "tiny-xlmr"])
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     query=st.text(st.characters(exclude_categories=["Cs"]), max_size=60),
     documents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=400), min_size=1, max_size=4),

@@ -61,7 +61,7 @@ def whole(kind: str, text: str) -> tuple[list[int], bool]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=TEXTS)
 @example(text=" " * 3000 + "heap")
 @example(text="heap " + "\u0301" * 3000)
@@ -151,7 +151,7 @@ LENGTHS = st.integers(0, 40)
 
 
 @pytest.mark.parametrize("kind", ["WordPiece", "Unigram"])
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(query=LENGTHS, document=LENGTHS, max_length=st.integers(6, 70))
 def test_pairs_are_cut_as_the_library_cuts_them(kind: str, query: int, document: int, max_length: int) -> None:
     """``longest_first`` of tokenizers: what transformers, sentence-transformers and TEI use."""

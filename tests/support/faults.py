@@ -8,6 +8,7 @@ import errno
 import fcntl
 import io
 import os
+import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,6 +79,10 @@ def failing(operations: Operations, *, changes_only: bool = False) -> Iterator[O
         patch.setattr(shutil, "_use_fd_functions", False)  # rmtree goes by names, which are wrapped
         patch.setattr(builtins, "open", operations.open(builtins.open))
         patch.setattr(io, "open", operations.open(io.open))
+        if accessor := getattr(pathlib, "_normal_accessor", None):  # Python 3.10: pathlib keeps functions of its own
+            for name in _CHANGES:
+                patch.setattr(accessor, name, getattr(os, name))
+            patch.setattr(accessor, "open", io.open)
         yield operations
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.load import BusyClock
 
@@ -289,7 +289,6 @@ steps = st.lists(
 
 @pytest.mark.parametrize("score", [score_sync, score_async])
 @pytest.mark.parametrize("kind", [Server, SilentServer])
-@settings(deadline=None)  # a busy machine is no fault
 @given(steps=steps, max_pairs=st.integers(1, 12))
 def test_the_same_as_the_scorer_itself_for_any_sequence(
     score: Score, kind: type[Server], steps: list[tuple[str, int, list[int]]], max_pairs: int
@@ -315,7 +314,6 @@ def test_the_same_as_the_scorer_itself_for_any_sequence(
 
 
 @pytest.mark.parametrize("score", [score_sync, score_async])
-@settings(deadline=None)  # a busy machine is no fault
 @given(
     requests=st.lists(
         st.lists(st.integers(0, 5), min_size=1, max_size=5, unique=True).map(lambda documents: ask(*documents)),
