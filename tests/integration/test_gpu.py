@@ -16,7 +16,7 @@ from triton_rerank_bench.gpu import command as gpu_command
 from triton_rerank_bench.gpu import measure
 from triton_rerank_bench.gpu.device import CPU_NOTE
 from triton_rerank_bench.served import read_model
-from triton_rerank_bench.workloads import passages
+from triton_rerank_bench.workloads import BY_NAME, passages
 
 pytestmark = pytest.mark.timeout(600)  # three times torch in processes of their own
 
@@ -35,7 +35,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
         patch.setattr(gpu_command, "WAYS", {"2 tokenizers": {"tokenizers": 2}})
         patch.setattr(measure, "BATCH_SIZES", (32,))
         patch.setattr(measure, "BATCH_TOKENS", (16_384,))
-        patch.setitem(measure.BY_NAME, measure.WORKLOAD, lambda seed: [passages(seed), passages(seed + 1)])
+        patch.setitem(BY_NAME, measure.WORKLOAD, lambda seed: [passages(seed), passages(seed + 1)])
         _, code = gpu_command.run(options, Console(file=file, width=150))
     assert code == 0
     return json.loads((work / "gpu.json").read_text()), (work / "printed").read_text(), work
