@@ -69,10 +69,10 @@ def flood(target: str, unit: str) -> Iterator[psutil.Process]:
             assert process.stdout is not None
             assert process.stdout.readline() == "True\n"  # it is cut, and answered
             yield psutil.Process(process.pid)
+            assert [process.stdout.readline() for _ in range(2)] == ["True\n"] * 2  # on busy cores one takes seconds
         finally:
             process.send_signal(signal.SIGKILL)
-            rest = process.communicate()[0].split()
-            assert len(rest) > 1 and set(rest) == {"True"}
+            assert set(process.communicate()[0].split()) <= {"True"}
 
 
 def milliseconds(client: RerankClient) -> list[float]:
