@@ -10,6 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,7 @@ from triton_rerank_server.errors import ServerStartError
 from triton_rerank_server.launch.child import Child
 from triton_rerank_server.launch.environment import triton_environment
 from triton_rerank_server.launch.installation import find_installation, lay_out_backends
-from triton_rerank_server.launch.ports import address_flag, bare_address, reachable, resolve_port
+from triton_rerank_server.launch.ports import address_flag, bare_address, hold_port, port_of, reachable
 from triton_rerank_server.launch.restriction import headers, restrictions
 from triton_rerank_server.launch.runtime import link_repository, make_runtime
 from triton_rerank_server.models import POLL, check_repository, control_flags, control_mode, flag_values, idle_gpu
@@ -60,6 +61,7 @@ class TritonServer:
         self._child: Child | None = None
         self._shm_prefix = f"triton_rerank_{os.getpid()}_{secrets.token_hex(4)}_"
         self._runtime: Path | None = None
+        self._held = ExitStack()  # its ports, until it listens: else another server may be given one meanwhile
         self._control = Control("")
         self._canaries: list[Canary] = []
         self._exit_timeout_s = config.exit_timeout_s
@@ -181,6 +183,7 @@ class TritonServer:
                 self._drain()
             return child.stop(max(0.0, deadline - time.monotonic()) + ENDING_S, kill=kill)
         finally:
+            self._held.close()
             for leftover in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
                 leftover.unlink(missing_ok=True)
             if self._runtime is not None:
@@ -210,10 +213,13 @@ class TritonServer:
 
     def _resolve_ports(self) -> None:
         config, address = self.config, bare_address(self.config.address)
-        self.grpc_port = resolve_port("grpc", address, config.grpc_port)
-        self.http_port = resolve_port("http", self._http_address, config.http_port, taken=[self.grpc_port])
-        taken = [self.grpc_port, self.http_port]
-        self.metrics_port = resolve_port("metrics", address, config.metrics_port, taken=taken)
+
+        def held(service: str, address: str, port: int, *taken: int) -> int:
+            return port_of(self._held.enter_context(hold_port(service, address, port, taken=taken)))
+
+        self.grpc_port = held("grpc", address, config.grpc_port)
+        self.http_port = held("http", self._http_address, config.http_port, self.grpc_port)
+        self.metrics_port = held("metrics", address, config.metrics_port, self.grpc_port, self.http_port)
         chosen = (self.grpc_port, self.http_port, self.metrics_port)
         if len(set(chosen)) < len(chosen):
             raise ServerStartError(f"grpc, http and metrics ports are {chosen}: they must differ")
@@ -256,6 +262,7 @@ class TritonServer:
                 check_canary(self._control, canary, timeout_s=max(1.0, deadline - time.monotonic()))
             except ControlError as exc:
                 raise ServerStartError(f"canary for {canary.model} failed: {exc}\n{self.explanation()}") from exc
+        self._held.close()
         self._on_progress("ready")
 
     def _check_alive(self, deadline: float) -> None:

@@ -73,7 +73,7 @@ def test_perf_applies_its_answer_to_the_repository_that_is_served() -> None:
 
 
 def would_run(*arguments: str, only_if_older: bool = False) -> str:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "ARGS"))}
     when = ["--old-file=.venv/.demo"] if only_if_older else ["--always-make"]
     command = ["make", "--dry-run", *when, *arguments]
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -19,7 +20,7 @@ from triton_rerank_server.launch import ports
 from triton_rerank_server.launch.child import Child
 from triton_rerank_server.launch.environment import triton_environment
 from triton_rerank_server.launch.installation import Installation, find_installation, lay_out_backends
-from triton_rerank_server.launch.ports import resolve_port
+from triton_rerank_server.launch.ports import hold_port, port_of, resolve_port
 from triton_rerank_server.launch.runtime import make_runtime
 
 
@@ -229,10 +230,28 @@ def test_python_folders_with_a_module_called_model_are_left_out_and_named(
 
 
 def test_a_free_port_is_not_one_that_was_chosen_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    offered = iter([4001, 4001, 4002])
-    monkeypatch.setattr(ports, "_bind", lambda *_: next(offered))
     chosen = resolve_port("grpc", "127.0.0.1", 0)
-    assert resolve_port("http", "127.0.0.1", 0, taken=[chosen]) == 4002
+    offered = iter([chosen, chosen, 0])
+    bind = ports._bind
+    monkeypatch.setattr(ports, "_bind", lambda service, address, _: bind(service, address, next(offered)))
+    assert resolve_port("http", "127.0.0.1", 0, taken=[chosen]) != chosen
+    assert next(offered, None) is None
+
+
+def test_a_held_port_is_nobody_elses_free_one_and_can_be_bound_by_its_number() -> None:
+    """Triton's metrics answer 200 to whatever is asked, so another server's were taken for one that was not up yet."""
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(hold_port("http", "127.0.0.1", 0))
+        others = [stack.enter_context(hold_port("http", "127.0.0.1", 0)) for _ in range(500)]
+        assert port_of(first) not in {port_of(other) for other in others}
+        assert len({port_of(other) for other in others}) == len(others)
+        where = ("127.0.0.1", port_of(first))
+        listener = stack.enter_context(socket.create_server(where))
+        stack.enter_context(socket.create_connection(where, timeout=5))
+        listener.settimeout(5)
+        listener.accept()[0].close()
+        with pytest.raises(ServerStartError, match=f"http port {where[1]} on 127.0.0.1 cannot be bound: it is in use"):
+            hold_port("http", *where)
 
 
 def test_a_process_that_was_waited_for_is_sent_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
@@ -18,8 +19,11 @@ _REASONS = {
 }
 
 
-def resolve_port(service: str, address: str, port: int, *, taken: Collection[int] = ()) -> int:
-    """Return ``port`` if it can be bound, or a free one if it is 0.
+def hold_port(service: str, address: str, port: int, *, taken: Collection[int] = ()) -> socket.socket:
+    """Bind ``port``, or a free one if it is 0, without listening.
+
+    Until the socket is closed, nobody else is given that port as a free one. Triton, which asks for it by its number,
+    gets it all the same, since both allow reuse and this one does not listen.
 
     Args:
         service: "grpc", "http" or "metrics"; named in the error.
@@ -32,9 +36,20 @@ def resolve_port(service: str, address: str, port: int, *, taken: Collection[int
     """
     if not 0 <= port <= 65535:
         raise ServerStartError(f"--{service}-port is {port}: it must be from 0 (a free one) to 65535")
-    while (found := _bind(service, address, port)) in taken and port == 0:
-        pass  # the kernel hands a port out again at once now and then
-    return found
+    while port_of(held := _bind(service, address, port)) in taken and port == 0:
+        held.close()  # another address may have had that one free
+    return held
+
+
+def resolve_port(service: str, address: str, port: int, *, taken: Collection[int] = ()) -> int:
+    """As `hold_port`, but nothing is held: the number only."""
+    with hold_port(service, address, port, taken=taken) as held:
+        return port_of(held)
+
+
+def port_of(held: socket.socket) -> int:
+    """The port that a socket is bound to."""
+    return int(held.getsockname()[1])
 
 
 def bare_address(address: str) -> str:
@@ -62,13 +77,15 @@ def _shortest(address: str) -> str:
         return address  # a name
 
 
-def _bind(service: str, address: str, port: int) -> int:
+def _bind(service: str, address: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(where)
-            return int(probe.getsockname()[1])
+        with contextlib.ExitStack() as stack:
+            held = stack.enter_context(socket.socket(family, kind, protocol))
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind(where)
+            stack.pop_all()
+            return held
     except (OSError, UnicodeError) as exc:
         number = exc.errno if isinstance(exc, OSError) and not isinstance(exc, socket.gaierror) else None
         reason = _REASONS.get(number or 0, f"{getattr(exc, 'strerror', None) or exc}; choose another with --address")
