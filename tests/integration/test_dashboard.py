@@ -18,10 +18,9 @@ import yaml  # type: ignore[import-untyped]
 from support import chart
 from support.gateways import process
 from support.load import Load
-from support.tritons import NAME, edited, only_bert, start, wait_until
+from support.tritons import NAME, edited, free_ports, only_bert, start, wait_until
 
 from triton_rerank.contract import ENCODER_SUFFIX, SCHEDULING
-from triton_rerank_server.launch.ports import resolve_port
 
 OBSERVABILITY = chart.ROOT / "deploy" / "observability"
 FILE = OBSERVABILITY / "dashboards" / "triton-rerank.json"
@@ -64,6 +63,7 @@ def prometheus(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
     with edited(repository / f"{NAME}{ENCODER_SUFFIX}") as config:
         config.parameters[SCHEDULING].string_value = "continuous"  # it has every metric
     with (
+        free_ports(1) as (port,),
         start(repository) as triton,
         process(triton.grpc_target, *BOUNDS, log=folder / "gateway.log") as (_, url),
         httpx.Client(base_url=url, timeout=60) as caller,
@@ -76,7 +76,7 @@ def prometheus(tiny_repository: Path, tmp_path_factory: pytest.TempPathFactory) 
         }
         gateway = url.removeprefix("http://")
         config.write_text(CONFIG.format(triton=triton.metrics_target, gateway=gateway, **rules))
-        address = f"127.0.0.1:{resolve_port('http', '127.0.0.1', 0)}"
+        address = f"127.0.0.1:{port}"
         flags = [f"--config.file={config}", f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address={address}"]
         with log.open("wb") as output, subprocess.Popen([program, *flags], stdout=output, stderr=output) as child:
             try:

@@ -768,6 +768,19 @@ def test_a_connection_with_tls_ends_though_its_caller_never_says_goodbye(tmp_pat
             caller.close()
 
 
+def test_a_handshake_with_tls_that_never_ends_is_ended(tmp_path: Path) -> None:
+    authority = Authority.write(tmp_path / "tls", "localhost", "127.0.0.1")
+    secured = replace(SMALL, tls_certificate=str(authority.server_chain), tls_key=str(authority.server_key))
+    with running(secured, fake()) as gateway:
+        for said in (b"", b"\x16\x03\x01\x02\x00\x01"):  # nothing, and the first bytes of a ClientHello
+            began_s = time.monotonic()
+            with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as caller:
+                caller.sendall(said)
+                with contextlib.suppress(ConnectionResetError):
+                    assert caller.recv(65536) == b""
+            assert 0.4 < time.monotonic() - began_s < 10
+
+
 LONG = "cats sleep " * 10
 PASSAGES = {"query": {"text": QUERY}, "passages": [{"text": "cats"}, {"text": LONG}]}
 WHOLE: list[tuple[str, dict[str, Any], dict[str, Any], int]] = [

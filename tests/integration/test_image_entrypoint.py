@@ -6,6 +6,7 @@ its native ONNX Runtime backend are not in the wheel; our stand-in takes the bac
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -23,11 +24,10 @@ import pytest
 import tritonclient.grpc as triton
 from support import chart, image
 from support.tls import Authority
-from support.tritons import wait_until
+from support.tritons import free_ports, wait_until
 
 from triton_rerank import RerankClient, RerankError, TritonOptions
 from triton_rerank_server.launch.child import Child
-from triton_rerank_server.launch.ports import resolve_port
 
 START_TIMEOUT_S = 120.0
 COMMANDS: dict[str, Callable[[], list[str]]] = {
@@ -89,20 +89,25 @@ def read_only() -> list[str]:
     return [*prefix, "sh", "-c", READ_ONLY, "sh"]
 
 
-def start(how: str, command: Sequence[str], repository: Path, folder: Path, *, prefix: Sequence[str] = ()) -> Running:
-    """Start the image's entry point with a command; only the repository, the ports and the log's place are others."""
-    taken: list[int] = []
-    for service in ("grpc", "http", "metrics"):
-        taken.append(resolve_port(service, "127.0.0.1", 0, taken=taken))
-    grpc_port, http_port, metrics_port = taken
+@contextlib.contextmanager
+def start(
+    how: str, command: Sequence[str], repository: Path, folder: Path, *, prefix: Sequence[str] = ()
+) -> Iterator[Running]:
+    """The image's entry point with a command, ready; only the repository, the ports and the log's place are others."""
     elsewhere = {"--model-repository=/models": f"--model-repository={repository}"}
     flags = image.serve_flags()
     assert elsewhere.keys() <= set(flags)
-    ports = [f"--grpc-port={grpc_port}", f"--http-port={http_port}", f"--metrics-port={metrics_port}"]
-    flags = [*(elsewhere.get(flag, flag) for flag in flags), *ports, "--", *command]
     log = folder / "output.log"
-    child = Child([*prefix, sys.executable, *image.SERVE[1:], *flags], environment=dict(os.environ), log_file=log)
-    return Running(how, child, grpc_port, http_port, metrics_port, log)
+    with free_ports(3) as (grpc, http, metrics):
+        ports = [f"--grpc-port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}"]
+        flags = [*(elsewhere.get(flag, flag) for flag in flags), *ports, "--", *command]
+        child = Child([*prefix, sys.executable, *image.SERVE[1:], *flags], environment=dict(os.environ), log_file=log)
+        try:
+            started = Running(how, child, grpc, http, metrics, log)
+            started.wait_until_ready()
+            yield started
+        finally:
+            child.stop(image.stop_grace_s(), kill=False)
 
 
 @pytest.fixture(scope="module")
@@ -119,12 +124,8 @@ def running(
 ) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp(request.param)
     prefix = read_only() if request.param == "compose" else []
-    started = start(request.param, COMMANDS[request.param](), repository, folder, prefix=prefix)
-    try:
-        started.wait_until_ready()
+    with start(request.param, COMMANDS[request.param](), repository, folder, prefix=prefix) as started:
         yield started
-    finally:
-        started.child.stop(image.stop_grace_s(), kill=False)
 
 
 def test_every_model_of_the_repository_answers(running: Running) -> None:
@@ -192,9 +193,7 @@ def test_sigterm_ends_it_within_the_grace_and_the_healthcheck_says_so(running: R
 
 
 def test_a_backend_that_dies_ends_the_container_and_fails_the_healthcheck(repository: Path, tmp_path: Path) -> None:
-    started = start("image", image.command(image.SERVING), repository, tmp_path)
-    try:
-        started.wait_until_ready()
+    with start("image", image.command(image.SERVING), repository, tmp_path) as started:
         stub = next(
             process
             for process in psutil.Process(started.child.pid).children(recursive=True)
@@ -203,8 +202,6 @@ def test_a_backend_that_dies_ends_the_container_and_fails_the_healthcheck(reposi
         stub.kill()
         assert wait_until(lambda: started.healthcheck().returncode == 1, 60)
         assert started.child.wait(image.stop_grace_s()) == 1, started.log.read_text()
-    finally:
-        started.child.stop(image.stop_grace_s(), kill=False)
 
 
 def test_with_tls_models_are_loaded_by_those_who_know_the_secret_alone(repository: Path, tmp_path: Path) -> None:
@@ -218,9 +215,7 @@ def test_with_tls_models_are_loaded_by_those_who_know_the_secret_alone(repositor
     command = service["command"]
     for what, value in given.items():
         command = [re.sub(what, value, flag) for flag in command]
-    started = start("tls", command, repository, tmp_path)
-    try:
-        started.wait_until_ready()
+    with start("tls", command, repository, tmp_path) as started:
         options, secret = TritonOptions(tls=authority.tls(mutual=False)), {"triton-grpc-protocol-admin": "open sesame"}
         with RerankClient(started.target, model="tiny-bert", options=options, timeout_s=60.0) as client:
             assert len(client.rerank("a query", ["one document", "another"])) == 2
@@ -232,5 +227,3 @@ def test_with_tls_models_are_loaded_by_those_who_know_the_secret_alone(repositor
             assert client.is_model_ready("tiny-xlmr")
             client.unload_model("tiny-xlmr", headers=secret)
             assert not client.is_model_ready("tiny-xlmr")
-    finally:
-        started.child.stop(image.stop_grace_s(), kill=False)

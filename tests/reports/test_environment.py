@@ -11,12 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 from support.serving import answers, read_until, script, serve_command, serving
-from support.tritons import NAME, start, wait_until
+from support.tritons import NAME, free_ports, start, wait_until
 
 from triton_rerank import RerankClient
 from triton_rerank.cache.scorer import CachedScorer
 from triton_rerank.testing import FakeScorer
-from triton_rerank_server.launch.ports import resolve_port
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 COMMANDS = ("triton-rerank", "triton-rerank-serve", "triton-rerank-export", "triton-rerank-bench")
@@ -46,11 +45,13 @@ def test_an_export_in_a_deleted_folder_is_refused_in_one_line(checkpoints: dict[
 
 def test_a_server_whose_reader_goes_away_goes_on(served: Path, tmp_path: Path) -> None:
     """earendil-works/pi#7860: a program ended with EPIPE when its host closed the pipe of its standard output."""
-    log, port = tmp_path / "errors.txt", resolve_port("grpc", "127.0.0.1", 0)
-    command = serve_command(served, "--grpc-port", str(port))
+    log = tmp_path / "errors.txt"
     with (
+        free_ports(1) as (port,),
         log.open("w") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            serve_command(served, "--grpc-port", str(port)), stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process,
     ):
         assert process.stdout is not None
         read_until(process, "starting")

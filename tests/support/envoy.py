@@ -11,9 +11,7 @@ from typing import Any
 import httpx
 import yaml  # type: ignore[import-untyped]
 from support.chart import ROOT, tool
-from support.tritons import wait_until
-
-from triton_rerank_server.launch.ports import resolve_port
+from support.tritons import free_ports, wait_until
 
 ENVOY = ROOT / "deploy" / "envoy"
 
@@ -25,13 +23,12 @@ class Envoy:
         target: for callers.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, admin: int, listener: int) -> None:
         self._folder = folder
-        self._admin = resolve_port("http", "127.0.0.1", 0)
-        listener = resolve_port("grpc", "127.0.0.1", 0, taken=[self._admin])
+        self._admin = admin
         self.target = f"127.0.0.1:{listener}"
         config = yaml.safe_load((ENVOY / "envoy.yaml").read_text())
-        _port(config["admin"])["port_value"] = self._admin
+        _port(config["admin"])["port_value"] = admin
         _port(config["static_resources"]["listeners"][0])["port_value"] = listener
         (cluster,) = config["static_resources"]["clusters"]
         cluster["eds_cluster_config"]["eds_config"]["path_config_source"]["path"] = str(folder / "endpoints.yaml")
@@ -71,26 +68,18 @@ def _address(target: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def envoy(folder: Path, targets: Sequence[str]) -> Iterator[Envoy]:
     """It runs inside the block, with every server found healthy at its start."""
-    program = tool("envoy")
-    made = Envoy(folder)
-    made.serve(targets)
-    log = folder / "envoy.log"
-    command = [
-        str(program),
-        "-c",
-        str(made.config),
-        "--concurrency",
-        "1",
-        "--log-path",
-        str(log),
-        "--disable-hot-restart",
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    program, log = str(tool("envoy")), folder / "envoy.log"
+    with free_ports(2) as (admin, listener):
+        made = Envoy(folder, admin, listener)
+        made.serve(targets)
+        flags = ["-c", str(made.config), "--concurrency", "1", "--log-path", str(log), "--disable-hot-restart"]
+        process = subprocess.Popen([program, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             assert wait_until(lambda: _all_healthy(made, targets), 60), log.read_text() if log.exists() else "no log"
             yield made
         finally:
             process.kill()
+            process.wait()
 
 
 def _all_healthy(made: Envoy, targets: Sequence[str]) -> bool:

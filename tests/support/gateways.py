@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from triton_rerank import AsyncRerankClient, Scorer
 from triton_rerank.testing import FakeScorer
 from triton_rerank_gateway import Gateway, Settings
 from triton_rerank_gateway.admission.keys import Key, Keys
-from triton_rerank_gateway.http.serving import make_server
+from triton_rerank_gateway.http.serving import Loop, make_server
 from triton_rerank_gateway.models.models import Canary, Model, Models
 
 QUERY = "cats sleep"
@@ -80,7 +81,8 @@ def running(
         models = Models([model(models)])
     gateway = Gateway(settings, models, Keys(keys) if keys is not None else None)
     server = make_server(gateway)
-    thread = threading.Thread(target=lambda: uvloop.run(server.serve()), daemon=True)
+    loop_factory = partial(Loop, settings.head_timeout_s)
+    thread = threading.Thread(target=lambda: uvloop.run(server.serve(), loop_factory=loop_factory), daemon=True)
     thread.start()
     wait_for(lambda: server.started or not thread.is_alive())
     assert server.started

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from triton_rerank.contract import CONFIG_FILE, TOKENIZER_SUFFIX
 from triton_rerank_server import ServerConfig, TritonServer
+from triton_rerank_server.launch.ports import hold_port, port_of
 
 NAME = "tiny-bert"
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=*")
@@ -37,6 +38,13 @@ class ShortLived(TritonServer):
 
     def __exit__(self, *_: object) -> None:
         self.stop(kill=True)
+
+
+@contextlib.contextmanager
+def free_ports(count: int) -> Iterator[list[int]]:
+    """Inside the block nobody else is given them; a server that is told their numbers gets them all the same."""
+    with contextlib.ExitStack() as stack:
+        yield [port_of(stack.enter_context(hold_port("http", "127.0.0.1", 0))) for _ in range(count)]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from triton_rerank import ConfigurationError
 from triton_rerank_gateway import settings as options
 from triton_rerank_gateway.admission.keys import new_key
 from triton_rerank_gateway.gateway import Gateway
-from triton_rerank_gateway.http.serving import make_server
+from triton_rerank_gateway.http.serving import Loop, make_server
 from triton_rerank_gateway.observability import tracing
 from triton_rerank_gateway.observability.record import JsonLines
 from triton_rerank_gateway.settings import Settings
@@ -55,7 +55,7 @@ def run(settings: Settings) -> int:
     server = make_server(gateway)
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn drains, then raises the signal again for these
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    code: int = uvloop.run(_serve(server, gateway))
+    code: int = uvloop.run(_serve(server, gateway), loop_factory=lambda: Loop(settings.head_timeout_s))
     return code
 
 

@@ -56,7 +56,7 @@ class Settings:
     max_bodies_bytes: int = option(2**30, "of all requests under way; more are told 429", least=1, most=2**40)
     max_header_bytes: int = option(32 * 1024, "of a request", least=1024, most=2**31 - 1)
     max_connections: int = option(1024, "open at a time; more are told 503 and closed", least=1, most=2**31 - 1)
-    head_timeout_s: float = option(10.0, "until a request's headers must have come", least=0.001, most=86400)
+    head_timeout_s: float = option(10.0, "until headers, and TLS's handshake, must have come", least=0.001, most=86400)
     body_timeout_s: float = option(20.0, "until a request's body must have come", least=0.001, most=86400)
     send_timeout_s: float = option(
         20.0, "a caller that took nothing of its answer for so long is gone", least=0.001, most=86400

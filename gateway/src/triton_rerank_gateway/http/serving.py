@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
+from typing import Any
 
 import uvicorn
+import uvloop
 
 from triton_rerank import ConfigurationError
 from triton_rerank_gateway.admission.keys import Keys
@@ -13,6 +15,24 @@ from triton_rerank_gateway.gateway import Gateway
 from triton_rerank_gateway.http.app import make_app
 from triton_rerank_gateway.http.connection import bounded
 from triton_rerank_gateway.settings import Settings
+
+
+class Loop(uvloop.Loop):
+    """The event loop to serve in: TLS's handshake has a bound, which uvicorn cannot be told.
+
+    Args:
+        handshake_s: seconds that a caller has for it; its connection is closed then.
+    """
+
+    def __init__(self, handshake_s: float) -> None:
+        super().__init__()
+        self._handshake_s = handshake_s
+
+    def create_server(self, protocol_factory: Any, *arguments: Any, **options: Any) -> Any:
+        """As uvloop's."""
+        if options.get("ssl"):
+            options["ssl_handshake_timeout"] = self._handshake_s
+        return super().create_server(protocol_factory, *arguments, **options)
 
 
 def make_server(gateway: Gateway) -> uvicorn.Server:
