@@ -19,8 +19,8 @@ TARGET ?=
 SHARED ?= ../shared
 DATA ?= $(SHARED)/data/cisi $(SHARED)/data/cacm
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
-DEMO_MANIFEST = $(or $(lastword $(sort $(wildcard $(REPOSITORY)/minilm-l6-demo/*/manifest.json))),$(REPOSITORY)/minilm-l6-demo/1/manifest.json)
-DEMO_OF_OURS = $(if $(filter model_repository,$(REPOSITORY)),$(DEMO_MANIFEST)) # no demo goes into a user's repository
+DEMO_CONFIG = $(REPOSITORY)/minilm-l6-demo/config.pbtxt
+DEMO_OF_OURS = $(if $(filter model_repository,$(REPOSITORY)),$(DEMO_CONFIG)) # no demo goes into a user's repository
 DISTRIBUTIONS := client server export retrieval bench gateway bulk
 # The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8, which
 # wants VNNI.
@@ -49,7 +49,7 @@ help: ## list the commands
 # --- the main job -----------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(VENV)/.demo $(DEMO_MANIFEST) ## rerank the examples in a real Triton; installs what it needs
+demo: $(VENV)/.demo $(DEMO_CONFIG) ## rerank the examples in a real Triton; installs what it needs
 	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY)
 
 .PHONY: serve
@@ -102,9 +102,9 @@ demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes
 	$(BIN)/python -m tools.demo_training $(ARGS)
 
 ifeq ($(filter .cache/%,$(REPOSITORY)),)
-$(DEMO_MANIFEST): $(DEMO_DELTA) | $(VENV)/.demo
+$(DEMO_CONFIG): $(DEMO_DELTA) | $(VENV)/.demo
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --replace --model-repository $(REPOSITORY)
-	@touch $(REPOSITORY)/minilm-l6-demo/1/manifest.json
+	@touch $@
 endif
 
 # --- measurement ------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ endif
 needs = $(if $(filter -h --help,$(ARGS)),,$(1)) # nothing is exported for a --help
 
 # .cache/<precision> or .cache/<precision>-<engine>
-.cache/%/minilm-l6-demo/1/manifest.json: $(DEMO_DELTA) | $(VENV)/.test
+.cache/%/minilm-l6-demo/config.pbtxt: $(DEMO_DELTA) | $(VENV)/.test
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision $(word 1,$(subst -, ,$*)) \
 	  $(addprefix --engine ,$(word 2,$(subst -, ,$*))) --replace --model-repository .cache/$*
 	@touch $@
@@ -124,7 +124,7 @@ needs = $(if $(filter -h --help,$(ARGS)),,$(1)) # nothing is exported for a --he
 .PHONY: eval
 eval: $(VENV)/.test ## what each stage brings on your data: eval/report.html (DATA="folder …", ARGS="--tune --systems plan.toml …")
 	@$(BIN)/triton-rerank-eval $(DATA:%=--data %) --check
-	@$(MAKE) --no-print-directory $(DEMO_MANIFEST) .cache/fp32/minilm-l6-demo/1/manifest.json
+	@$(MAKE) --no-print-directory $(DEMO_CONFIG) .cache/fp32/minilm-l6-demo/config.pbtxt
 	$(BIN)/triton-rerank-eval $(DATA:%=--data %) --model-repository fp32=.cache/fp32 --model-repository int8=$(REPOSITORY) \
 	  --tune $(ARGS)
 
@@ -134,16 +134,16 @@ guide: $(VENV)/.test $(call needs,$(DEMO_OF_OURS)) ## measure every model in the
 	  $(foreach each,$(if $(filter command environment,$(origin DATA)),$(DATA),examples/handbook),--data $(each)) $(ARGS)
 
 .PHONY: speed
-speed: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) .cache/checkpoint/config.json) ## served, in process and sentence-transformers, in one run
+speed: $(VENV)/.test $(call needs,$(DEMO_CONFIG) .cache/checkpoint/config.json) ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: perf
-perf: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) $(TUNED:%=.cache/%/minilm-l6-demo/1/manifest.json)) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
+perf: $(VENV)/.test $(call needs,$(DEMO_CONFIG) $(TUNED:%=.cache/%/minilm-l6-demo/config.pbtxt)) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
 	$(BIN)/triton-rerank-bench perf --model-repository served=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
 	  $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(if $(APPLY),--apply) $(ARGS)
 
 .PHONY: perf-peers
-perf-peers: $(VENV)/.test $(call needs,.cache/$(FASTEST)/minilm-l6-demo/1/manifest.json .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed)) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
+perf-peers: $(VENV)/.test $(call needs,.cache/$(FASTEST)/minilm-l6-demo/config.pbtxt .cache/checkpoint/config.json $(PEERS:%=.venv-peers/%/.installed)) ## ours beside other rerankers, same weights and texts, in one run (ARGS="--quick --only fastembed …")
 	$(BIN)/triton-rerank-bench peers --model-repository .cache/$(FASTEST) --checkpoint .cache/checkpoint $(ARGS)
 
 # An environment each, since they want different releases of transformers.
@@ -154,11 +154,11 @@ perf-peers: $(VENV)/.test $(call needs,.cache/$(FASTEST)/minilm-l6-demo/1/manife
 	  || echo "$(@D) could not be installed: the report lists its peers as not measured"
 
 .PHONY: perf-gateway
-perf-gateway: $(VENV)/.test $(call needs,$(DEMO_MANIFEST) .cache/checkpoint/config.json .venv-peers/infinity/.installed) ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
+perf-gateway: $(VENV)/.test $(call needs,$(DEMO_CONFIG) .cache/checkpoint/config.json .venv-peers/infinity/.installed) ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
 	$(BIN)/python -m bench.experiments.gateway --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: load
-load: $(VENV)/.test $(call needs,$(DEMO_MANIFEST)) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
+load: $(VENV)/.test $(call needs,$(DEMO_CONFIG)) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
 	$(BIN)/triton-rerank-bench load --model-repository $(REPOSITORY) $(ARGS)
 
 GPU_VENV := .venv-gpu
@@ -212,7 +212,7 @@ perf-smoke: $(VENV)/.test ## has anything become slower than it must be? ratios 
 	$(BIN)/python -m pytest -s tests/perf $(ARGS)
 
 .PHONY: notebook
-notebook: $(VENV)/.test .cache/fp32/minilm-l6-demo/1/manifest.json ## run examples/two_stage.ipynb and keep what it printed
+notebook: $(VENV)/.test .cache/fp32/minilm-l6-demo/config.pbtxt ## run examples/two_stage.ipynb and keep what it printed
 	PYTHONPATH=tests $(BIN)/python tests/support/notebook.py .cache/fp32
 
 .PHONY: true-sizes

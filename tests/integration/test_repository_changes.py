@@ -83,7 +83,7 @@ def test_what_a_replacement_that_was_killed_half_way_left_is_served_as_the_new_m
     with start(copy) as restarted:
         assert logit(restarted) == pytest.approx(logit(server) + 3, abs=1e-3)
     monkeypatch.undo()
-    assert activate(copy, NAME) == 1
+    assert activate(copy, NAME) == 2
     assert check_repository(copy) == [NAME, "tiny-xlmr"]
     assert not list(copy.glob("*.incoming-*"))
 

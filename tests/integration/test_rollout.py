@@ -6,7 +6,9 @@ import shutil
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -14,10 +16,11 @@ import numpy as np
 import pytest
 from support import tritons
 from support.raw import infer_raw
-from support.tiny_models import BOUNDED
+from support.tiny_models import BOUNDED, write_other_words
 from support.tritons import EXPLICIT, wait_until
+from tritonclient.grpc import InferenceServerClient
 
-from triton_rerank import RerankClient
+from triton_rerank import RerankClient, RerankError
 from triton_rerank_export.cli import main
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
@@ -163,6 +166,91 @@ def test_changes_within_one_look_of_a_polling_server_drop_no_request(copy: Path)
 
 
 @pytest.fixture
+def replace_it(fine_tuned: Path, tmp_path: Path) -> Callable[[Path], object]:
+    """Puts a model in place of the one in a repository that tokenises otherwise."""
+    other = write_other_words(fine_tuned, tmp_path / "other" / NAME)
+    options = ExportOptions(precision="fp32", replace=True, **BOUNDED)
+    return lambda repository: export_model(str(other), repository, options, on_step=lambda _: None)
+
+
+def test_a_model_that_is_replaced_drops_no_request_and_is_never_half(
+    copy: Path, replace_it: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No answer is of a step of either model with the other's, nor is one that does not load tried at their cost."""
+    with start(copy) as server, Load(server.grpc_target) as load:
+        old = load.ask(20)
+        replace_it(copy)
+        assert main(["set", "--model", NAME, "--model-repository", str(copy), "--instances=2"]) == 0
+        told = ["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]
+        graph = copy / f"{NAME}-encoder" / "3" / "model.onnx"
+        graph.rename(graph.with_suffix(".away"))
+        assert main(told) == 1
+        assert f"it serves version 1 as before, which was replaced in {copy}" in capsys.readouterr().err
+        graph.with_suffix(".away").rename(graph)
+        assert load.ask(20) == old
+        assert main(told) == 0
+        new = load.ask(50)
+        with InferenceServerClient(server.grpc_target) as client:
+            index = client.get_model_repository_index()
+        ready = {model.name for model in index.models if model.state == "READY" and model.name.startswith(NAME)}
+    assert load.errors == []
+    assert ready == {NAME, f"{NAME}-tokenizer", f"{NAME}-encoder"}
+    assert len(old) == len(new) == 1 and old != new
+    assert set(load.logits()) == old | new
+    assert sorted(path.name for path in copy.glob(f"{NAME}*")) == sorted(ready)
+
+
+@pytest.mark.parametrize("how", ["polling", "told of a copy"])
+def test_a_model_that_is_replaced_is_never_half_where_the_server_looks_for_itself_or_elsewhere(
+    copy: Path, replace_it: Callable[[Path], object], tmp_path: Path, how: str
+) -> None:
+    """It may be away while it loads, which is told; no answer is of a step of either model with the other's."""
+    with (
+        start(copy, control=POLL if how == "polling" else EXPLICIT) as server,
+        RerankClient(server.grpc_target, model=NAME, timeout_s=20.0) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        (old,) = {logits(client)}
+        if how == "polling":
+            replace_it(copy)
+        else:
+            elsewhere = Path(shutil.copytree(copy, tmp_path / "elsewhere"))
+            replace_it(elsewhere)
+            for folder in copy.glob(f"{NAME}*"):
+                shutil.rmtree(folder)
+                shutil.copytree(elsewhere / folder.name, folder)
+        asking = pool.submit(lambda: list(until_it_is_another(client, old)))
+        if how != "polling":
+            told = ["activate", "--model", NAME, "--model-repository", str(elsewhere), "--target", server.grpc_target]
+            assert main(told) == 0
+        answers, new = asking.result(60), logits(client)
+    assert answers[-1] == new
+    assert {answer for answer in answers if isinstance(answer, tuple)} <= {old, new}
+    told_of = {answer for answer in answers if isinstance(answer, str)}
+    print(how, Counter(answer if isinstance(answer, str) else "answered" for answer in answers))
+    assert all("no available versions" in error or "not at ready state" in error for error in told_of)
+
+
+def logits(client: RerankClient) -> tuple[float, ...]:
+    ranking = sorted(client.rerank(QUERY, DOCUMENTS), key=lambda ranked: ranked.index)
+    return tuple(round(cast("float", ranked.logit), 3) for ranked in ranking)
+
+
+def until_it_is_another(client: RerankClient, old: tuple[float, ...]) -> Iterator[tuple[float, ...] | str]:
+    """Answers and errors until one comes that is wholly of version 2."""
+    while True:
+        time.sleep(PAUSE_S)
+        try:
+            yield (found := logits(client))
+        except RerankError as exc:
+            yield str(exc)
+            continue
+        if found != old and client.model_info().version == "2":
+            yield logits(client)
+            return
+
+
+@pytest.fixture
 def cached(copy: Path, checkpoints: dict[str, Path]) -> Iterator[TritonServer]:
     options = ExportOptions(precision="fp32", response_cache=True, replace=True)
     export_model(str(checkpoints[NAME]), copy, options, on_step=lambda _: None)
@@ -181,7 +269,7 @@ def test_the_response_cache_answers_a_repeated_request_and_heeds_max_length(cach
     assert first == again != shorter
     with urllib.request.urlopen(f"http://127.0.0.1:{cached.metrics_port}/metrics", timeout=10) as page:
         metrics = page.read().decode()
-    assert 'nv_cache_num_hits_per_model{model="tiny-bert-encoder",version="1"} 1' in metrics
+    assert 'nv_cache_num_hits_per_model{model="tiny-bert-encoder",version="2"} 1' in metrics
 
 
 def test_every_length_of_the_ladder_was_run_before_ready(copy: Path) -> None:

@@ -88,6 +88,20 @@ def write_fine_tuned(source: Path, folder: Path, *, shift: float = 3.0) -> Path:
     return folder
 
 
+def write_other_words(source: Path, folder: Path) -> Path:
+    """The same model with other numbers for its words: either half of it makes no sense with the half of the other."""
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("vocab.txt"))
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    words = [word for word in vocabulary if word not in special]
+    numbers = [vocabulary[word] for word in words]
+    vocabulary.update(zip(words, [*numbers[5:], *numbers[:5]], strict=True))
+    file.write_text(json.dumps(tokenizer))
+    return folder
+
+
 def write_settings(folder: Path, *, transformer: Mapping[str, Any] | None = None, **settings: Any) -> Path:
     """The files that sentence-transformers 5.7 adds to a cross-encoder, as it writes them.
 

@@ -64,7 +64,7 @@ class ExportOptions(Settings):
     timing_cache: Annotated[Path | None, "of TensorRT; default %(default)s"] = None
     warmup: Annotated[Warmup | None, "default: full for fp16, light for the others"] = None
     response_cache: Annotated[bool, "let Triton cache encoder responses"] = False
-    replace: Annotated[bool, "begin again at version 1, with default settings"] = False
+    replace: Annotated[bool, "in place of all versions that are there, with default settings"] = False
     keep_versions: Annotated[int, "versions that stay, the new one and the one before included"] = DEFAULT_KEEP_VERSIONS
 
     def __post_init__(self) -> None:

@@ -57,11 +57,11 @@ def test_no_demo_is_put_into_a_users_repository(target: str, repository: str, ex
 
 
 def test_a_demo_whose_settings_were_changed_is_not_exported_over(tmp_path: Path) -> None:
-    """Version 1 is gone after the second change."""
-    manifest = tmp_path / "minilm-l6-demo" / "3" / "manifest.json"
+    """Nor one that was replaced: neither has a version 1 any more."""
+    config = tmp_path / "minilm-l6-demo" / "config.pbtxt"
     assert "triton-rerank-export export" in would_run("demo", f"REPOSITORY={tmp_path}", only_if_older=True)
-    manifest.parent.mkdir(parents=True)
-    manifest.touch()
+    config.parent.mkdir(parents=True)
+    config.touch()
     assert "triton-rerank-export export" not in would_run("demo", f"REPOSITORY={tmp_path}", only_if_older=True)
 
 

@@ -144,10 +144,11 @@ def encoder_with_versions(encoder: Any, versions: list[int]) -> Any:
     return encoder
 
 
-def test_replace_begins_again_at_version_1(copy: Path, fine_tuned: Path) -> None:
-    assert export(fine_tuned, copy, replace=True).versions == [1]
-    assert served(copy) == (1, [1])
-    assert not (copy / NAME / "2").exists()
+def test_replace_takes_the_place_of_all_versions_and_uses_no_number_again(copy: Path, fine_tuned: Path) -> None:
+    assert export(fine_tuned, copy, replace=True).versions == [3]
+    assert served(copy) == (3, [3])
+    assert export(fine_tuned, copy, replace=True).versions == [4]
+    assert check_repository(copy) == [NAME, "tiny-xlmr"]
 
 
 def test_what_a_killed_export_left_is_not_served_and_goes_with_the_next(

@@ -36,8 +36,8 @@ class CachedScorer(Around):
     - **A reload empties it.** Before the cache is used, the model's config is read again if that was last done more
       than ``revalidate_s`` ago; if anything in it changed, everything is dropped. One request does this, and waits for
       it 1 s or half its time at most; others go on meanwhile. For up to ``revalidate_s`` after a reload, then, a
-      request that is here completely gets the old version's answer. A model whose files were replaced under the same
-      version and source looks the same from outside: call `clear`.
+      request that is here completely gets the old version's answer. A model whose files were written over by hand,
+      under the same version and source, looks the same from outside: call `clear`.
     - **The server is away** (an error that falls back: gone, frozen, full, model not ready): a request that is here
       completely is answered from here for as long as ``ttl_s`` lasts. The same version gives the same logits, so this
       is no degraded result; the log says it at WARNING when it begins and when it ends. Any other request gets the

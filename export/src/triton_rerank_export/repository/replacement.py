@@ -12,14 +12,13 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from triton_rerank import ConfigurationError
 from triton_rerank import repository as reader
-from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, MANIFEST_FILE, TOKENIZER_SUFFIX
-from triton_rerank_export.repository.manifest import next_version, read_manifest
+from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX, TOKENIZER_SUFFIX
 from triton_rerank_export.repository.triton_config import ServedModel, to_text
 from triton_rerank_server import atomic
 
@@ -32,7 +31,7 @@ def put(staged: Path, repository: Path, model: ServedModel) -> None:
     Args:
         staged: folder of the form of a repository.
         repository: model repository, locked.
-        model: of one version.
+        model: of one version, whose number nothing there has.
 
     Raises:
         OSError: the old one is served still, or the new one under working names, which the next export tidies up.
@@ -40,17 +39,13 @@ def put(staged: Path, repository: Path, model: ServedModel) -> None:
     if not _is_served(repository, model.name):
         _put_first(staged, repository, model.folders)
         return
-    version = next_version(repository, model)
     try:
-        for own, working in _names(model.name).items():
+        for own, working in working_names(model.name).items():
             (staged / own).rename(staged / working)
             _rename_in_config(staged / working, working)
             bring(staged / working, repository / working)
-        bring(staged / model.name / str(model.version), repository / model.name / str(version))
-        ensemble = reader.read_config(staged, model.name)
-        for step in ensemble.ensemble_scheduling.step:
-            step.model_name = _names(model.name)[step.model_name]
-        _write_ensemble(repository, ensemble, version)
+        bring(staged / model.name / str(model.version), repository / model.name / str(model.version))
+        _name_steps(repository, reader.read_config(staged, model.name), working_names(model.name))
     except BaseException:
         with contextlib.suppress(OSError):
             settle(repository, model.name)
@@ -64,7 +59,7 @@ def settle(repository: Path, name: str) -> None:
     Raises:
         OSError: that cannot be done; what is served stays the same.
     """
-    names = _names(name)
+    names = working_names(name)
     for folder in (name, *names):
         atomic.sweep(repository / folder)
     there = [working for working in names.values() if (repository / working).exists()]
@@ -74,11 +69,38 @@ def settle(repository: Path, name: str) -> None:
         ensemble = reader.read_config(repository, name)
         if {step.model_name for step in ensemble.ensemble_scheduling.step} & set(there):
             _give_own_names(repository, name, ensemble)
+    for version in {version for working in there for version in reader.version_folders(repository, working)}:
+        if (repository / name / str(version)).exists() and not any(
+            (repository / own / str(version)).exists() for own in names
+        ):
+            remove(repository / name / str(version))
     for working in there:
         remove(repository / working)
-    for version, path in reader.manifest_files(repository, name).items():
-        if read_manifest(path).model.version != version:
-            remove(path.parent)
+
+
+@contextlib.contextmanager
+def lent_names(repository: Path, name: str) -> Iterator[list[str]]:
+    """Inside the block the ensemble takes its steps under working names, which are given; afterwards all is as before.
+
+    Args:
+        repository: model repository, locked.
+        name: public model name.
+
+    Raises:
+        OSError: it cannot be written; the next export tidies up.
+    """
+    names, config = working_names(name), repository / name / CONFIG_FILE
+    before = config.read_bytes()
+    try:
+        for own, working in names.items():
+            _copy(repository, own, working)
+        _name_steps(repository, reader.read_config(repository, name), names)
+        yield list(names.values())
+    finally:
+        atomic.write_file(config, before)
+        for working in names.values():
+            if (repository / working).exists():
+                remove(repository / working)
 
 
 def bring(source: Path, target: Path) -> None:
@@ -129,7 +151,7 @@ def link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _names(name: str) -> dict[str, str]:
+def working_names(name: str) -> dict[str, str]:
     """Step -> the name that it comes under."""
     return {name + suffix: name + _WORKING + suffix for suffix in (TOKENIZER_SUFFIX, ENCODER_SUFFIX)}
 
@@ -176,30 +198,26 @@ def _rename_in_config(folder: Path, name: str) -> None:
 
 
 def _give_own_names(repository: Path, name: str, ensemble: Any) -> None:
-    for own, working in _names(name).items():
-        with atomic.scratch(repository / working, own) as folder:
-            shutil.copytree(
-                repository / working, folder / working, copy_function=link, ignore=shutil.ignore_patterns(".*")
-            )
-            _rename_in_config(folder / working, own)
-            atomic.replace_folder(folder / working, repository / own)
-    version = reader.active_version(repository, name)
-    final = read_manifest(repository / name / str(version) / MANIFEST_FILE).model.version
-    for other, folder in reader.version_folders(repository, name).items():
-        if other not in (version, final):
+    for own, working in working_names(name).items():
+        _copy(repository, working, own)
+    for version, folder in reader.version_folders(repository, name).items():
+        if version not in reader.version_folders(repository, own):
             remove(folder)
-    with atomic.scratch(repository / name, str(final)) as folder:
-        shutil.copytree(repository / name / str(version), folder / "new")
-        atomic.replace_folder(folder / "new", repository / name / str(final))
-    own_names = {working: own for own, working in _names(name).items()}
+    _name_steps(repository, ensemble, {working: own for own, working in working_names(name).items()})
+
+
+def _copy(repository: Path, step: str, name: str) -> None:
+    """A step under another name, in place of what has it."""
+    with atomic.scratch(repository / step, name) as folder:
+        shutil.copytree(repository / step, folder / name, copy_function=link, ignore=shutil.ignore_patterns(".*"))
+        _rename_in_config(folder / name, name)
+        atomic.replace_folder(folder / name, repository / name)
+
+
+def _name_steps(repository: Path, ensemble: Any, names: Mapping[str, str]) -> None:
+    """The config of an ensemble, with other names of its steps: a switch."""
     for step in ensemble.ensemble_scheduling.step:
-        step.model_name = own_names.get(step.model_name, step.model_name)
-    _write_ensemble(repository, ensemble, final)
-
-
-def _write_ensemble(repository: Path, ensemble: Any, version: int) -> None:
-    del ensemble.version_policy.specific.versions[:]
-    ensemble.version_policy.specific.versions.append(version)
+        step.model_name = names.get(step.model_name, step.model_name)
     atomic.write_file(repository / ensemble.name / CONFIG_FILE, to_text(ensemble).encode())
 
 

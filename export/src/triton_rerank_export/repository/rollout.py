@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ from typing import Any
 from triton_rerank import repository as reader
 from triton_rerank.contract import ENCODER_SUFFIX, TOKENIZER_SUFFIX
 from triton_rerank_export.errors import ExportError
+from triton_rerank_export.repository import replacement, staging
 
 _LOAD_TIMEOUT_S = 600.0  # a large model is read and warmed up meanwhile
 _ASK_TIMEOUT_S = 30.0
+_FINISH_S = 2.0  # that requests get which began with the old ensemble, to come to its last step
 _NOT_ALLOWED = ("protocol is restricted", "is not allowed if polling is enabled")  # of Triton's messages
 _CLOSED = (
     "nobody may load models there: with --model-control-mode=poll it takes the change by itself, with none, or where "
@@ -27,12 +30,14 @@ def reload(target: str, name: str, *, repository: Path | None = None, timeout_s:
     the ensemble, which is swapped at once. Requests on their way finish on the version that they began with. In one
     call Triton would do the same, but take the ensemble away if a step fails. It also takes an ensemble away whose
     batches are larger than those of a step; so where they become smaller, the steps keep the larger ones until the
-    ensemble is swapped.
+    ensemble is swapped. A model that was replaced shares no config with the one that is served: its steps are loaded
+    under names of their own first, and there is one more of each in memory for that while.
 
     Args:
         target: ``host:port`` of its gRPC service.
         name: public model name.
-        repository: the one that the server reads, where this machine can; without it, smaller batches have a gap.
+        repository: the one that the server reads, where this machine can; without it, smaller batches and a model that
+            was replaced have a gap while they load.
         timeout_s: seconds that loading each of the three may take.
 
     Returns:
@@ -47,18 +52,50 @@ def reload(target: str, name: str, *, repository: Path | None = None, timeout_s:
     with contextlib.closing(triton.InferenceServerClient(target)) as client:
         try:
             steps = (name + TOKENIZER_SUFFIX, name + ENCODER_SUFFIX)
+            if repository is not None and _is_replaced(client, name, repository):
+                _leave_replaced(client, name, steps, repository, timeout_s)
             shrinking = {} if repository is None else _larger(client, name, steps, repository)
             for step in steps:
                 client.load_model(step, config=shrinking.get(step), client_timeout=timeout_s)
             client.load_model(name, client_timeout=timeout_s)
             for step in shrinking:
                 client.load_model(step, client_timeout=timeout_s)
+            for step in filter(client.is_model_ready, replacement.working_names(name).values()):
+                client.unload_model(step, client_timeout=timeout_s)
             return _served(client, name)
         except (triton.InferenceServerException, grpc.RpcError) as exc:
             closed = any(words in str(exc) for words in _NOT_ALLOWED)
             raise ExportError(
-                f"{target}: {name} was not loaded ({exc}); {_CLOSED if closed else _state(client, name)}"
+                f"{target}: {name} was not loaded ({exc}); {_CLOSED if closed else _state(client, name, repository)}"
             ) from exc
+
+
+def _is_replaced(client: Any, name: str, repository: Path) -> bool:
+    """Does it serve a version that is in the repository no more?"""
+    from tritonclient import grpc as triton
+
+    try:
+        served = _served(client, name)
+    except triton.InferenceServerException:
+        return False  # nothing is served that could be taken away
+    return not set(served) <= set(reader.manifest_files(repository, name))
+
+
+def _leave_replaced(client: Any, name: str, steps: Sequence[str], repository: Path, timeout_s: float) -> None:
+    """Have the new steps serve under names of their own, and the old ones end."""
+    with (
+        staging.told(repository),
+        staging.locked(repository, name, lambda _: None) as locked,
+        replacement.lent_names(locked, name) as lent,
+    ):
+        index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
+        if not set(lent) <= {model.name for model in index.models}:
+            return  # it reads another folder than this one
+        for model in (*lent, name):
+            client.load_model(model, client_timeout=timeout_s)
+    time.sleep(_FINISH_S)
+    for step in steps:
+        client.unload_model(step, client_timeout=timeout_s)
 
 
 def _larger(client: Any, name: str, steps: Sequence[str], repository: Path) -> dict[str, str]:
@@ -83,15 +120,18 @@ def _served(client: Any, name: str) -> list[int]:
     return [int(version) for version in client.get_model_metadata(name, client_timeout=_ASK_TIMEOUT_S).versions]
 
 
-def _state(client: Any, name: str) -> str:
+def _state(client: Any, name: str, repository: Path | None) -> str:
     import grpc
     from tritonclient import grpc as triton
 
     try:
-        served = ", ".join(str(version) for version in _served(client, name))
+        found = _served(client, name)
     except (triton.InferenceServerException, grpc.RpcError):
         return "is it there, and does it run with --model-control-mode=explicit?"
+    served = ", ".join(str(version) for version in found)
+    later = "a server that was started now would load the other one"
+    if repository is not None and not set(found) <= set(reader.manifest_files(repository, name)):
+        return f"it serves version {served} as before, which was replaced in {repository}; {later}"
     return (
-        f"it serves version {served} as before. To have the repository say so too, "
-        f"activate --version {served}; a server that was started now would load the other one"
+        f"it serves version {served} as before. To have the repository say so too, activate --version {served}; {later}"
     )

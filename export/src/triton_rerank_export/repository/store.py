@@ -147,9 +147,10 @@ def install(staged: Path, repository: Path, manifest: Manifest, *, replace: bool
     """
     if not replace:
         check_compatible(repository, manifest.model)
-        began, manifest = manifest, manifest.numbered(next_version(repository, manifest.model))
-        for before, after in zip(*(version_folders(staged, each.model) for each in (began, manifest)), strict=True):
-            before.rename(after)  # another export may have taken the number that this one began with
+    # A number is never used again: a server that loads one step after the other would mix two models of one number.
+    began, manifest = manifest, manifest.numbered(next_version(repository, manifest.model))
+    for before, after in zip(*(version_folders(staged, each.model) for each in (began, manifest)), strict=True):
+        before.rename(after)  # another export may have taken the number that this one began with
     model = manifest.model
     write_manifest(staged / model.name / str(model.version) / MANIFEST_FILE, manifest)
     versions = set(installed_versions(repository, model.name))
