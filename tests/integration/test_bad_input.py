@@ -79,7 +79,7 @@ def test_a_deadline_holds_for_the_whole_call_however_it_is_split(
     begin = time.monotonic()
     with pytest.raises(DeadlineExceededError) as error:
         demo_client.rerank("heap", documents, timeout_s=timeout_s)
-    assert busy.own_s(begin) < timeout_s + 0.1
+    assert busy.own_s(begin) < timeout_s + 0.25  # a deadline anew for a later part would be 0.3 s more
     assert isinstance(error.value, TimeoutError)
     assert "timeout_s" in message(error)
 

@@ -18,7 +18,7 @@ from triton_rerank import AsyncRerankClient, RerankClient, RerankError, errors
 from triton_rerank.triton.status import TABLE
 from triton_rerank_server import TritonServer
 
-GRACE_S = 0.1  # after the deadline
+GRACE_S = 0.5  # after the deadline, on busy cores; test_deadlines.py holds how soon most calls end
 RIGHT = "right answer"
 PAGE = (Path(__file__).parents[2] / "docs" / "errors.md").read_text(encoding="utf-8")
 

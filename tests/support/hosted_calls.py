@@ -22,7 +22,7 @@ T = TypeVar("T")
 SCORERS: dict[str, type[HostedScorer]] = {"cohere": CohereScorer, "jina": JinaScorer, "voyage": VoyageScorer}
 QUERY = "red apples"
 DOCUMENTS = ("blue sky", "red apples grow here", "", "crème brûlée with red fruit")
-SLACK_S = 0.1
+SLACK_S = 0.3  # beyond a deadline, on busy cores; one anew would be as much again
 both_forms = pytest.mark.parametrize("form", ["sync", "async"])
 all_dialects = pytest.mark.parametrize("dialect", ["cohere", "jina", "voyage"])
 

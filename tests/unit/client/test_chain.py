@@ -274,7 +274,7 @@ def test_a_frozen_scorer_leaves_time_for_the_others(ask: Ask, busy: BusyClock) -
     assert busy.own_s(start) < 0.8
     assert scored.served_by == "c"
     assert [attempt.error for attempt in scored.attempts] == ["DeadlineExceededError"] * 2
-    assert [attempt.elapsed_s for attempt in scored.attempts] == pytest.approx([0.4, 0.2], abs=0.1)
+    assert [attempt.elapsed_s for attempt in scored.attempts] == pytest.approx([0.4, 0.2], abs=0.15)
     assert frozen[0].calls[0].deadline.timeout_s == pytest.approx(0.4, abs=0.05)
     assert last.calls[0].deadline.timeout_s == 0.8, "the last one gets all that is left"
 
@@ -308,7 +308,7 @@ def test_if_no_time_is_left_the_callers_order_still_answers_inside_the_deadline(
     chain = FallbackScorer([frozen, never], attempt_share=1.0)
     start = time.monotonic()
     scored = ask(chain, timeout_s=0.1)
-    assert busy.own_s(start) < 0.2
+    assert busy.own_s(start) < 0.3
     assert scored.served_by == "first-stage-order"
     assert [(a.scorer, a.error) for a in scored.attempts] == [
         ("a", "DeadlineExceededError"),

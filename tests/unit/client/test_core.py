@@ -124,7 +124,7 @@ def test_a_server_that_hangs_ends_with_the_deadline(busy: BusyClock) -> None:
         begin = time.monotonic()
         with pytest.raises(DeadlineExceededError):
             client.rerank("red", WORDS)
-        assert busy.own_s(begin) < 0.3
+        assert busy.own_s(begin) < 0.4
         assert client.is_ready(timeout_s=0.1) is False
 
 

@@ -380,11 +380,11 @@ def test_a_deadline_holds_while_the_model_loads_and_the_loading_goes_on(
 
 
 async def failing_in_time(job: Coroutine[Any, Any, Scored], start: float, busy: BusyClock) -> None:
-    """Hand on the job's error, which must come within 0.1 s of a deadline of 0.2 s."""
+    """Hand on the job's error, which must come within 0.2 s of a deadline of 0.2 s, and not after the load."""
     try:
         await job
     finally:
-        assert time.monotonic() - start >= 0.2 and busy.own_s(start) < 0.3
+        assert time.monotonic() - start >= 0.2 and busy.own_s(start) < 0.4
 
 
 def test_a_call_whose_time_is_up_starts_nothing(tiny_repository: Path, ask: Ask) -> None:
