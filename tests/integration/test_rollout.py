@@ -200,6 +200,24 @@ def test_a_model_that_is_replaced_drops_no_request_and_is_never_half(
     assert sorted(path.name for path in copy.glob(f"{NAME}*")) == sorted(ready)
 
 
+def test_two_activations_at_once_of_a_model_that_is_replaced_drop_no_request(
+    copy: Path, replace_it: Callable[[Path], object]
+) -> None:
+    """The second comes when the ensemble is swapped, and before the old steps are unloaded."""
+    told = ["activate", "--model", NAME, "--model-repository", str(copy)]
+    with start(copy) as server, Load(server.grpc_target) as load, ThreadPoolExecutor(1) as pool:
+        old = load.ask(20)
+        replace_it(copy)
+        told += ["--target", server.grpc_target]
+        first = pool.submit(main, told)
+        with RerankClient(server.grpc_target, model=NAME, timeout_s=20.0) as client:
+            assert wait_until(lambda: client.model_info().version == "2", 60)
+        assert main(told) == first.result(60) == 0
+        new = load.ask(20)
+    assert load.errors == []
+    assert len(new) == 1 and set(load.logits()) == old | new
+
+
 @pytest.mark.parametrize("how", ["polling", "told of a copy"])
 def test_a_model_that_is_replaced_is_never_half_where_the_server_looks_for_itself_or_elsewhere(
     copy: Path, replace_it: Callable[[Path], object], tmp_path: Path, how: str

@@ -72,7 +72,9 @@ def _activate(options: argparse.Namespace) -> int:
     if options.target:
         try:
             with Console(stderr=True).status(f"{options.target} loads version {version} beside the one it serves"):
-                served = rollout.reload(options.target, options.model, repository=options.model_repository)
+                served = rollout.reload(
+                    options.target, options.model, repository=options.model_repository, on_step=_say
+                )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"version {version} of {options.model} is active in {options.model_repository}, and whether "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,14 @@ _CLOSED = (
 )
 
 
-def reload(target: str, name: str, *, repository: Path | None = None, timeout_s: float = _LOAD_TIMEOUT_S) -> list[int]:
+def reload(
+    target: str,
+    name: str,
+    *,
+    repository: Path | None = None,
+    timeout_s: float = _LOAD_TIMEOUT_S,
+    on_step: Callable[[str], object] = lambda _: None,
+) -> list[int]:
     """Have a server with ``--model-control-mode=explicit`` load a model again.
 
     First the steps, whose new version is loaded and warmed up beside the one that serves; only when both are ready,
@@ -31,7 +38,9 @@ def reload(target: str, name: str, *, repository: Path | None = None, timeout_s:
     call Triton would do the same, but take the ensemble away if a step fails. It also takes an ensemble away whose
     batches are larger than those of a step; so where they become smaller, the steps keep the larger ones until the
     ensemble is swapped. A model that was replaced shares no config with the one that is served: its steps are loaded
-    under names of their own first, and there is one more of each in memory for that while.
+    under names of their own first, and there is one more of each in memory for that while. The repository is closed to
+    others until they have their own names again: a second activation would give the ensemble the very steps that the
+    first is about to unload.
 
     Args:
         target: ``host:port`` of its gRPC service.
@@ -39,6 +48,7 @@ def reload(target: str, name: str, *, repository: Path | None = None, timeout_s:
         repository: the one that the server reads, where this machine can; without it, smaller batches and a model that
             was replaced have a gap while they load.
         timeout_s: seconds that loading each of the three may take.
+        on_step: called where another process has to be waited for.
 
     Returns:
         Versions of the ensemble that the server serves now.
@@ -49,11 +59,16 @@ def reload(target: str, name: str, *, repository: Path | None = None, timeout_s:
     import grpc
     from tritonclient import grpc as triton
 
-    with contextlib.closing(triton.InferenceServerClient(target)) as client:
+    with contextlib.closing(triton.InferenceServerClient(target)) as client, contextlib.ExitStack() as held:
         try:
             steps = (name + TOKENIZER_SUFFIX, name + ENCODER_SUFFIX)
-            if repository is not None and _is_replaced(client, name, repository):
-                _leave_replaced(client, name, steps, repository, timeout_s)
+            if repository is not None:
+                held.enter_context(staging.told(repository))
+                locked = held.enter_context(staging.locked(repository, name, on_step))
+                if _is_replaced(client, name, repository):
+                    _leave_replaced(client, name, steps, locked, timeout_s)
+                else:
+                    held.close()
             shrinking = {} if repository is None else _larger(client, name, steps, repository)
             for step in steps:
                 client.load_model(step, config=shrinking.get(step), client_timeout=timeout_s)
@@ -82,12 +97,8 @@ def _is_replaced(client: Any, name: str, repository: Path) -> bool:
 
 
 def _leave_replaced(client: Any, name: str, steps: Sequence[str], repository: Path, timeout_s: float) -> None:
-    """Have the new steps serve under names of their own, and the old ones end."""
-    with (
-        staging.told(repository),
-        staging.locked(repository, name, lambda _: None) as locked,
-        replacement.lent_names(locked, name) as lent,
-    ):
+    """Have the new steps serve under names of their own, and the old ones end; the repository is locked."""
+    with replacement.lent_names(repository, name) as lent:
         index = client.get_model_repository_index(client_timeout=_ASK_TIMEOUT_S)
         if not set(lent) <= {model.name for model in index.models}:
             return  # it reads another folder than this one
