@@ -38,7 +38,7 @@ from triton_rerank.errors import (
 )
 from triton_rerank.fallback.chain import FallbackScorer, FirstStageOrder
 from triton_rerank.testing import FakeScorer
-from triton_rerank.types import ModelInfo
+from triton_rerank.types import Activation, ModelInfo
 
 Score = Callable[..., Scored]
 
@@ -81,8 +81,8 @@ class Server(FakeScorer):
         self.events: deque[Callable[[], None] | None] = deque()
         self.infos = 0
 
-    def reload(self, version: str) -> None:
-        self.model_version = version
+    def reload(self, version: str, activation: Activation = "sigmoid") -> None:
+        self.model_version, self._activation = version, activation
 
     async def score(self, request: PairRequest, call: Call) -> Scored:
         self._happen()
@@ -376,6 +376,19 @@ def test_a_generation_that_has_ended_finds_nothing_of_the_next() -> None:
     assert memory.keep(second, ask(0), score_sync(server, ask(0)))
     assert not memory.find(first, ask(0)).hit.any()
     assert memory.find(second, ask(0)).logits.tolist() == [truth("2", "0", "0")]
+
+
+@both
+def test_scores_from_memory_are_made_by_the_activation_of_the_version_that_answered(score: Score) -> None:
+    """The model is replaced by one with another activation between the reading of its config and its first answer."""
+    server = Server()
+    cached = CachedScorer(server, revalidate_s=1000.0)
+    server.events.extend([None, lambda: server.reload("2", "identity")])
+    for documents in ((0, 1), (0, 1), (0, 1, 2), (0, 1, 2)):
+        scored = score(cached, ask(*documents))
+        assert scored.scores is not None
+        assert scored.scores.tolist() == [truth("2", "0", str(document)) for document in documents], documents
+    assert scored.cached_pairs == 3
 
 
 def test_what_is_scored_during_clear_is_not_kept() -> None:

@@ -138,16 +138,19 @@ class PairMemory:
             return False
         assert answer.logits is not None
         answered = (answer.model, answer.model_version)
+        versions = {generation.info.version, answer.model_version}
         counts = np.full(len(answer.logits), -1) if answer.token_counts is None else answer.token_counts
         pairs = zip(answer.logits.tolist(), answer.truncated.tolist(), counts.tolist(), strict=True)
         entries = list(zip(_keys(request), pairs, strict=True))
         with self._lock:
             if self.generation is not generation:
                 return False
-            generation.answered = generation.answered or answered
-            if generation.answered != answered:
+            # scores of what is here are made by the activation that the info tells, which is its own version's
+            other = "" not in versions and len(versions) > 1
+            if other or generation.answered not in (None, answered):
                 self._drop()
                 return False
+            generation.answered = answered
             for key, pair in entries:
                 self._evictions += key not in self._pairs and len(self._pairs) >= self._max_pairs
                 self._pairs[key] = pair
