@@ -191,6 +191,20 @@ def test_parts_of_one_request_are_never_of_two_versions(different: list[Versions
         assert {sample.result for sample in load.samples} == {"2"}
 
 
+def test_scores_are_made_as_the_version_that_answered_makes_them(different: list[Versions]) -> None:
+    """One of two servers was told of a model that was replaced by one with another activation."""
+    path = different[1].repository / NAME / "config.pbtxt"
+    path.write_text(path.read_text().replace('string_value: "sigmoid"', 'string_value: "identity"'))
+    reload(different[1].target, NAME)
+    with RerankClient(",".join(server.target for server in different), model=NAME, timeout_s=20.0) as client:
+        results = [client.rerank(QUERY, DOCUMENTS[:PAIRS_A_REQUEST]) for _ in range(40)]
+    assert {result.model_version for result in results} == {"1", "2"}
+    for result in results:
+        told = np.array([ranked.logit for ranked in result], np.float64)
+        scores = told if result.model_version == "2" else 1 / (1 + np.exp(-told))
+        assert np.allclose(np.array([ranked.score for ranked in result], np.float64), scores), result.model_version
+
+
 def test_one_of_two_servers_does_not_have_the_model(different: list[Versions]) -> None:
     """What it refuses is sent to the other one, and soon nothing is sent to it."""
     with triton.InferenceServerClient(different[0].target) as raw:

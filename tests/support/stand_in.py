@@ -57,7 +57,10 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         self.headers = dict(context.invocation_metadata())
-        text = (self._repository / request.name / "config.pbtxt").read_text()
+        path = self._repository / request.name / "config.pbtxt"
+        if not path.exists():
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found")
+        text = path.read_text()
         return service_pb2.ModelConfigResponse(config=text_format.Parse(text, model_config_pb2.ModelConfig()))
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -25,6 +25,7 @@ from triton_rerank.errors import (
     ConfigurationError,
     InvalidRequestError,
     InvalidResponseError,
+    ModelNotReadyError,
     RerankError,
     ServerUnavailableError,
 )
@@ -43,6 +44,7 @@ _PAIR_OVERHEAD_BYTES = 8  # BYTES tensors carry a 4-byte length before each of t
 _CONCURRENCY = 8  # sub-requests under way at a time
 _VERSION_ROUNDS = 12  # how often sub-requests are asked again that another version answered
 _VERSION_PATIENCE = 3  # rounds in which the wanted version did not come
+_CONFIG_ROUNDS = 32  # how often a config is asked for that another server may have
 _Input = service_pb2.ModelInferRequest.InferInputTensor
 _OUTPUTS = [service_pb2.ModelInferRequest.InferRequestedOutputTensor(name=name) for name in wire.OUTPUTS]
 
@@ -94,9 +96,7 @@ class TritonScorer(Remade):
             ConfigurationError: unknown model.
             RerankError: as the status table says.
         """
-        info = parse_model_info(self.model, await self._config(self.model, call))
-        self._info = with_step(info, await self._config(self.model + TOKENIZER_SUFFIX, call))
-        return self._info
+        return await self._read_info(call)
 
     async def is_ready(self, call: Call) -> bool:
         """Ask; a server that does not answer has no model ready."""
@@ -142,7 +142,7 @@ class TritonScorer(Remade):
         )
         version, answers = await self._ask_all(request, groups, call, self._concurrency(info))
         if info.version not in ("", version):
-            info = await self.model_info(call)
+            info = await self._read_info(call, int(version or 0))
         parts = [(group, _decode(answer, len(group))) for group, answer in zip(groups, answers, strict=True)]
         # one sub-request is in the caller's order
         scores = parts[0][1] if len(parts) == 1 else wire.merge(parts, len(request.documents))
@@ -211,8 +211,42 @@ class TritonScorer(Remade):
         doing = f"{len(documents)} pairs were sent"
         return InferRequest(message, call.deadline, doing, self._metadata(call), COMPRESSION[self.options.compression])
 
-    async def _config(self, model: str, call: Call) -> Any:
-        return (await self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=model), call)).config
+    async def _read_info(self, call: Call, version: int = 0) -> ModelInfo:
+        """Of this version, or of any: another may have another activation, and its first step another prompt."""
+        ensemble = await self._config(self.model, call, version)
+        info = parse_model_info(self.model, ensemble)
+        own = self.model + TOKENIZER_SUFFIX
+        steps = {step.model_name: step.model_version for step in ensemble.ensemble_scheduling.step} or {own: 0}
+        first, number = next(iter(steps.items()))
+        try:  # while a model is replaced, a server has its steps under names that are lent to them
+            step = await self._config(first, call, number, elsewhere=True)
+        except (ConfigurationError, ModelNotReadyError):
+            if first == own:
+                raise
+            step = await self._config(own, call, number)  # they were given back just now
+        self._info = with_step(info, step)
+        return self._info
+
+    async def _config(self, model: str, call: Call, version: int, *, elsewhere: bool = False) -> Any:
+        """Of servers with different versions, that of one with this version; they are asked in turn.
+
+        Args:
+            model: ensemble or step.
+            call: it is asked for.
+            version: 0 means any. If none has it, what the last one said is given.
+            elsewhere: go on where a server does not have the model.
+        """
+        for last in (*[False] * (_CONFIG_ROUNDS - 1), True):
+            try:
+                config = (await self._ask("ModelConfig", service_pb2.ModelConfigRequest(name=model), call)).config
+            except (ConfigurationError, ModelNotReadyError):
+                if last or not elsewhere:
+                    raise
+                continue
+            versions = config.version_policy.specific.versions
+            if version < 1 or not versions or version in versions:
+                break
+        return config
 
     async def _ask(self, method: str, message: Any, call: Call) -> Any:
         transport = await self._connections.transport(call)
