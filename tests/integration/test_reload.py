@@ -174,6 +174,21 @@ def test_a_model_with_other_limits_is_asked_by_them(one: Versions) -> None:
         assert client.model_info().max_batch_size == 5
 
 
+def test_a_server_with_other_limits_than_the_next_is_asked_by_its_own(different: list[Versions]) -> None:
+    """One of two was told that a request has five pairs at most, the other one takes eight."""
+    activate(different[1].repository, 1, pairs=5)
+    reload(different[1].target, NAME)
+    target, requests = ",".join(server.target for server in different), Counter[int]()
+    for _ in range(10):  # clients that learn the limits from either
+        with RerankClient(target, model=NAME, timeout_s=20.0) as client:
+            for _ in range(3):
+                requests[client.rerank(QUERY, DOCUMENTS).timings.requests] += 1
+                client.model_info()
+                client.is_ready()
+    print(requests)
+    assert set(requests) <= {5, 8}
+
+
 def test_parts_of_one_request_are_never_of_two_versions(different: list[Versions], logits: dict[str, Logits]) -> None:
     """While servers are being updated one by one, the parts that the wrong version answered are asked again."""
     target = ",".join(server.target for server in different)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from tritonclient.grpc import service_pb2
@@ -35,7 +36,7 @@ from triton_rerank.triton.connections import Connections
 from triton_rerank.triton.model_config import check_model, parse_model_info, with_step
 from triton_rerank.triton.plan import Limits, plan
 from triton_rerank.triton.proxies import proxy_of
-from triton_rerank.triton.status import error_for
+from triton_rerank.triton.status import error_for, most_pairs
 from triton_rerank.triton.targets import check_target
 from triton_rerank.triton.transport import InferRequest, Metadata
 from triton_rerank.types import ModelInfo
@@ -122,13 +123,13 @@ class TritonScorer(Remade):
         return True
 
     async def _score_known(self, request: PairRequest, call: Call) -> Scored:
-        known = self._info
-        if known is None:
-            return await self._score(request, call, await self.model_info(call))
+        known = self._info or await self.model_info(call)
         try:
             return await self._score(request, call, known)
-        except InvalidRequestError:  # the model may have been exported anew, with other limits
+        except InvalidRequestError as exc:  # the model may have been exported anew, with other limits
             fresh = await self.model_info(call)
+            # another server may have answered than refused, with limits of its own
+            fresh = replace(fresh, max_batch_size=min(fresh.max_batch_size, most_pairs(exc) or fresh.max_batch_size))
             if fresh == known:
                 raise
             return await self._score(request, call, fresh)

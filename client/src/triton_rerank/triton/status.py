@@ -59,6 +59,7 @@ TABLE: tuple[tuple[str, str, type[RerankError], str], ...] = (
     ("UNKNOWN", "", InferenceError, "see the server's log"),
 )
 
+_MOST_PAIRS = re.compile(r"batch-size must be <= (\d+) for")
 _STEP = re.compile(r"^in ensemble '[^']*', ")  # before the words of a step, which are ours
 
 
@@ -79,3 +80,9 @@ def error_for(status: str, message: str, *, target: str, model: str, request_id:
     )
     said = _STEP.sub("", message)
     return error(f"{model!r} at {target}: {message} [{status}]; {advice}", request_id=request_id, said=said)
+
+
+def most_pairs(error: RerankError) -> int | None:
+    """The bound that a server names where a request has more pairs than it takes; None for any other error."""
+    found = _MOST_PAIRS.search(str(error))
+    return int(found[1]) if found else None
