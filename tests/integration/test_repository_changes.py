@@ -20,6 +20,7 @@ from support.tiny_models import BOUNDED
 from support.tritons import start
 
 from triton_rerank import RerankClient
+from triton_rerank_export.errors import ExportError
 from triton_rerank_export.options import ExportOptions
 from triton_rerank_export.pipeline import export_model
 from triton_rerank_export.repository import replacement
@@ -80,6 +81,8 @@ def test_what_a_replacement_that_was_killed_half_way_left_is_served_as_the_new_m
     monkeypatch.setattr(replacement, "_give_own_names", lambda *_: os._exit(9))
     assert killed(lambda: install(two_versions, NAME, 2, replace=True)(copy))
     assert (copy / f"{NAME}.incoming-encoder").is_dir()
+    with pytest.raises(ExportError, match=f"activate --model {NAME}` finishes it"):
+        check_repository(copy)
     with start(copy) as restarted:
         assert logit(restarted) == pytest.approx(logit(server) + 3, abs=1e-3)
     monkeypatch.undo()

@@ -11,6 +11,7 @@ from triton_rerank.contract import MANIFEST_FILE
 from triton_rerank_export.digest import sha256
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository.manifest import Manifest, version_files, version_folders
+from triton_rerank_export.repository.replacement import working_names
 from triton_rerank_export.repository.settings import listed
 from triton_rerank_export.repository.store import active_manifest, active_version, installed_versions
 from triton_rerank_export.repository.triton_config import ServedModel
@@ -90,6 +91,13 @@ def _config_faults(repository: Path, model: ServedModel) -> list[str]:
             found = reader.read_config(repository, name)
         except ConfigurationError as exc:
             faults.append(str(exc))
+            continue
+        if {step.model_name for step in found.ensemble_scheduling.step} & set(working_names(name).values()):
+            faults.append(
+                f"{name}/config.pbtxt: its steps have the names that they are lent while a model is replaced; an "
+                f"export or activation of it runs, or was stopped: "
+                f"`triton-rerank-export activate --model {name}` finishes it"
+            )
             continue
         # It may name more versions than are there, if an export was killed meanwhile.
         listed_ones = {*found.version_policy.specific.versions} & {*reader.version_folders(repository, name)}
