@@ -69,6 +69,8 @@ def whole(kind: str, text: str) -> tuple[list[int], bool]:
 @example(text="x" * (FIRST - 4) + "new york heap")
 @example(text="x\u0301\u0301\u0301" * 400)
 @example(text=("heap " * FIRST)[: FIRST - 3] + "new york heap")
+@example(text="heap sort" + " " * (FIRST - 14) + "<left>")
+@example(text="heap sort" + " " * 3000 + "<left>")
 def test_ids_and_truncated_are_those_of_the_whole_text(kind: str, text: str) -> None:
     (tokens,) = reader(kind).read([text]).values()
     assert seen(tokens) == whole(kind, text)

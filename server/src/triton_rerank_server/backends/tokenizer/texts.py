@@ -143,19 +143,22 @@ class TextReader:
             for (text, begin), encoding in zip(begins.items(), encodings, strict=True):
                 if len(begin) <= size:
                     yield text, self._whole(encoding)
-                elif size == self._longest_read or self._is_enough(encoding, size):
+                elif size == self._longest_read or self._is_enough(encoding, begin[:size]):
                     yield text, self._part(encoding)
                 else:
                     missing[text] = begin
             begins = missing
 
-    def _is_enough(self, encoding: Encoding, size: int) -> bool:
+    def _is_enough(self, encoding: Encoding, read: str) -> bool:
         """More than ``max_length`` tokens end so far before the cut that nothing behind it changes them.
 
-        Where giant words are one unknown token, a word that goes on to the cut may become one: accents do not count.
+        White space that goes on to the cut may be part of an added token behind it, however much it is. Where giant
+        words are one unknown token, a word that goes on to the cut may become one: accents do not count.
         """
-        last = self._max_length
-        if len(encoding) <= last or encoding.token_to_chars(last)[1] > size - MARGIN:
+        last, end = self._max_length, len(read) - MARGIN
+        if len(encoding) <= last or encoding.token_to_chars(last)[1] > end:
+            return False
+        if read[encoding.token_to_chars(last)[0] : end].isspace():
             return False
         return not self._has_giants or encoding.token_to_word(last) != encoding.token_to_word(len(encoding) - 1)
 
