@@ -81,7 +81,7 @@ models: $(VENV)/.demo ## list the models that export knows by name
 	$(BIN)/triton-rerank-export models
 
 .PHONY: activate
-activate: $(VENV)/.demo ## serve another version in the repository (MODEL=…, VERSION=newest, TARGET=host:port of a running server)
+activate: $(VENV)/.demo ## serve another version in the repository (MODEL=…, VERSION=newest, TARGET=host:port,… of running servers)
 	$(BIN)/triton-rerank-export activate --model '$(MODEL)' --model-repository $(REPOSITORY) \
 	  $(if $(VERSION),--version $(VERSION)) $(if $(TARGET),--target $(TARGET))
 

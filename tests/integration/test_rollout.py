@@ -97,13 +97,16 @@ class Load:
 
 
 def test_a_new_version_and_the_way_back_drop_no_request(copy: Path, fine_tuned: Path) -> None:
-    """Every answer under load is wholly the old version's or wholly the new one's, and none fails."""
-    with start(copy) as server, Load(server.grpc_target) as load:
+    """Every answer under load is wholly the old version's or wholly the new one's, and none fails. Two are told."""
+    with start(copy) as server, start(copy) as other, Load(server.grpc_target) as load:
         load.ask(50)
         export_model(str(fine_tuned), copy, ExportOptions(precision="fp32", **BOUNDED), on_step=lambda _: None)
         load.ask(50)  # the repository changed; the server did not
         old = set(load.logits())
-        assert main(["activate", "--model", NAME, "--model-repository", str(copy), "--target", server.grpc_target]) == 0
+        both = f"{server.grpc_target},{other.grpc_target}"
+        assert main(["activate", "--model", NAME, "--model-repository", str(copy), "--target", both]) == 0
+        with RerankClient(other.grpc_target, model=NAME) as client:
+            assert client.rerank(QUERY, DOCUMENTS).model_version == "2"
         new = load.ask(50)
         back = ["--version", "1", "--target", server.grpc_target]
         assert main(["activate", "--model", NAME, "--model-repository", str(copy), *back]) == 0

@@ -69,23 +69,21 @@ def _activate(options: argparse.Namespace) -> int:
 
     version = store.activate(options.model_repository, options.model, options.version, on_step=_say)
     print(f"{options.model}: version {version} is active in {options.model_repository}")
-    if options.target:
+    for target in filter(None, (options.target or "").split(",")):
         try:
-            with Console(stderr=True).status(f"{options.target} loads version {version} beside the one it serves"):
-                served = rollout.reload(
-                    options.target, options.model, repository=options.model_repository, on_step=_say
-                )
+            with Console(stderr=True).status(f"{target} loads version {version} beside the one it serves"):
+                served = rollout.reload(target, options.model, repository=options.model_repository, on_step=_say)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"version {version} of {options.model} is active in {options.model_repository}, and whether "
-                f"{options.target} serves it was not awaited; activate it again to know"
+                f"{target} serves it was not awaited; activate it again to know"
             ) from None
         if served != [version]:
             raise ExportError(
-                f"{options.target}: it serves version {served} of {options.model}, not {version}; does it read "
+                f"{target}: it serves version {served} of {options.model}, not {version}; does it read "
                 f"{options.model_repository}?"
             )
-        print(f"{options.target}: serves version {version}")
+        print(f"{target}: serves version {version}")
     return 0
 
 
@@ -126,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     activate.add_argument("--model", required=True, help="public name")
     activate.add_argument("--version", type=int, help="default: the newest")
     activate.add_argument("--model-repository", type=Path, required=True)
-    activate.add_argument("--target", metavar="HOST:PORT", help="a running server that is to load it (gRPC)")
+    activate.add_argument(
+        "--target", metavar="HOST:PORT", help="running servers that are to load it, with commas between (gRPC)"
+    )
     activate.set_defaults(run=_activate)
     verify = commands.add_parser("verify", help="does a running server give the published scores?")
     verify.add_argument("--model", required=True, help="public name")

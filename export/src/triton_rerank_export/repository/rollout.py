@@ -15,7 +15,7 @@ from triton_rerank_export.repository import replacement, staging
 
 _LOAD_TIMEOUT_S = 600.0  # a large model is read and warmed up meanwhile
 _ASK_TIMEOUT_S = 30.0
-_FINISH_S = 2.0  # that requests get which began with the old ensemble, to come to its last step
+_FINISH_S = 2.0  # that requests get which began with an ensemble's old config, to come to its last step
 _NOT_ALLOWED = ("protocol is restricted", "is not allowed if polling is enabled")  # of Triton's messages
 _CLOSED = (
     "nobody may load models there: with --model-control-mode=poll it takes the change by itself, with none, or where "
@@ -75,7 +75,9 @@ def reload(
             client.load_model(name, client_timeout=timeout_s)
             for step in shrinking:
                 client.load_model(step, client_timeout=timeout_s)
-            for step in filter(client.is_model_ready, replacement.working_names(name).values()):
+            lent = list(filter(client.is_model_ready, replacement.working_names(name).values()))
+            time.sleep(_FINISH_S if lent else 0)
+            for step in lent:
                 client.unload_model(step, client_timeout=timeout_s)
             return _served(client, name)
         except (triton.InferenceServerException, grpc.RpcError) as exc:
