@@ -150,12 +150,12 @@ def test_the_pages_commands_exist(
         if line.startswith("make "):
             subprocess.run([*line.split(), "--dry-run"], cwd=root, check=True, capture_output=True, timeout=60)
         elif line.startswith("triton-rerank "):
-            command = f"PATH={Path(sys.executable).parent}:$PATH {line.replace(DEFAULT_TARGET, server.grpc_target)}"
+            command = f"PATH='{Path(sys.executable).parent}':$PATH {line.replace(DEFAULT_TARGET, server.grpc_target)}"
             subprocess.run(["bash", "-c", command], cwd=root, check=True, capture_output=True, timeout=60)
         elif line.startswith("triton-rerank-eval "):
             data = write_collection(tmp_path / "my-collection")
             here = line.replace("my-collection", str(data)).replace(" model_repository", f" {model_repository}")
-            command = f"PATH={Path(sys.executable).parent}:$PATH {here} --model minilm-l6-demo --check"
+            command = f"PATH='{Path(sys.executable).parent}':$PATH {here} --model minilm-l6-demo --check"
             subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True, timeout=120)
         else:
             assert line.startswith(("git clone", "cd ", "pip install")), line

@@ -14,7 +14,7 @@ from typing import Any
 import triton_rerank
 from triton_rerank import errors
 from triton_rerank.client import RerankClient
-from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
+from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8, written
 from triton_rerank.contract import DEFAULT_GRPC_TARGET, DEFAULT_TIMEOUT_S
 from triton_rerank.documents import FORMS, read_documents
 from triton_rerank.errors import ConfigurationError, RerankError, one_line
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_utf8()
     options = _parser().parse_args(argv)
     try:
-        return int(options.command(options))
+        return written(int(options.command(options)))
     except RerankError as exc:
         return _complain(f"{type(exc).__name__}: {exc}", exc.exit_code)
     except KeyboardInterrupt:

@@ -15,6 +15,16 @@ def use_utf8() -> None:
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
+def written(code: int) -> int:
+    """The exit code, once all output is out: a short one stays in the buffer, and would fail where nobody catches it.
+
+    Raises:
+        OSError: standard output cannot be written; a BrokenPipeError if its reader went away.
+    """
+    sys.stdout.flush()
+    return code
+
+
 def drop_output() -> None:
     """Let standard output lead nowhere: what is left in the buffer must not fail again when Python exits."""
     sink = os.open(os.devnull, os.O_WRONLY)

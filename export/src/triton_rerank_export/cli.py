@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8
+from triton_rerank.console import BROKEN_PIPE, drop_output, use_utf8, written
 from triton_rerank_export.errors import ExportError
 from triton_rerank_server import atomic
 
@@ -38,7 +38,7 @@ def outcome(command: str, run: Callable[[], int]) -> int:
             Path.cwd()  # without one, a library below PyTorch ends the process in the middle of an export
         except FileNotFoundError as exc:
             raise ExportError("the current folder was deleted; change to one that exists") from exc
-        return run()
+        return written(run())
     except ExportError as exc:
         print(f"{command}: {exc}", file=sys.stderr)
         return 1

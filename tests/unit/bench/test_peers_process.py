@@ -142,7 +142,9 @@ def test_the_worker_imports_nothing_of_ours() -> None:
 
 
 # What the worker starts as Infinity's server: answers as it does, hangs up on who is quiet, ends by itself.
-SERVER = """#!{python}
+SERVER = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import http.server, json, sys, threading
 if "--broken" in sys.argv:
     raise ValueError("no model here")
