@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
-from support.tritons import NAME, edited, only_bert, start, wait_until
+from support.tritons import NAME, computed, edited, only_bert, start, wait_until
 
 from triton_rerank import RerankClient
 from triton_rerank.contract import ENCODER_SUFFIX, MANIFEST_FILE, SCHEDULING
@@ -123,8 +123,10 @@ def test_one_request_too_many_is_overload_and_the_others_are_answered(asked: Ask
 def test_a_request_that_waited_longer_than_it_asked_for_is_refused_as_overload(
     server: TritonServer, asked: Asked
 ) -> None:
-    for name in ("busy", "busier"):  # a second of work or more, each
+    before = computed(server.grpc_target, DEMO + ENCODER_SUFFIX)
+    for name in ("busy", "busier"):  # half a second of work or more, each
         asked.ask(name, request(128, 64), encoder=DEMO + ENCODER_SUFFIX)
+    assert wait_until(lambda: computed(server.grpc_target, DEMO + ENCODER_SUFFIX) > before, 60)
     asked.ask("late", request(255, WIDTH), encoder=DEMO + ENCODER_SUFFIX, timeout=1_000)
     found = asked.get(3)
     assert found["late"].status() == "StatusCode.UNAVAILABLE"
