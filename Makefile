@@ -19,8 +19,13 @@ TARGET ?=
 SHARED ?= ../shared
 DATA ?= $(SHARED)/data/cisi $(SHARED)/data/cacm
 DEMO_DELTA := export/src/triton_rerank_export/demo/delta.safetensors
-DEMO_CONFIG = $(REPOSITORY)/minilm-l6-demo/config.pbtxt
-DEMO_OF_OURS = $(if $(filter model_repository,$(REPOSITORY)),$(DEMO_CONFIG)) # no demo goes into a user's repository
+DEMO = $(REPOSITORY)/minilm-l6-demo
+ifeq ($(filter .cache/%,$(REPOSITORY)),) # its config.pbtxt may be there before the model is: the manifest of whichever version tells
+DEMO_BUILT = $(or $(lastword $(sort $(wildcard $(DEMO)/*/manifest.json))),$(DEMO)/1/manifest.json)
+else
+DEMO_BUILT = $(DEMO)/config.pbtxt
+endif
+DEMO_OF_OURS = $(if $(filter model_repository,$(REPOSITORY)),$(DEMO_BUILT)) # no demo goes into a user's repository
 DISTRIBUTIONS := client server export retrieval bench gateway bulk
 # The fastest export for this processor (docs/results.md): bf16 where it has instructions for it, else static int8, which
 # wants VNNI.
@@ -49,7 +54,7 @@ help: ## list the commands
 # --- the main job -----------------------------------------------------------------------------------------------
 
 .PHONY: demo
-demo: $(VENV)/.demo $(DEMO_CONFIG) ## rerank the examples in a real Triton; installs what it needs
+demo: $(VENV)/.demo $(DEMO_BUILT) ## rerank the examples in a real Triton; installs what it needs
 	$(BIN)/python examples/demo.py --model-repository $(REPOSITORY)
 
 .PHONY: serve
@@ -102,9 +107,9 @@ demo-model: $(VENV)/.test ## train the demo model's delta again (ARGS="--minutes
 	$(BIN)/python -m tools.demo_training $(ARGS)
 
 ifeq ($(filter .cache/%,$(REPOSITORY)),)
-$(DEMO_CONFIG): $(DEMO_DELTA) | $(VENV)/.demo
+$(DEMO_BUILT): $(DEMO_DELTA) | $(VENV)/.demo
 	$(BIN)/triton-rerank-export export --model minilm-l6-demo --precision int8 --replace --model-repository $(REPOSITORY)
-	@touch $@
+	@touch $(DEMO)/*/manifest.json
 endif
 
 # --- measurement ------------------------------------------------------------------------------------------------
@@ -124,7 +129,7 @@ needs = $(if $(filter -h --help,$(ARGS)),,$(1)) # nothing is exported for a --he
 .PHONY: eval
 eval: $(VENV)/.test ## what each stage brings on your data: eval/report.html (DATA="folder …", ARGS="--tune --systems plan.toml …")
 	@$(BIN)/triton-rerank-eval $(DATA:%=--data %) --check
-	@$(MAKE) --no-print-directory $(DEMO_CONFIG) .cache/fp32/minilm-l6-demo/config.pbtxt
+	@$(MAKE) --no-print-directory $(DEMO_BUILT) .cache/fp32/minilm-l6-demo/config.pbtxt
 	$(BIN)/triton-rerank-eval $(DATA:%=--data %) --model-repository fp32=.cache/fp32 --model-repository int8=$(REPOSITORY) \
 	  --tune $(ARGS)
 
@@ -134,11 +139,11 @@ guide: $(VENV)/.test $(call needs,$(DEMO_OF_OURS)) ## measure every model in the
 	  $(foreach each,$(if $(filter command environment,$(origin DATA)),$(DATA),examples/handbook),--data $(each)) $(ARGS)
 
 .PHONY: speed
-speed: $(VENV)/.test $(call needs,$(DEMO_CONFIG) .cache/checkpoint/config.json) ## served, in process and sentence-transformers, in one run
+speed: $(VENV)/.test $(call needs,$(DEMO_BUILT) .cache/checkpoint/config.json) ## served, in process and sentence-transformers, in one run
 	$(BIN)/triton-rerank-bench speed --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: perf
-perf: $(VENV)/.test $(call needs,$(DEMO_CONFIG) $(TUNED:%=.cache/%/minilm-l6-demo/config.pbtxt)) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
+perf: $(VENV)/.test $(call needs,$(DEMO_BUILT) $(TUNED:%=.cache/%/minilm-l6-demo/config.pbtxt)) ## fastest setting that holds P99_MS=, machines for RATE= pairs/s (ARGS=--quick); APPLY=1 has REPOSITORY serve it
 	$(BIN)/triton-rerank-bench perf --model-repository served=$(REPOSITORY) $(foreach each,$(TUNED),--model-repository $(each)=.cache/$(each)) \
 	  $(if $(P99_MS),--p99-ms '$(P99_MS)') $(if $(RATE),--rate '$(RATE)') $(if $(APPLY),--apply) $(ARGS)
 
@@ -154,11 +159,11 @@ perf-peers: $(VENV)/.test $(call needs,.cache/$(FASTEST)/minilm-l6-demo/config.p
 	  || echo "$(@D) could not be installed: the report lists its peers as not measured"
 
 .PHONY: perf-gateway
-perf-gateway: $(VENV)/.test $(call needs,$(DEMO_CONFIG) .cache/checkpoint/config.json .venv-peers/infinity/.installed) ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
+perf-gateway: $(VENV)/.test $(call needs,$(DEMO_BUILT) .cache/checkpoint/config.json .venv-peers/infinity/.installed) ## the gateway over the client, and beside Infinity's HTTP server with the same weights, in one run
 	$(BIN)/python -m bench.experiments.gateway --model-repository $(REPOSITORY) --checkpoint .cache/checkpoint $(ARGS)
 
 .PHONY: load
-load: $(VENV)/.test $(call needs,$(DEMO_CONFIG)) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
+load: $(VENV)/.test $(call needs,$(DEMO_BUILT)) ## the served model under load: callers that wait, arrivals that do not (ARGS="--workload single …")
 	$(BIN)/triton-rerank-bench load --model-repository $(REPOSITORY) $(ARGS)
 
 GPU_VENV := .venv-gpu

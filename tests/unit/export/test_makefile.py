@@ -57,11 +57,12 @@ def test_no_demo_is_put_into_a_users_repository(target: str, repository: str, ex
 
 
 def test_a_demo_whose_settings_were_changed_is_not_exported_over(tmp_path: Path) -> None:
-    """Nor one that was replaced: neither has a version 1 any more."""
-    config = tmp_path / "minilm-l6-demo" / "config.pbtxt"
+    """Nor one that was replaced: neither has a version 1 any more. A checkout has the config, without a model."""
+    manifest = tmp_path / "minilm-l6-demo" / "3" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    (manifest.parents[1] / "config.pbtxt").touch()
     assert "triton-rerank-export export" in would_run("demo", f"REPOSITORY={tmp_path}", only_if_older=True)
-    config.parent.mkdir(parents=True)
-    config.touch()
+    manifest.touch()
     assert "triton-rerank-export export" not in would_run("demo", f"REPOSITORY={tmp_path}", only_if_older=True)
 
 
