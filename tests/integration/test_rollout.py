@@ -144,8 +144,12 @@ def test_a_version_that_does_not_load_leaves_the_server_as_it_was(
     assert len(set(load.logits())) == 1
 
 
-def test_other_settings_and_the_way_back_drop_no_request(copy: Path) -> None:
-    """Fewer pairs a request than the ensemble that serves, and more; another ladder; the very same answers."""
+def test_other_settings_and_the_way_back_drop_no_request(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pairs a request than the ensemble that serves, and more; another ladder; the very same answers.
+
+    A proxy of the environment, where nobody is, is not asked for this machine.
+    """
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with start(copy) as server, Load(server.grpc_target) as load:
         old = load.ask(20)
         for setting in ("--max-batch-size=8", "--max-batch-size=512", "--instances=2", "--length-ladder=128"):

@@ -12,6 +12,7 @@ import tritonclient.grpc as triton
 from triton_rerank import RerankClient, repository
 from triton_rerank.contract import CONFIG_FILE, ENCODER_SUFFIX
 from triton_rerank.repository import Artefacts
+from triton_rerank.triton.proxies import own_arguments
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_server import ServerConfig, TritonServer
 
@@ -51,7 +52,7 @@ def serve(model_repository: Path, model: str, *, on_progress: Callable[[str], No
 
 def triton_version(target: str) -> str:
     """Version that a running Triton states; raises BenchError where it does not answer."""
-    with triton.InferenceServerClient(target) as client:
+    with triton.InferenceServerClient(target, channel_args=own_arguments(target)) as client:
         try:
             return str(client.get_server_metadata(client_timeout=10.0).version)
         except triton.InferenceServerException as exc:

@@ -12,6 +12,7 @@ import tritonclient.grpc as triton
 from triton_rerank import ModelInfo, TritonOptions
 from triton_rerank.contract import ATTENTION_MASK, DOCUMENT, MAX_REQUEST_BYTES, QUERY, SCHEDULING, TOKENIZER_SUFFIX
 from triton_rerank.triton.plan import Limits, plan
+from triton_rerank.triton.proxies import own_arguments
 from triton_rerank_bench.errors import BenchError
 from triton_rerank_bench.workloads import Workload
 
@@ -30,7 +31,7 @@ class TritonStatistics:
     """Reads the counters of one model, the ensemble or one of its steps, of a running Triton."""
 
     def __init__(self, target: str, model: str) -> None:
-        self._client = triton.InferenceServerClient(target)
+        self._client = triton.InferenceServerClient(target, channel_args=own_arguments(target))
         self._model = model
 
     def read(self, before: Mapping[str, float] | None = None) -> Counts:
@@ -70,7 +71,7 @@ def encoder_tensors(target: str, info: ModelInfo, lists: Sequence[Workload], opt
     """Ask a server's tokenizer step for the tensors of lists, sent with options; raises BenchError if it fails."""
     for_padding = options.split == "padding" or (options.split == "auto" and not info.queue_bounded)
     limits = Limits(info.max_batch_size, MAX_REQUEST_BYTES, info.length_ladder if for_padding else ())
-    with closing(triton.InferenceServerClient(target)) as client:
+    with closing(triton.InferenceServerClient(target, channel_args=own_arguments(target))) as client:
         return [_of_list(client, info.name + TOKENIZER_SUFFIX, workload, limits) for workload in lists]
 
 

@@ -78,6 +78,13 @@ def proxy_arguments(target: str, address: str) -> list[tuple[str, str | int]]:
     ]
 
 
+def own_arguments(target: str) -> list[tuple[str, str | int]]:
+    """`proxy_arguments`, with the bounds on messages that tritonclient leaves out where it is given arguments."""
+    bound = 2**31 - 1
+    sizes: list[tuple[str, str | int]] = [(f"grpc.max_{way}_message_length", bound) for way in ("send", "receive")]
+    return [*sizes, *proxy_arguments(target, target)]
+
+
 def hosts(target: str) -> Sequence[str]:
     """Names and addresses in a target, without ports; none in a socket of this machine."""
     scheme, colon, rest = target.partition(":")

@@ -10,6 +10,7 @@ from typing import Any
 
 from triton_rerank import repository as reader
 from triton_rerank.contract import ENCODER_SUFFIX, TOKENIZER_SUFFIX
+from triton_rerank.triton.proxies import own_arguments
 from triton_rerank_export.errors import ExportError
 from triton_rerank_export.repository import replacement, staging
 
@@ -59,7 +60,10 @@ def reload(
     import grpc
     from tritonclient import grpc as triton
 
-    with contextlib.closing(triton.InferenceServerClient(target)) as client, contextlib.ExitStack() as held:
+    with (
+        contextlib.closing(triton.InferenceServerClient(target, channel_args=own_arguments(target))) as client,
+        contextlib.ExitStack() as held,
+    ):
         try:
             steps = (name + TOKENIZER_SUFFIX, name + ENCODER_SUFFIX)
             if repository is not None:
@@ -138,12 +142,11 @@ def _state(client: Any, name: str, repository: Path | None) -> str:
     from tritonclient import grpc as triton
 
     try:
-        found = _served(client, name)
+        served = ", ".join(str(version) for version in _served(client, name))
     except (triton.InferenceServerException, grpc.RpcError):
         return "is it there, and does it run with --model-control-mode=explicit?"
-    served = ", ".join(str(version) for version in found)
     later = "a server that was started now would load the other one"
-    if repository is not None and not set(found) <= set(reader.manifest_files(repository, name)):
+    if repository is not None and _is_replaced(client, name, repository):
         return f"it serves version {served} as before, which was replaced in {repository}; {later}"
     return (
         f"it serves version {served} as before. To have the repository say so too, activate --version {served}; {later}"
